@@ -1,0 +1,1 @@
+"""What people and checks run beside ghealth: the local gateway, the lock, the tables."""

@@ -1,0 +1,253 @@
+"""The command line: arguments, signals and exit codes."""
+
+import argparse
+import asyncio
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn
+
+from ghealth import __version__
+from ghealth.address import ANY_IPV4, ANY_IPV6, Address
+
+SERVED: Final = 0
+MISTAKEN: Final = 1
+CANNOT_LISTEN: Final = 2
+KILLED_BY: Final = 128
+"""Added to a signal's number, as shells do."""
+
+DEFAULT_LISTEN: Final = "[::]:25021"
+
+_RETRY_EVERY: Final = 1.0
+_UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "": 1.0}
+_NUMBER: Final = r"[0-9]+(?:\.[0-9]+)?"
+_DURATION: Final = re.compile(rf"{_NUMBER}|(?:{_NUMBER}(?:h|ms|m|s))+")
+_PART: Final = re.compile(rf"({_NUMBER})(h|ms|m|s|)")
+
+_EXIT_CODES: Final = f"""\
+exit codes of serve:  0 stopped when told to, 1 a mistake in the settings, 2 cannot listen,
+                      {KILLED_BY} + n ended at once by a second signal n
+exit codes of check:  0 serving, 1 bad arguments, 2 no connection, 3 RPC failed, 4 not serving
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: What follows the program's name; None for the process's own.
+
+    Returns:
+        The exit code.
+    """
+    parsed = _parser().parse_args(arguments)
+    # gRPC's core writes to standard error in the middle of its work, also about what strangers
+    # send: nobody may be able to fill that pipe, or hold it up.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    command: Callable[[argparse.Namespace], int] = parsed.command
+    try:
+        return command(parsed)
+    except KeyboardInterrupt:
+        return KILLED_BY + signal.SIGINT
+    except BrokenPipeError:
+        # As for any tool in a pipe: whoever read the output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return KILLED_BY + signal.SIGPIPE
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, with the exit code of grpc-health-probe."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(MISTAKEN, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ghealth",
+        description="Answer gRPC health checks with what an HTTP-only gateway says of itself.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ghealth {__version__}")
+    parser.set_defaults(command=_serve)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+
+    serve = commands.add_parser(
+        "serve",
+        help="serve until SIGTERM or SIGINT (what ghealth does without a command)",
+        description="Serve until SIGTERM or SIGINT. The settings come from the environment: "
+        "see ghealth settings.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    serve.set_defaults(command=_serve)
+
+    settings = commands.add_parser(
+        "settings",
+        help="show every variable with its value, default and meaning",
+        description="Show every variable with its value, default and meaning, secrets masked.",
+        allow_abbrev=False,
+    )
+    settings.set_defaults(command=_settings)
+
+    check = commands.add_parser(
+        "check",
+        help="ask a gRPC health server, for probes, scripts and people",
+        description="Ask a gRPC health server. The flags are grpc-health-probe's, with one dash "
+        "or two; durations are 1s, 500ms or plain seconds.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    check.set_defaults(command=_check)
+    check.add_argument(
+        "--addr",
+        "-addr",
+        metavar="HOST:PORT",
+        help="whom to ask (default: this machine, the port of GHEALTH_LISTEN)",
+    )
+    check.add_argument(
+        "--service",
+        "-service",
+        metavar="NAME",
+        default="",
+        help="the service to ask about (default: the gateway)",
+    )
+    check.add_argument(
+        "--connect-timeout",
+        "-connect-timeout",
+        metavar="DURATION",
+        type=_duration,
+        default=1.0,
+        help="time for the connection (default: 1s)",
+    )
+    check.add_argument(
+        "--rpc-timeout",
+        "-rpc-timeout",
+        metavar="DURATION",
+        type=_duration,
+        default=1.0,
+        help="time for the answer (default: 1s)",
+    )
+    check.add_argument(
+        "--watch",
+        action="store_true",
+        help="print each change with its time, until interrupted",
+    )
+    return parser
+
+
+def _duration(text: str) -> float:
+    """Read a duration as Go's flags have it, or plain seconds."""
+    seconds = 0.0
+    if _DURATION.fullmatch(text):
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: 1s, 500ms or plain seconds")
+    return seconds
+
+
+def _serve(_arguments: argparse.Namespace) -> int:
+    # Imported here, as below: a check does without the server, a mistake without gRPC.
+    from ghealth.settings import Mistakes, load
+
+    settings = load()
+    if isinstance(settings, Mistakes):
+        return _tell(settings.lines)
+
+    from ghealth.logs import logging_to
+    from ghealth.server import ListenError, serve
+
+    # Closed by whoever started the process, standard output is None.
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    as_json = settings.log_format == "json" or (settings.log_format is None and not terminal)
+    with logging_to(sys.stdout, level=settings.log_level, as_json=as_json):
+        try:
+            asyncio.run(serve(settings, shutdown_trigger=_signalled))
+        except ListenError as error:
+            _tell((str(error),))
+            return CANNOT_LISTEN
+    return SERVED
+
+
+async def _signalled() -> bool:
+    """Wait for SIGTERM or SIGINT; tell whether callers get time to notice.
+
+    A handler of our own for both: without one, the kernel keeps SIGTERM from a process with the
+    number 1.
+    """
+    loop = asyncio.get_running_loop()
+    first: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def arrived(signum: signal.Signals) -> None:
+        if first.done():
+            os._exit(KILLED_BY + signum)
+        first.set_result(signum)
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, arrived, signum)
+    return await first == signal.SIGTERM
+
+
+def _settings(_arguments: argparse.Namespace) -> int:
+    from ghealth.settings import Mistakes, load
+
+    settings = load()
+    if isinstance(settings, Mistakes):
+        return _tell(settings.lines)
+    for row in settings.rows():
+        print(f"{row.variable}={row.value}\n    default: {row.default}\n    {row.meaning}")
+    return SERVED
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from ghealth import client
+
+    addr = arguments.addr
+    if addr is None:
+        addr = _own_address(os.environ.get("GHEALTH_LISTEN", DEFAULT_LISTEN))
+    if addr is None:
+        return _tell(("GHEALTH_LISTEN names no port to ask: say --addr HOST:PORT",))
+    question = client.Question(
+        addr=addr,
+        service=arguments.service,
+        connect_timeout=arguments.connect_timeout,
+        rpc_timeout=arguments.rpc_timeout,
+    )
+    if not arguments.watch:
+        finding = client.check(question)
+        print(finding.text)
+        return finding.code
+    code: int = client.ExitCode.NO_CONNECTION
+    try:
+        for finding in client.watch(question, pause=lambda: time.sleep(_RETRY_EVERY)):
+            print(client.timed(finding), flush=True)
+            code = finding.code
+    except KeyboardInterrupt:
+        pass
+    return code
+
+
+def _own_address(listen: str) -> str | None:
+    """Tell where a ghealth with this `LISTEN` answers on this machine, None if that is unknown."""
+    try:
+        address = Address.parse(listen.split(",", maxsplit=1)[0])
+    except ValueError:
+        return None
+    if not address.port:
+        return None
+    host = "127.0.0.1" if address.host in (ANY_IPV4, ANY_IPV6) else address.host
+    return str(Address(host, address.port))
+
+
+def _tell(lines: Sequence[str]) -> int:
+    """Name mistakes on standard error, a line each."""
+    for line in lines:
+        print(f"ghealth: {line}", file=sys.stderr)
+    return MISTAKEN

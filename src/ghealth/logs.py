@@ -1,0 +1,227 @@
+"""Lines about what happens, written where they can never hold up an answer."""
+
+import json
+import logging
+import logging.handlers
+import os
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
+from typing import Final, TextIO
+
+from ghealth.status import Health, Status
+
+_log = logging.getLogger(__name__)
+
+QUEUE_SIZE: Final = 1000
+"""Lines that wait at most for a reader of the log; further ones are dropped and counted."""
+
+FLUSH_PATIENCE: Final = 0.5
+"""Seconds that the end of the process waits for the last lines to be taken."""
+
+
+class StatusLog:
+    """Writes one line for each change of a service's status, and none for a good check.
+
+    Args:
+        clock: Seconds on a clock that nobody can set back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: dict[str, tuple[Status, float]] = {}
+
+    def __call__(self, service: str, health: Health) -> None:
+        """Take note of an attempt's outcome.
+
+        Args:
+            service: The service that was asked about.
+            health: What was found.
+        """
+        previous, since = self._last.get(service, (None, 0.0))
+        if health.status is previous:
+            return
+        now = self._clock()
+        self._last[service] = (health.status, now)
+        fields: dict[str, object] = {
+            "service": service,
+            "status": health.status.name,
+            "reason": health.reason,
+        }
+        text = f"{service or 'gateway'} is {health.status.name}: {health.reason}"
+        if previous is not None:
+            held = round(now - since, 3)
+            fields |= {"held_seconds": held}
+            text += f" (was {previous.name} for {held:g} s)"
+        level = logging.INFO if health.status is Status.SERVING else logging.WARNING
+        log_event(_log, level, "status_changed", text, **fields)
+
+
+def log_event(logger: logging.Logger, level: int, event: str, text: str, **fields: object) -> None:
+    """Write one line about something that happened.
+
+    Args:
+        logger: Who says it.
+        level: How much it matters, as in `logging`.
+        event: The stable name of what happened: the JSON key `event`.
+        text: The same for people: the JSON key `message`.
+        fields: What else a program may want to know, a JSON key each.
+    """
+    logger.log(level, "%s", text, extra={"event": event, "fields": fields})
+
+
+@contextmanager
+def logging_to(stream: TextIO | None, *, level: str, as_json: bool) -> Iterator[None]:
+    """Send the lines of the whole process to `stream`, from a thread of its own, until the end.
+
+    The thread writes to the file descriptor: a stream's buffer has a lock, and a thread stuck in
+    a write with that lock held would turn the end of the interpreter into a crash.
+
+    Args:
+        stream: Where lines go; None (a closed standard output) discards them.
+        level: The least of ghealth's own lines; libraries' lines are shown from warnings up,
+            since on lower levels they would name addresses and headers.
+        as_json: One JSON object a line, or text for people.
+    """
+    handler: logging.Handler = logging.NullHandler()
+    if stream is not None:
+        handler = _LineQueue(stream.fileno())
+        handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+        handler.addFilter(OncePerCause())
+    root, ours = logging.getLogger(), logging.getLogger("ghealth")
+    before = root.level, ours.level
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    ours.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before[0])
+        ours.setLevel(before[1])
+        handler.close()
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render one line.
+
+        Args:
+            record: What to say.
+        """
+        line = {
+            "time": _timestamp(record),
+            "level": record.levelname.lower(),
+            "event": getattr(record, "event", "message"),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["stack"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """Lines for a person at a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render one line, and the stack below it where there is one.
+
+        Args:
+            record: What to say.
+        """
+        line = f"{_timestamp(record)} {record.levelname:<7} {record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class OncePerCause(logging.Filter):
+    """Lets the stack of one bug through once: a bug in answering would fill the log otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[tuple[type[BaseException], str, int]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a line is to be written.
+
+        Args:
+            record: The line; one without a stack always is.
+        """
+        if not record.exc_info or record.exc_info[0] is None or record.exc_info[2] is None:
+            return True
+        *_, (innermost, line) = traceback.walk_tb(record.exc_info[2])
+        cause = (record.exc_info[0], innermost.f_code.co_filename, line)
+        if cause in self._seen:
+            return False
+        self._seen.add(cause)
+        return True
+
+
+class _LineQueue(logging.handlers.QueueHandler):
+    """Hands finished lines to a thread that writes them, and drops what the thread cannot take."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._lines: queue.Queue[str | None] = queue.Queue(QUEUE_SIZE)
+        super().__init__(self._lines)
+        self._descriptor = descriptor
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._thread.start()
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Queue a line that `prepare` has formatted, or count it as dropped."""
+        try:
+            self._lines.put_nowait(record.msg)
+        except queue.Full:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Give the last lines a moment to be taken."""
+        with suppress(queue.Full):
+            self._lines.put_nowait(None)
+        self._thread.join(FLUSH_PATIENCE)
+        super().close()
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with self.lock or nullcontext():
+                dropped, self._dropped = self._dropped, 0
+            if dropped:
+                line = f"{self._dropped_line(dropped)}\n{line}"
+            try:
+                _write(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
+            except OSError:
+                # Nobody to tell: the next line that gets through says how many did not.
+                with self.lock or nullcontext():
+                    self._dropped += dropped + 1
+
+    def _dropped_line(self, count: int) -> str:
+        fields = {"dropped": count}
+        return self.format(
+            logging.makeLogRecord(
+                {
+                    "levelno": logging.WARNING,
+                    "levelname": "WARNING",
+                    "msg": f"{count} log lines were dropped: nobody took them",
+                    "event": "log_lines_dropped",
+                    "fields": fields,
+                }
+            )
+        )
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    """Render a line's time in UTC, as RFC 3339 has it."""
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,198 @@
+"""Asking a target whether it is ready: one attempt, one value."""
+
+import re
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, Protocol
+
+import httpx
+
+from ghealth import __version__, reasons
+
+LOOPBACK: Final = ("127.0.0.1", "::1")
+"""Where `localhost` is, whatever /etc/hosts says: Istio binds its readiness listener to the IPv6
+side alone on clusters without IPv4."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What one attempt found.
+
+    Args:
+        ready: Whether the target said that it is ready.
+        reason: A short, fixed text from `ghealth.reasons`.
+    """
+
+    ready: bool
+    reason: str
+
+
+class Probe(Protocol):
+    """One way of asking one target. A sick target is a result; only a bug raises."""
+
+    async def __call__(self) -> ProbeResult:
+        """Make one attempt. It may hang: the caller bounds its time by cancelling it."""
+        ...
+
+
+_CODES: Final = re.compile(r"([0-9]{3})(?:-([0-9]{3}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class SuccessCodes:
+    """The HTTP status codes that mean ready, in the syntax of an ALB's matcher.
+
+    Args:
+        ranges: First and last code of each range, both included.
+    """
+
+    LOWEST: ClassVar = 200
+    HIGHEST: ClassVar = 499
+
+    ranges: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "SuccessCodes":
+        """Read `200`, `200,204` or `200-299`.
+
+        Codes from 200 to 499, as for an ALB (ELBv2 API reference, `Matcher.HttpCode`): with 5xx
+        among them a draining gateway would count as ready.
+
+        Args:
+            text: What the operator wrote.
+
+        Raises:
+            ValueError: If the text is anything else.
+        """
+        ranges = []
+        for part in text.split(","):
+            match = _CODES.fullmatch(part.strip())
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+            if not cls.LOWEST <= first <= last <= cls.HIGHEST:
+                raise ValueError(text)
+            ranges.append((first, last))
+        return cls(tuple(ranges))
+
+    def __contains__(self, code: int) -> bool:
+        return any(first <= code <= last for first, last in self.ranges)
+
+    def __str__(self) -> str:
+        return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in self.ranges)
+
+
+def transport_for(urls: Sequence[httpx.URL]) -> httpx.AsyncHTTPTransport:
+    """Build what every `HttpProbe` of a process sends its requests through.
+
+    No connection outlives its attempt: a kept-alive one goes on answering after the listener
+    stopped accepting. No proxy variable is read: `HTTP_PROXY` would carry the loopback probe off.
+    Certificates are verified against the system's store (OpenSSL reads `SSL_CERT_FILE` and
+    `SSL_CERT_DIR`), which is read only if a target wants TLS.
+
+    Args:
+        urls: All targets of the process.
+    """
+    wants_tls = any(url.scheme == "https" for url in urls)
+    # False turns no verification off: it only spares the plain-http process the store.
+    return httpx.AsyncHTTPTransport(
+        verify=ssl.create_default_context() if wants_tls else False,
+        trust_env=False,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+        retries=0,
+    )
+
+
+class HttpProbe:
+    """Ready when a GET is answered with a success code: redirects not followed, body not read.
+
+    Args:
+        url: The target, http or https; a user and password in it become basic authentication.
+        success_codes: The status codes that mean ready.
+        headers: Sent with each request, in place of ghealth's own of the same name.
+        transport: Shared by the probes of a process; it closes a connection with its response.
+    """
+
+    def __init__(
+        self,
+        url: httpx.URL,
+        *,
+        success_codes: SuccessCodes,
+        headers: Mapping[str, str],
+        transport: httpx.AsyncBaseTransport,
+    ) -> None:
+        self._success_codes = success_codes
+        self._transport = transport
+        hosts = LOOPBACK if url.host == "localhost" else (url.host,)
+        self._requests = [_request(url, host, headers) for host in hosts]
+
+    async def __call__(self) -> ProbeResult:
+        """Make one attempt, on a connection of its own.
+
+        Returns:
+            The status code's meaning or, for every way a peer can misbehave, a reason.
+        """
+        failure = None
+        for request in self._requests:
+            try:
+                response = await self._transport.handle_async_request(request)
+                await response.aclose()
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                # The first address names the reason: the second may be of a family that this
+                # machine does not have, which tells the operator nothing.
+                failure = failure or ProbeResult(ready=False, reason=_reason(error))
+            except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+                return ProbeResult(ready=False, reason=_reason(error))
+            else:
+                code = response.status_code
+                return ProbeResult(code in self._success_codes, reasons.answered(code))
+        assert failure is not None  # noqa: S101 - there is always an address to try
+        return failure
+
+
+def _request(url: httpx.URL, host: str, headers: Mapping[str, str]) -> httpx.Request:
+    """Build the request to `host` that names the host of `url`."""
+    request = httpx.Request(
+        "GET",
+        url.copy_with(host=host, userinfo=b"", fragment=None),
+        headers={
+            "Host": url.netloc.decode("ascii"),
+            "User-Agent": f"ghealth/{__version__}",
+            "Accept": "*/*",
+            "Connection": "close",
+        },
+        extensions={"sni_hostname": url.raw_host.decode("ascii")},
+    )
+    if url.userinfo:
+        request = next(httpx.BasicAuth(url.username, url.password).auth_flow(request))
+    request.headers.update(headers)
+    return request
+
+
+_REASONS: Final[Sequence[tuple[type[Exception], str]]] = (
+    # The first that fits anywhere in the chain of causes; a subclass before its base.
+    (ssl.SSLCertVerificationError, reasons.CERTIFICATE),
+    (ssl.SSLError, reasons.TLS),
+    (socket.gaierror, reasons.NAME_UNRESOLVED),
+    (ConnectionRefusedError, reasons.REFUSED),
+    (ConnectionResetError, reasons.RESET),
+    (BrokenPipeError, reasons.RESET),
+    (httpx.ConnectError, reasons.UNREACHABLE),
+    (httpx.ConnectTimeout, reasons.UNREACHABLE),
+)
+_CLOSED_EARLY: Final = "Server disconnected without sending a response."
+
+
+def _reason(error: httpx.TransportError) -> str:
+    """Find the reason that fits an exception of the transport."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for kind, reason in _REASONS:
+        if any(isinstance(link, kind) for link in chain):
+            return reason
+    if isinstance(error, httpx.RemoteProtocolError) and str(error) != _CLOSED_EARLY:
+        return reasons.NOT_HTTP
+    return reasons.CLOSED

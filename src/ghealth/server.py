@@ -1,0 +1,158 @@
+"""The one place that joins the parts, and takes them apart in the right order."""
+
+import asyncio
+import errno
+import logging
+import resource
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import Final
+
+import grpc
+
+from ghealth import reflection, servicer
+from ghealth.address import ANY_IPV4, ANY_IPV6, Address
+from ghealth.checker import Checker
+from ghealth.logs import StatusLog, log_event
+from ghealth.probe import HttpProbe, transport_for
+from ghealth.settings import Settings
+from ghealth.status import GATEWAY
+
+_log = logging.getLogger(__name__)
+
+OPTIONS: Final = (
+    # Two servers that share a port split the answers between them; a taken port must be a mistake.
+    ("grpc.so_reuseport", 0),
+    # Connections that open and say nothing hold a descriptor for this long (gRPC's default: 120 s).
+    ("grpc.server_handshake_timeout_ms", 2_000),
+    # A dead watcher is found after interval + timeout instead of two hours and more.
+    ("grpc.keepalive_time_ms", 45_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Clients may ping every 10 s, with or without calls, before they are told to calm down.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+
+
+_NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+
+class ListenError(Exception):
+    """An address of `LISTEN` is not to be had; the text says which and why, in one line."""
+
+
+async def serve(
+    settings: Settings,
+    *,
+    shutdown_trigger: Callable[[], Awaitable[bool]],
+    on_started: Callable[[Sequence[int]], None] = lambda _ports: None,
+) -> None:
+    """Serve until the trigger returns, then drain and stop.
+
+    Args:
+        settings: Checked settings.
+        shutdown_trigger: Awaited once; it returns when it is time to stop, with whether callers
+            get `DRAIN_DELAY` seconds to notice.
+        on_started: Told the ports of `LISTEN` once they answer, in their order.
+
+    Raises:
+        ListenError: If an address is taken or not this machine's. Nothing is left open.
+    """
+    _raise_descriptor_limit()
+    async with AsyncExitStack() as stack:
+        urls = {GATEWAY: settings.probe_url, **settings.services}
+        transport = transport_for(tuple(urls.values()))
+        stack.push_async_callback(transport.aclose)
+        checker = Checker(
+            {
+                service: HttpProbe(
+                    url,
+                    success_codes=settings.probe_success_codes,
+                    headers=settings.probe_headers,
+                    transport=transport,
+                )
+                for service, url in urls.items()
+            },
+            probe_timeout=settings.probe_timeout,
+            cache_ttl=settings.cache_ttl,
+            watch_interval=settings.watch_interval,
+            observe=StatusLog(),
+        )
+        stack.push_async_callback(checker.close)
+
+        server = grpc.aio.server(options=OPTIONS)
+        health = servicer.HealthServicer(checker, max_watches=settings.max_watches)
+        server.add_generic_rpc_handlers((health.handlers(),))
+        if settings.reflection:
+            server.add_generic_rpc_handlers(reflection.handlers(servicer.FILES))
+        # Stopping waits out the grace for an open Watch, so watches end before it.
+        stack.push_async_callback(server.stop, settings.shutdown_grace)
+        stack.callback(checker.end_watches)
+
+        ports = [_listen(server, address) for address in settings.listen]
+        await server.start()
+        listening = [
+            str(Address(address.host, port))
+            for address, port in zip(settings.listen, ports, strict=True)
+        ]
+        log_event(
+            _log,
+            logging.INFO,
+            "started",
+            f"listening on {', '.join(listening)}",
+            listen=listening,
+            settings=settings.changed(),
+        )
+        on_started(ports)
+
+        drains = await shutdown_trigger()
+        delay = settings.drain_delay if drains else 0.0
+        checker.drain()
+        log_event(_log, logging.INFO, "draining", f"draining for {delay:g} s", seconds=delay)
+        await asyncio.sleep(delay)
+        log_event(_log, logging.INFO, "stopping", "ending open calls")
+    log_event(_log, logging.INFO, "stopped", "stopped")
+
+
+def _listen(server: grpc.aio.Server, address: Address) -> int:
+    """Have gRPC listen on an address, and tell the port."""
+    if address.port:
+        _try_to_bind(address)
+    try:
+        return server.add_insecure_port(str(address))
+    except RuntimeError:
+        raise ListenError(f"cannot listen on {address}") from None
+
+
+def _try_to_bind(address: Address) -> None:
+    """Find out whether an address is to be had, and why not.
+
+    gRPC does not say why, and settles for less: for a name that has two addresses, one of them
+    taken, it listens on the other.
+    """
+    try:
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, kind, protocol, _, place in found:
+            with socket.socket(family, kind, protocol) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    both = address.host == ANY_IPV6
+                    trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
+                trial.bind(place)
+    except OSError as error:
+        if address.host == ANY_IPV6 and error.errno in _NO_IPV6:
+            # gRPC does the same on a node without IPv6.
+            _try_to_bind(Address(ANY_IPV4, address.port))
+            return
+        raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
+
+
+def _raise_descriptor_limit() -> None:
+    """Use all the descriptors that this process may have: hostile connections take them away."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Where the hard limit is infinite (macOS), the kernel knows a lower one of its own.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,174 @@
+"""grpc.health.v1.Health over a Checker: the only place that knows health.proto's messages."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+
+from ghealth import reasons
+from ghealth.checker import Checker
+from ghealth.status import Status
+
+SERVICE_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+FILES: Final = (health_pb2.DESCRIPTOR,)
+"""Describe the services that the servicer answers for, to those who ask by reflection."""
+
+ANSWER_AHEAD: Final = 0.05
+"""Seconds before a caller's own deadline at which it is answered: after it, nothing arrives."""
+
+MESSAGE_PATIENCE: Final = 1.0
+"""Seconds that a caller has to send its message; then it is taken to mean the gateway."""
+
+LIST_LIMIT: Final = 100
+"""Most services in one List, as health.proto suggests (gRFC A90)."""
+
+_log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+Reply = TypeVar("Reply")
+Message = TypeVar("Message")
+
+_REPLIES: Final[dict[Status, bytes]] = {
+    status: health_pb2.HealthCheckResponse(status=status.value).SerializeToString()
+    for status in Status
+}
+
+
+class HealthServicer:
+    """Answers Check, Watch and List.
+
+    Args:
+        checker: Knows the health of every service.
+        max_watches: Most watches open at once; further ones are refused, Check never is.
+    """
+
+    def __init__(self, checker: Checker, *, max_watches: int) -> None:
+        self._checker = checker
+        self._max_watches = max_watches
+        self._watches = 0
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Tell gRPC what answers which path.
+
+        Every method is registered as one that takes a stream of raw messages. It is the same on
+        the wire, and the only way to answer every form of request: as a unary one, grpc.aio never
+        answers a caller that sends no message, and a malformed message never gets here.
+        """
+        return grpc.method_handlers_generic_handler(
+            SERVICE_NAME,
+            {
+                "Check": grpc.stream_unary_rpc_method_handler(_answering(self.check)),
+                "Watch": grpc.stream_stream_rpc_method_handler(_answering(self.watch)),
+                "List": grpc.stream_unary_rpc_method_handler(_answering(self.list)),
+            },
+        )
+
+    async def check(self, context: Context) -> bytes:
+        """Answer one Check: NOT_FOUND for an unknown service (health.proto), else its status.
+
+        Args:
+            context: The call.
+        """
+        request = await _message(context, health_pb2.HealthCheckRequest.FromString)
+        health = await self._checker.check(request.service, patience=_patience(context))
+        if health.status is Status.SERVICE_UNKNOWN:
+            await _abort(context, grpc.StatusCode.NOT_FOUND, health.reason)
+        return _REPLIES[health.status]
+
+    async def watch(self, context: Context) -> None:
+        """Answer one Watch: the status now, then each change.
+
+        It ends only with the server: a client that does health checking retries a Watch that
+        ended after a message at once, without back-off (gRFC A17).
+
+        Args:
+            context: The call.
+        """
+        if self._watches >= self._max_watches:
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches")
+        self._watches += 1
+        try:
+            request = await _message(context, health_pb2.HealthCheckRequest.FromString)
+            watching = self._checker.watch(request.service, patience=_patience(context))
+            async with contextlib.aclosing(watching):
+                async for health in watching:
+                    await context.write(_REPLIES[health.status])
+        finally:
+            self._watches -= 1
+        await _abort(context, grpc.StatusCode.UNAVAILABLE, reasons.DRAINING)
+
+    async def list(self, context: Context) -> bytes:
+        """Answer one List: every service with its status, a snapshot (gRFC A90).
+
+        Args:
+            context: The call.
+        """
+        await _message(context, health_pb2.HealthListRequest.FromString)
+        services = self._checker.services
+        if len(services) > LIST_LIMIT:
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many services to list")
+        patience = _patience(context)
+        healths = await asyncio.gather(
+            *(self._checker.check(service, patience=patience) for service in services)
+        )
+        reply: bytes = health_pb2.HealthListResponse(
+            statuses={
+                service: health_pb2.HealthCheckResponse(status=health.status.value)
+                for service, health in zip(services, healths, strict=True)
+            }
+        ).SerializeToString()
+        return reply
+
+
+def _answering(
+    method: Callable[[Context], Awaitable[Reply]],
+) -> Callable[[object, Context], Awaitable[Reply]]:
+    """Turn a bug into an answer that everyone reads as not serving, and into a line in the log."""
+
+    @functools.wraps(method)
+    async def answer(_requests: object, context: Context) -> Reply:
+        try:
+            return await method(context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            _log.exception("answering failed")
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, reasons.INTERNAL_ERROR)
+
+    return answer
+
+
+async def _abort(context: Context, code: grpc.StatusCode, reason: str) -> NoReturn:
+    """End a call with trailers alone: set_code() and a return would send an empty message too."""
+    await context.abort(code, reason)
+    raise AssertionError("abort() raises")  # its annotation does not say so
+
+
+def _patience(context: Context) -> float | None:
+    """Tell the seconds until the caller must be answered, None where it set no deadline."""
+    left = context.time_remaining()
+    return None if left is None else max(0.0, left - ANSWER_AHEAD)
+
+
+async def _message(context: Context, parse: Callable[[bytes], Message]) -> Message:
+    """Read the caller's message; one that does not come reads as an empty one.
+
+    Of a caller's own deadline half is left for the answer.
+    """
+    left = context.time_remaining()
+    patience = MESSAGE_PATIENCE if left is None else min(MESSAGE_PATIENCE, left / 2)
+    raw: object = grpc.aio.EOF
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(patience):
+            raw = await context.read()
+    try:
+        return parse(raw if isinstance(raw, bytes) else b"")
+    except DecodeError:
+        await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "malformed message")
