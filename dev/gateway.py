@@ -1,0 +1,251 @@
+"""A gateway on this machine: a real Envoy with Istio's readiness listener, and a stand-in agent.
+
+The listener is the one that pilot-agent writes into a gateway's bootstrap: any host, the prefix
+/healthz/ready, routed to the agent's own port. The stand-in answers there as pilot-agent does and
+takes what state to be in by PUT, so that a person can turn the gateway sick:
+
+    curl -X PUT localhost:15020/sick      curl -X PUT localhost:15020/ready
+"""
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
+
+READY, SICK, SILENT = "ready", "sick", "silent"
+ENVOY = Path(sys.prefix) / "bin" / "envoy"
+START_PATIENCE = 20.0
+
+
+class Agent:
+    """Answers /healthz/ready as pilot-agent does: 200 when ready, 503 when not.
+
+    Args:
+        port: Where to listen on 127.0.0.1; 0 takes a free one.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self.state = READY
+        self.delay = 0.0
+        self.asked = 0
+        self._awake = threading.Event()
+        agent = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                agent.asked += 1
+                agent._awake.wait(agent.delay)
+                if agent.state == SILENT:
+                    agent._awake.wait()
+                self._answer(200 if agent.state == READY else 503)
+
+            def do_PUT(self) -> None:
+                state = self.path.strip("/")
+                known = state in (READY, SICK, SILENT)
+                if known:
+                    agent.state = state
+                self._answer(204 if known else 404)
+
+            def _answer(self, code: int) -> None:
+                self.send_response(code)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._awake.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def envoy_config(agent_port: int, port: int, admin_port: int, host: str) -> dict[str, Any]:
+    """Write the bootstrap of an Envoy with nothing but the readiness listener."""
+
+    def at(address: str, number: int) -> dict[str, Any]:
+        return {"socket_address": {"address": address, "port_value": number}}
+
+    manager = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network"
+        ".http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "agent",
+        "http_filters": [
+            {
+                "name": "envoy.filters.http.router",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+                },
+            }
+        ],
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "backend",
+                    "domains": ["*"],
+                    "routes": [
+                        {
+                            "match": {"prefix": "/healthz/ready"},
+                            "route": {"cluster": "agent", "timeout": "0s"},
+                        }
+                    ],
+                }
+            ]
+        },
+    }
+    endpoint = {"endpoint": {"address": at("127.0.0.1", agent_port)}}
+    return {
+        "admin": {"address": at("127.0.0.1", admin_port)},
+        "static_resources": {
+            "listeners": [
+                {
+                    "name": "readiness",
+                    "address": at(host, port),
+                    "filter_chains": [
+                        {
+                            "filters": [
+                                {
+                                    "name": "envoy.filters.network.http_connection_manager",
+                                    "typed_config": manager,
+                                }
+                            ]
+                        }
+                    ],
+                }
+            ],
+            "clusters": [
+                {
+                    "name": "agent",
+                    "connect_timeout": "1s",
+                    "type": "STATIC",
+                    "load_assignment": {
+                        "cluster_name": "agent",
+                        "endpoints": [{"lb_endpoints": [endpoint]}],
+                    },
+                }
+            ],
+        },
+    }
+
+
+class Gateway:
+    """A real Envoy with the readiness listener.
+
+    Args:
+        agent: Whom the listener asks.
+        port: Where it listens; 0 takes a free one, kept over restarts.
+        host: The address of the listener.
+    """
+
+    def __init__(self, agent: Agent, port: int = 0, host: str = "127.0.0.1") -> None:
+        self.port = port or free_port(host)
+        self.url = f"http://localhost:{self.port}/healthz/ready"
+        self.admin_port = free_port()
+        self._host = host
+        self._config = json.dumps(envoy_config(agent.port, self.port, self.admin_port, host))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start Envoy and wait until it listens.
+
+        Raises:
+            RuntimeError: If it does not; the text is what Envoy said.
+        """
+        with tempfile.TemporaryFile() as said:
+            command = [str(ENVOY), "--config-yaml", self._config, "--disable-hot-restart"]
+            command += ["--concurrency", "1", "--log-level", "warning"]
+            self.process = subprocess.Popen(command, stdout=said, stderr=said)
+            if not wait_until(lambda: listens(self.port, self._host) or self._ended()):
+                self.stop()
+            if self._ended():
+                said.seek(0)
+                raise RuntimeError(f"Envoy did not start:\n{said.read().decode()}")
+
+    def stop(self) -> None:
+        """End Envoy at once, as pilot-agent does when it stops draining."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def _ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Find a port that nobody listens on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def listens(port: int, host: str = "127.0.0.1") -> bool:
+    """Tell whether somebody listens on a port."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(true: Callable[[], bool], patience: float = START_PATIENCE) -> bool:
+    """Wait for something to become true; tell whether it did in time."""
+    end = time.monotonic() + patience
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@contextmanager
+def gateway(port: int = 0, agent_port: int = 0) -> Iterator[tuple[Gateway, Agent]]:
+    """Run a gateway and its agent."""
+    with Agent(agent_port) as agent, Gateway(agent, port) as envoy:
+        yield envoy, agent
+
+
+def main() -> None:
+    """Run a gateway until interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=15021)
+    parser.add_argument("--agent-port", type=int, default=15020)
+    arguments = parser.parse_args()
+    with gateway(arguments.port, arguments.agent_port) as (envoy, agent):
+        print(f"Envoy answers on {envoy.url}")
+        print(f"Make it sick: curl -X PUT localhost:{agent.port}/sick")
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Targets on real sockets, with all the ways in which a peer can misbehave."""
+
+import asyncio
+import itertools
+import socket
+import ssl
+import struct
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Target:
+    """A listener and what it heard.
+
+    Args:
+        behaviour: What it does with a connection once the request's headers have come.
+        reads: Whether it waits for the headers at all.
+    """
+
+    def __init__(self, behaviour: Behaviour, *, reads: bool = True) -> None:
+        self._behaviour = behaviour
+        self._reads = reads
+        self.port = 0
+        self.requests: list[bytes] = []
+        self.open = 0
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection to its end.
+
+        Args:
+            reader: What the peer says.
+            writer: What it is told.
+        """
+        self.open += 1
+        try:
+            if self._reads:
+                self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+            await self._behaviour(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+@asynccontextmanager
+async def target(
+    behaviour: Behaviour,
+    *,
+    host: str = "127.0.0.1",
+    tls: ssl.SSLContext | None = None,
+    reads: bool = True,
+) -> AsyncGenerator[Target, None]:
+    """Run a target on a free port.
+
+    Args:
+        behaviour: What it does with a connection.
+        host: The one address that it listens on.
+        tls: Its certificate, for https.
+        reads: Whether it waits for the request's headers first.
+    """
+    made = Target(behaviour, reads=reads)
+    talks: set[asyncio.Task[None]] = set()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        talks.add(task)
+        try:
+            await made.talk(reader, writer)
+        finally:
+            talks.discard(task)
+
+    server = await asyncio.start_server(accept, host, 0, ssl=tls)
+    made.port = server.sockets[0].getsockname()[1]
+    try:
+        yield made
+    finally:
+        server.close()
+        for task in list(talks):
+            task.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
+
+
+def says(data: bytes) -> Behaviour:
+    """Send something and close."""
+
+    async def behave(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+        await writer.drain()
+
+    return behave
+
+
+def answers(code: int, headers: bytes = b"") -> Behaviour:
+    """Answer with a status code and no body."""
+    return says(b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n%s\r\n" % (code, headers))
+
+
+def repeats(data: bytes, *, first: bytes = b"", every: float = 0.0) -> Behaviour:
+    """Send something again and again until the peer goes away."""
+
+    async def behave(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(first)
+        for _number in itertools.count():
+            writer.write(data)
+            await writer.drain()
+            await asyncio.sleep(every)
+
+    return behave
+
+
+async def is_silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    """Accept, and never say a word, until the peer goes away."""
+    await reader.read()
+
+
+async def resets(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer with a RST."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,0 +1,322 @@
+import asyncio
+import base64
+import contextlib
+import socket
+import ssl
+import time
+from typing import Any
+
+import httpx
+import pytest
+import trustme
+
+from ghealth import __version__, reasons
+from ghealth.checker import Checker
+from ghealth.probe import HttpProbe, ProbeResult, SuccessCodes, transport_for
+from ghealth.status import GATEWAY, Status
+from tests.fakes import Notes
+from tests.peers import Behaviour, Target, answers, is_silent, repeats, resets, says, target
+
+TIMEOUT = 0.3
+CODES = SuccessCodes.parse("200-299")
+
+
+async def probed(
+    url: str, codes: SuccessCodes = CODES, headers: dict[str, str] | None = None
+) -> ProbeResult:
+    """Make one attempt through a transport of its own."""
+    parsed = httpx.URL(url)
+    async with transport_for([parsed]) as transport:
+        probe = HttpProbe(parsed, success_codes=codes, headers=headers or {}, transport=transport)
+        return await probe()
+
+
+async def request_to(behaving: Target, **options: Any) -> list[str]:
+    """Tell the lines of the request that one attempt sends."""
+    await probed(f"http://127.0.0.1:{behaving.port}/healthz/ready?full=1", **options)
+    return behaving.requests[-1].decode().strip().split("\r\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("200", [200], [199, 201, 204]),
+        ("200,204", [200, 204], [201, 203]),
+        ("200-299", [200, 250, 299], [199, 300]),
+        ("200-204, 401", [202, 401], [400, 205]),
+    ],
+)
+def test_success_codes_are_an_albs_matcher(
+    text: str, inside: list[int], outside: list[int]
+) -> None:
+    """Codes, lists and ranges mean what they mean in an ALB's matcher, both ends included."""
+    codes = SuccessCodes.parse(text)
+    assert all(code in codes for code in inside)
+    assert not any(code in codes for code in outside)
+    assert str(codes) == text.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ok", "20", "2000", "299-200", "200-", "-200", "200,", "199", "500", "200-500"]
+)
+def test_other_success_codes_are_mistakes(text: str) -> None:
+    """What is no matcher of an ALB is refused, 5xx among them: a draining gateway answers 503."""
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        SuccessCodes.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("code", "ready"), [(200, True), (204, True), (299, True), (301, False), (404, False)]
+)
+async def test_the_status_code_decides(code: int, ready: bool) -> None:
+    """A success code is ready, any other is not, and a redirect is not followed."""
+    async with target(answers(code, b"location: /elsewhere\r\n")) as gateway:
+        found = await probed(f"http://127.0.0.1:{gateway.port}/")
+    assert found == ProbeResult(ready, f"gateway answered {code}")
+    assert len(gateway.requests) == 1
+
+
+CLOSED_EARLY = (
+    says(b""),
+    says(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    says(b"HTTP/1.1 20"),
+    says(b"HTTP/1.1 200 OK\r\nserver: x"),
+)
+NOT_HTTP = (
+    says(b"garbage\r\n\r\n"),
+    says(b"HTTP/1.1 99 OK\r\n\r\n"),
+    says(b"\0" * 200_000),
+    says(b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"),
+    repeats(b"x: y\r\n" * 1000, first=b"HTTP/1.1 200 OK\r\n"),
+)
+ENDLESS = (
+    is_silent,
+    repeats(b"H", every=0.05),
+    repeats(b"x: y\r\n", first=b"HTTP/1.1 200 OK\r\n", every=0.05),
+    repeats(b"HTTP/1.1 100 Continue\r\n\r\n", every=0.001),
+)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        *((behaviour, reasons.CLOSED) for behaviour in CLOSED_EARLY),
+        *((behaviour, reasons.NOT_HTTP) for behaviour in NOT_HTTP),
+        *((behaviour, reasons.no_answer_within(TIMEOUT)) for behaviour in ENDLESS),
+        (resets, reasons.RESET),
+    ],
+)
+async def test_every_misbehaviour_is_a_value_in_time(behaviour: Behaviour, reason: str) -> None:
+    """However a peer misbehaves, the check reads NOT_SERVING with a fixed reason, in time."""
+    async with target(behaviour) as gateway:
+        url = httpx.URL(f"http://127.0.0.1:{gateway.port}/")
+        async with transport_for([url]) as transport:
+            probe = HttpProbe(url, success_codes=CODES, headers={}, transport=transport)
+            checker = Checker(
+                {GATEWAY: probe},
+                probe_timeout=TIMEOUT,
+                cache_ttl=1,
+                watch_interval=1,
+                observe=Notes(),
+            )
+            started = time.monotonic()
+            health = await checker.check(GATEWAY)
+            assert time.monotonic() - started < TIMEOUT + 0.2
+    assert (health.status, health.reason) == (Status.NOT_SERVING, reason)
+
+
+async def test_a_refused_connection_is_a_value() -> None:
+    """Nobody listening is a reason."""
+    async with target(is_silent) as gateway:
+        pass
+    for host in ("127.0.0.1", "[::1]", "localhost"):
+        found = await probed(f"http://{host}:{gateway.port}/")
+        assert found == ProbeResult(ready=False, reason=reasons.REFUSED)
+
+
+async def test_a_name_that_does_not_resolve_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name without an address is a reason."""
+
+    def unknown(*_: object, **__: object) -> list[Any]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    found = await probed("http://gateway.invalid:15021/")
+    assert found == ProbeResult(ready=False, reason=reasons.NAME_UNRESOLVED)
+
+
+async def test_a_place_without_a_route_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that the kernel will not even try, or gives up, is a reason."""
+    for error in (OSError(101, "Network is unreachable"), TimeoutError(110, "timed out")):
+
+        async def fail(*_: object, error: OSError = error, **__: object) -> Any:
+            raise error
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", fail)
+        found = await probed("http://localhost:15021/")
+        assert found == ProbeResult(ready=False, reason=reasons.UNREACHABLE)
+
+
+async def test_an_exception_of_our_own_making_is_not_hidden() -> None:
+    """A request that cannot be sent is a bug, and not the gateway's fault."""
+    async with target(answers(200)) as gateway:
+        with pytest.raises(httpx.LocalProtocolError):
+            await probed(f"http://127.0.0.1:{gateway.port}/", headers={"a": "\x00"})
+
+
+async def test_a_body_that_streams_for_ever_is_not_read() -> None:
+    """Trap 14: the status line and the headers are the answer."""
+    behaviour = repeats(b"x" * 1000, first=b"HTTP/1.1 200 OK\r\n\r\n")
+    async with target(behaviour) as gateway, asyncio.timeout(5):
+        found = await probed(f"http://127.0.0.1:{gateway.port}/")
+    assert found == ProbeResult(ready=True, reason="gateway answered 200")
+
+
+async def test_each_attempt_has_a_connection_of_its_own() -> None:
+    """Trap 13: nothing is kept alive, so a listener that closed is seen at once."""
+    closed = asyncio.Event()
+
+    async def keeps_alive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        assert await reader.read() == b""
+        closed.set()
+
+    async with target(keeps_alive) as gateway:
+        url = httpx.URL(f"http://127.0.0.1:{gateway.port}/")
+        async with transport_for([url]) as transport, asyncio.timeout(5):
+            probe = HttpProbe(url, success_codes=CODES, headers={}, transport=transport)
+            for _ in range(3):
+                closed.clear()
+                assert (await probe()).ready
+                await closed.wait()
+    assert len(gateway.requests) == 3
+    assert all(b"Connection: close" in request for request in gateway.requests)
+
+
+async def test_a_cancelled_attempt_leaves_no_connection() -> None:
+    """An attempt that runs out of time hangs up."""
+    hung_up = asyncio.Event()
+
+    async def waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await is_silent(reader, writer)
+        hung_up.set()
+
+    async with target(waits) as gateway, asyncio.timeout(5):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await probed(f"http://127.0.0.1:{gateway.port}/")
+        await hung_up.wait()
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+async def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Trap 11: the loopback probe is not sent through a proxy."""
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    async with target(answers(502)) as proxy, target(answers(200)) as gateway:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
+        assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
+    assert proxy.requests == []
+
+
+def nowhere(*_: object, **__: object) -> list[Any]:
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("hosts_know_it", [True, False])
+async def test_localhost_is_either_loopback_address(
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    hosts_know_it: bool,
+) -> None:
+    """`localhost` reaches a listener on either address alone, whatever the resolver knows."""
+    async with target(answers(200), host=host) as gateway:
+        if not hosts_know_it:
+            monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+        found = await probed(f"http://localhost:{gateway.port}/")
+        assert f"Host: localhost:{gateway.port}".encode() in gateway.requests[0]
+    assert found == ProbeResult(ready=True, reason="gateway answered 200")
+
+
+async def test_what_is_sent() -> None:
+    """A GET for the whole target, by a named client, with nothing that asks for more."""
+    async with target(answers(200)) as gateway:
+        lines = await request_to(gateway)
+    assert lines == [
+        "GET /healthz/ready?full=1 HTTP/1.1",
+        f"Host: 127.0.0.1:{gateway.port}",
+        f"User-Agent: ghealth/{__version__}",
+        "Accept: */*",
+        "Connection: close",
+    ]
+
+
+async def test_headers_of_the_operators_come_in_place_of_ours() -> None:
+    """PROBE_HEADERS are sent, and one that ghealth sends too replaces it."""
+    async with target(answers(200)) as gateway:
+        lines = await request_to(gateway, headers={"host": "ready.example", "X-Key": "k"})
+    assert "X-Key: k" in lines
+    assert [line for line in lines if line.lower().startswith("host")] == ["host: ready.example"]
+
+
+async def test_user_info_becomes_basic_authentication() -> None:
+    """A user and password in the URL are sent as a header, and not in the request line."""
+    async with target(answers(200)) as gateway:
+        await probed(f"http://me:p%40ss@127.0.0.1:{gateway.port}/x#part")
+    expected = base64.b64encode(b"me:p@ss").decode()
+    assert f"Authorization: Basic {expected}".encode() in gateway.requests[0]
+    assert gateway.requests[0].startswith(b"GET /x HTTP/1.1\r\n")
+
+
+@contextlib.contextmanager
+def trusting(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
+    bundle = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    with monkeypatch.context() as patched:
+        patched.setenv("SSL_CERT_FILE", str(bundle))
+        yield
+
+
+def certificate_of(authority: trustme.CA, name: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+async def test_https_verifies_against_the_systems_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """A certificate of an authority in SSL_CERT_FILE verifies, by the name in the URL."""
+    authority = trustme.CA()
+    tls = certificate_of(authority, "localhost")
+    with trusting(authority, monkeypatch, tmp_path):
+        async with target(answers(200), tls=tls) as gateway:
+            assert (await probed(f"https://localhost:{gateway.port}/")).ready
+            found = await probed(f"https://127.0.0.1:{gateway.port}/")
+    assert found == ProbeResult(ready=False, reason=reasons.CERTIFICATE)
+
+
+async def test_a_certificate_that_does_not_verify_is_a_value() -> None:
+    """A stranger's certificate is a reason."""
+    async with target(answers(200), tls=certificate_of(trustme.CA(), "localhost")) as gateway:
+        found = await probed(f"https://localhost:{gateway.port}/")
+    assert found == ProbeResult(ready=False, reason=reasons.CERTIFICATE)
+
+
+async def test_a_peer_without_tls_is_a_value() -> None:
+    """An https probe of a plaintext port is a reason."""
+    async with target(says(b"HTTP/1.1 400 Bad\r\n\r\n"), reads=False) as gateway:
+        found = await probed(f"https://127.0.0.1:{gateway.port}/")
+    assert found == ProbeResult(ready=False, reason=reasons.TLS)
+
+
+def test_plain_http_reads_no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 12: the store of certificates is read only where a target wants TLS."""
+
+    def read(*_: object, **__: object) -> Any:
+        raise AssertionError("the store was read")
+
+    monkeypatch.setattr(ssl, "create_default_context", read)
+    transport_for([httpx.URL("http://localhost/")])
+    with pytest.raises(AssertionError, match="the store was read"):
+        transport_for([httpx.URL("http://localhost/"), httpx.URL("https://localhost/")])
