@@ -184,18 +184,20 @@ class _LineQueue(logging.handlers.QueueHandler):
     def close(self) -> None:
         """Give the last lines a moment to be taken."""
         with suppress(queue.Full):
-            self._lines.put_nowait(None)
+            self._lines.put(None, timeout=FLUSH_PATIENCE)
         self._thread.join(FLUSH_PATIENCE)
         super().close()
 
     def _write_all(self) -> None:
-        while (line := self._lines.get()) is not None:
+        line: str | None = ""
+        while line is not None:
+            line = self._lines.get()
             with self.lock or nullcontext():
                 dropped, self._dropped = self._dropped, 0
-            if dropped:
-                line = f"{self._dropped_line(dropped)}\n{line}"
+            lines = [self._dropped_line(dropped)] if dropped else []
+            lines += [] if line is None else [line]
             try:
-                _write(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
+                _write(self._descriptor, "".join(f"{line}\n" for line in lines))
             except OSError:
                 # Nobody to tell: the next line that gets through says how many did not.
                 with self.lock or nullcontext():
@@ -216,7 +218,8 @@ class _LineQueue(logging.handlers.QueueHandler):
         )
 
 
-def _write(descriptor: int, data: bytes) -> None:
+def _write(descriptor: int, text: str) -> None:
+    data = text.encode(errors="backslashreplace")
     while data:
         data = data[os.write(descriptor, data) :]
 

@@ -43,7 +43,10 @@ def _url(text: object) -> httpx.URL:
         url = httpx.URL(text) if isinstance(text, str) else httpx.URL()
     except httpx.InvalidURL:
         raise ValueError(text) from None
-    if url.scheme not in ("http", "https") or not url.host or url.port == 0:
+    usable = (
+        url.scheme in ("http", "https") and url.host and (url.port is None or url.port in _PORTS)
+    )
+    if not usable:
         raise ValueError(text)
     return url
 
@@ -78,6 +81,7 @@ def _services(text: str) -> Mapping[str, httpx.URL]:
     return services
 
 
+_PORTS: Final = range(1, 65536)
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"([!-~]([\t -~]*[!-~])?)?")
 _FRAMING_HEADERS: Final = ("connection", "content-length", "transfer-encoding")
@@ -259,16 +263,18 @@ def load() -> Settings | Mistakes:
 
 def _misnamed(name: str) -> str | None:
     """Say what is wrong with the name of a variable, if anything is."""
-    known = {PREFIX + field.upper() for field in Settings.model_fields}
+    known = [field.upper() for field in Settings.model_fields]
     variable = name.upper()
-    if not variable.startswith(PREFIX) or variable in known:
+    if not variable.startswith(PREFIX) or variable.removeprefix(PREFIX) in known:
         return None
     if variable == "GHEALTH_PORT" and os.environ[name].isdigit():
         return f"{name} is no setting: the port belongs into GHEALTH_LISTEN, such as [::]:25021"
     if _SERVICE_LINK.fullmatch(variable):
         return None
-    nearest = difflib.get_close_matches(variable, known, n=1)
-    advice = f"did you mean {nearest[0]}?" if nearest else "'ghealth settings' lists them all"
+    nearest = difflib.get_close_matches(variable.removeprefix(PREFIX), known, n=1)
+    advice = (
+        f"did you mean {PREFIX}{nearest[0]}?" if nearest else "'ghealth settings' lists them all"
+    )
     return f"{name} is no setting: {advice}"
 
 

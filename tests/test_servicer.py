@@ -1,0 +1,287 @@
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ghealth.checker import Checker
+from ghealth.servicer import ANSWER_AHEAD, SERVICE_NAME, HealthServicer
+from ghealth.status import GATEWAY, Status
+from tests import wire
+from tests.fakes import SICK, FakeProbe, Notes
+
+SERVING = health_pb2.HealthCheckResponse(status=1)
+NOT_SERVING = health_pb2.HealthCheckResponse(status=2)
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse(status=3)
+
+
+@dataclass
+class Served:
+    """A servicer behind a real server, and what a test needs to get at."""
+
+    port: int
+    checker: Checker
+    stub: Any
+
+    async def check(self, service: str = "", **options: Any) -> Any:
+        request = health_pb2.HealthCheckRequest(service=service)
+        return await self.stub.Check(request, **options)
+
+    def watch(self, service: str = "", **options: Any) -> Any:
+        return self.stub.Watch(health_pb2.HealthCheckRequest(service=service), **options)
+
+
+Serve = Callable[..., Any]
+
+
+@pytest.fixture
+def serve() -> Serve:
+    @asynccontextmanager
+    async def serving(
+        probe: FakeProbe, *, max_watches: int = 100, more: dict[str, FakeProbe] | None = None
+    ) -> AsyncGenerator[Served, None]:
+        checker = Checker(
+            {GATEWAY: probe, **(more or {})},
+            probe_timeout=3,
+            cache_ttl=0,
+            watch_interval=0.01,
+            observe=Notes(),
+        )
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        servicer = HealthServicer(checker, max_watches=max_watches)
+        server.add_generic_rpc_handlers((servicer.handlers(),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(30):
+            yield Served(port, checker, health_pb2_grpc.HealthStub(channel))
+        checker.end_watches()
+        await server.stop(1)
+        await checker.close()
+
+    return serving
+
+
+async def failing(call: Any) -> tuple[grpc.StatusCode, str | None]:
+    """Await a call that fails, and tell how."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return raised.value.code(), raised.value.details()
+
+
+def test_the_numbers_are_health_protos() -> None:
+    """Status has the numbers and names that go over the wire."""
+    numbers = health_pb2.HealthCheckResponse.ServingStatus
+    assert {status.name: status.value for status in Status} == dict(numbers.items())
+
+
+def test_every_method_of_health_proto_is_answered() -> None:
+    """The service has Check, Watch and List, and no method is missing."""
+    methods = health_pb2.DESCRIPTOR.services_by_name["Health"].methods_by_name
+    assert set(methods) == {"Check", "Watch", "List"}
+    assert SERVICE_NAME == "grpc.health.v1.Health"
+
+
+async def test_check_tells_the_status(serve: Serve) -> None:
+    """A Check is answered OK with the status of its service."""
+    async with serve(FakeProbe(), more={"sick": FakeProbe(SICK)}) as served:
+        assert await served.check() == SERVING
+        assert await served.check("sick") == NOT_SERVING
+        assert await served.check("liveness") == SERVING
+
+
+async def test_check_of_an_unknown_service_is_not_found(serve: Serve) -> None:
+    """A name that nobody configured is NOT_FOUND with trailers alone (trap 4)."""
+    async with serve(FakeProbe()) as served:
+        assert await failing(served.check("x")) == (grpc.StatusCode.NOT_FOUND, "unknown service")
+        message = health_pb2.HealthCheckRequest(service="x").SerializeToString()
+        reply = await wire.call(served.port, b"\0\0\0\0" + bytes([len(message)]) + message)
+    assert (reply.code, reply.data, reply.blocks) == (5, b"", 1)
+
+
+NO_MESSAGE: tuple[bytes, ...] = ()
+
+
+@pytest.mark.parametrize("method", ["Check", "List"])
+@pytest.mark.parametrize("data", [NO_MESSAGE, (b"",), (wire.EMPTY_MESSAGE,)])
+async def test_a_request_without_a_message_is_answered(
+    serve: Serve, method: str, data: tuple[bytes, ...]
+) -> None:
+    """Trap 1: END_STREAM on the headers, an empty DATA frame and an empty message mean the same."""
+    async with serve(FakeProbe()) as served:
+        started = time.monotonic()
+        reply = await wire.call(served.port, *data, path=f"/{SERVICE_NAME}/{method}")
+        assert time.monotonic() - started < 0.5
+    assert reply.code == 0
+    assert len(reply.data) > 5
+
+
+@pytest.mark.parametrize("data", [NO_MESSAGE, (b"\0\0\0\0\5ab",)])
+async def test_a_request_that_never_comes_is_taken_as_empty(
+    serve: Serve, data: tuple[bytes, ...]
+) -> None:
+    """A caller that neither sends a message nor ends its side is answered after a second."""
+    async with serve(FakeProbe()) as served:
+        started = time.monotonic()
+        reply = await wire.call(served.port, *data, ends=False)
+        assert 0.9 < time.monotonic() - started < 1.5
+    assert (reply.code, reply.data) == (0, b"\0\0\0\0\2\x08\1")
+
+
+async def test_a_request_that_never_comes_is_answered_within_its_deadline(serve: Serve) -> None:
+    """A deadline shorter than the wait for a message shortens the wait."""
+    async with serve(FakeProbe()) as served:
+        timeout = [("grpc-timeout", "500m")]
+        reply = await wire.call(served.port, ends=False, headers=timeout)
+    assert (reply.code, reply.data) == (0, b"\0\0\0\0\2\x08\1")
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch", "List"])
+@pytest.mark.parametrize("message", [b"\xff", b"\x0a\x05ab", b"\x0a\x01\xff"])
+async def test_a_malformed_message_is_an_invalid_argument(
+    serve: Serve, method: str, message: bytes
+) -> None:
+    """What is no request of the method is refused by name, and nothing is probed for it."""
+    if method == "List" and message.startswith(b"\x0a"):
+        message = b"\x07"  # List has no fields: only what is no message at all is malformed
+    probe = FakeProbe()
+    async with serve(probe) as served:
+        frame = b"\0" + len(message).to_bytes(4, "big") + message
+        reply = await wire.call(served.port, frame, path=f"/{SERVICE_NAME}/{method}")
+    assert (reply.code, reply.headers["grpc-message"]) == (3, "malformed message")
+    assert probe.attempts == 0
+
+
+async def test_a_caller_is_answered_before_its_deadline(serve: Serve) -> None:
+    """A hanging gateway reads NOT_SERVING just before the caller's own deadline."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    async with serve(probe) as served:
+        started = time.monotonic()
+        assert await served.check(timeout=0.5) == NOT_SERVING
+        assert 0.5 - ANSWER_AHEAD - 0.02 < time.monotonic() - started < 0.5
+
+
+async def test_watch_tells_changes_and_list_a_snapshot(serve: Serve) -> None:
+    """Watch goes through the changes of its service; List has every service."""
+    probe = FakeProbe()
+    async with serve(probe, more={"sick": FakeProbe(SICK)}) as served:
+        watching = served.watch()
+        assert await watching.read() == SERVING
+        assert await served.stub.List(health_pb2.HealthListRequest()) == (
+            health_pb2.HealthListResponse(
+                statuses={"": SERVING, "sick": NOT_SERVING, "liveness": SERVING}
+            )
+        )
+        probe.says = SICK
+        assert await watching.read() == NOT_SERVING
+        watching.cancel()
+
+
+async def test_watch_of_an_unknown_service_stays_open(serve: Serve) -> None:
+    """A Watch of an unknown name says SERVICE_UNKNOWN and ends only with the server."""
+    async with serve(FakeProbe()) as served:
+        watching = served.watch("x")
+        assert await watching.read() == SERVICE_UNKNOWN
+        served.checker.drain()
+        after = asyncio.create_task(watching.read())
+        assert await served.check("liveness") == SERVING
+        assert not after.done()
+        served.checker.end_watches()
+        assert await failing(after) == (grpc.StatusCode.UNAVAILABLE, "draining")
+
+
+async def test_watch_goes_through_drain(serve: Serve) -> None:
+    """Drain reaches an open Watch as NOT_SERVING; its end is an error that clients retry."""
+    async with serve(FakeProbe()) as served:
+        watching = served.watch()
+        assert await watching.read() == SERVING
+        served.checker.drain()
+        assert await watching.read() == NOT_SERVING
+        served.checker.end_watches()
+        assert await failing(watching.read()) == (grpc.StatusCode.UNAVAILABLE, "draining")
+
+
+async def test_too_many_watchers_are_refused_and_checks_are_not(serve: Serve) -> None:
+    """Trap 18: a watcher over the limit has RESOURCE_EXHAUSTED; a place that is left is free."""
+    async with serve(FakeProbe(), max_watches=1) as served:
+        first = served.watch()
+        assert await first.read() == SERVING
+        refused = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches")
+        assert await failing(served.watch().read()) == refused
+        assert await served.check() == SERVING
+        first.cancel()
+        told = None
+        while told != SERVING:  # until the server has noticed
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                told = await served.watch().read()
+
+
+async def test_a_watcher_that_stops_reading_holds_up_nobody(serve: Serve) -> None:
+    """Trap 8: each watcher writes for itself."""
+    probe = FakeProbe()
+    async with serve(probe) as served:
+        stalled = served.watch()
+        assert await stalled.read() == SERVING
+        reading = served.watch()
+        for says, told in [(SICK, NOT_SERVING), (FakeProbe().says, SERVING)] * 20:
+            assert await reading.read() == (SERVING if told == NOT_SERVING else NOT_SERVING)
+            probe.says = says
+        reading.cancel()
+        stalled.cancel()
+
+
+async def test_a_list_of_too_many_services_is_refused(serve: Serve) -> None:
+    """More services than others accept in one List are RESOURCE_EXHAUSTED (gRFC A90)."""
+    many = {f"service-{n}": FakeProbe() for n in range(99)}
+    async with serve(FakeProbe(), more=many) as served:
+        code, _ = await failing(served.stub.List(health_pb2.HealthListRequest()))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    many.pop("service-0")
+    async with serve(FakeProbe(), more=many) as served:
+        listed = await served.stub.List(health_pb2.HealthListRequest())
+    assert len(listed.statuses) == 100
+
+
+async def test_a_caller_that_vanishes_leaves_nothing_and_is_no_bug(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Check or Watch whose caller hangs up ends quietly, and the others go on."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    async with serve(probe) as served:
+        leaving = asyncio.create_task(served.check())
+        watching = served.watch()
+        await served.check("liveness")
+        leaving.cancel()
+        watching.cancel()
+        await served.check("liveness")
+        probe.gate.set()
+        assert await served.check() == SERVING
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch", "List"])
+async def test_a_bug_in_answering_reads_as_not_serving(
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+) -> None:
+    """Trap 3: an exception is logged, and the caller reads UNAVAILABLE without its text."""
+
+    def broken(*_: object, **__: object) -> Any:
+        raise ZeroDivisionError("a secret")
+
+    async with serve(FakeProbe()) as served:
+        monkeypatch.setattr(served.checker, "check", broken)
+        monkeypatch.setattr(served.checker, "watch", broken)
+        path = f"/{SERVICE_NAME}/{method}"
+        reply = await wire.call(served.port, wire.EMPTY_MESSAGE, path=path)
+    assert (reply.code, reply.headers["grpc-message"]) == (14, "internal error")
+    assert [record.getMessage() for record in caplog.records] == ["answering failed"]

@@ -1,0 +1,97 @@
+"""A gRPC client of raw HTTP/2 frames, for what no well-behaved client sends."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import h2.config
+import h2.connection
+import h2.events
+
+EMPTY_MESSAGE = b"\0\0\0\0\0"
+CHECK = "/grpc.health.v1.Health/Check"
+
+
+@dataclass
+class Reply:
+    """What came back for one call.
+
+    Args:
+        headers: Those of the response and the trailers, together.
+        data: The body.
+        blocks: How many blocks of headers came: one if the call ended without a body.
+    """
+
+    headers: dict[str, str] = field(default_factory=dict)
+    data: bytes = b""
+    blocks: int = 0
+
+    @property
+    def code(self) -> int:
+        """The grpc-status."""
+        return int(self.headers["grpc-status"])
+
+
+async def call(
+    port: int,
+    *data: bytes,
+    path: str = CHECK,
+    ends: bool = True,
+    headers: Iterable[tuple[str, str]] = (),
+    without: Sequence[str] = (),
+) -> Reply:
+    """Make one call on a connection of its own and take the reply, within 10 s.
+
+    Args:
+        port: Of the server, on 127.0.0.1.
+        data: A DATA frame each; the last one ends the request.
+        path: The method.
+        ends: Whether the request ends at all.
+        headers: Sent beside the usual ones.
+        without: Usual ones to leave out.
+    """
+    usual = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "localhost"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ]
+    sent = [header for header in usual if header[0] not in without]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    connection = h2.connection.H2Connection(
+        h2.config.H2Configuration(header_encoding="utf-8", validate_outbound_headers=False)
+    )
+    try:
+        async with asyncio.timeout(10):
+            connection.initiate_connection()
+            connection.send_headers(1, [*sent, *headers], end_stream=ends and not data)
+            for number, frame in enumerate(data, 1):
+                connection.send_data(1, frame, end_stream=ends and number == len(data))
+            writer.write(connection.data_to_send())
+            return await _reply(connection, reader, writer)
+    finally:
+        writer.close()
+
+
+async def _reply(
+    connection: h2.connection.H2Connection,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+) -> Reply:
+    reply = Reply()
+    while received := await reader.read(65536):
+        for event in connection.receive_data(received):
+            match event:
+                case h2.events.ResponseReceived() | h2.events.TrailersReceived():
+                    reply.headers |= {str(name): str(value) for name, value in event.headers or ()}
+                    reply.blocks += 1
+                case h2.events.DataReceived():
+                    reply.data += event.data or b""
+                case h2.events.StreamEnded():
+                    return reply
+                case h2.events.StreamReset():
+                    raise AssertionError(f"the server reset the call: {event}")
+        writer.write(connection.data_to_send())
+    raise AssertionError("the server closed the connection without an answer")
