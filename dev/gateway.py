@@ -37,7 +37,7 @@ class Agent:
         self.state = READY
         self.delay = 0.0
         self.asked = 0
-        self._awake = threading.Event()
+        self._stopped = threading.Event()
         agent = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,9 +45,12 @@ class Agent:
 
             def do_GET(self) -> None:
                 agent.asked += 1
-                agent._awake.wait(agent.delay)
+                agent._stopped.wait(agent.delay)
                 if agent.state == SILENT:
-                    agent._awake.wait()
+                    agent._stopped.wait()
+                if agent._stopped.is_set():
+                    self.close_connection = True  # as when the agent's process has ended
+                    return
                 self._answer(200 if agent.state == READY else 503)
 
             def do_PUT(self) -> None:
@@ -75,10 +78,15 @@ class Agent:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._awake.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop answering; nobody listens any more."""
+        if self._thread.is_alive():
+            self._stopped.set()
+            self._server.shutdown()
+            self._thread.join()
+            self._server.server_close()
 
 
 def envoy_config(agent_port: int, port: int, admin_port: int, host: str) -> dict[str, Any]:

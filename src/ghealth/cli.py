@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, NoReturn
 
 from ghealth import __version__
@@ -154,6 +154,10 @@ def _duration(text: str) -> float:
 
 
 def _serve(_arguments: argparse.Namespace) -> int:
+    # Until it serves, SIGTERM ends it: without a handler of its own, the kernel would keep the
+    # signal from a process with the number 1.
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(KILLED_BY + signum))
+
     # Imported here, as below: a check does without the server, a mistake without gRPC.
     from ghealth.settings import Mistakes, load
 
@@ -164,35 +168,35 @@ def _serve(_arguments: argparse.Namespace) -> int:
     from ghealth.logs import logging_to
     from ghealth.server import ListenError, serve
 
+    async def run() -> None:
+        stop = _stop_by_signal()
+        await serve(settings, shutdown_trigger=lambda: stop)
+
     # Closed by whoever started the process, standard output is None.
     terminal = sys.stdout is not None and sys.stdout.isatty()
     as_json = settings.log_format == "json" or (settings.log_format is None and not terminal)
     with logging_to(sys.stdout, level=settings.log_level, as_json=as_json):
         try:
-            asyncio.run(serve(settings, shutdown_trigger=_signalled))
+            asyncio.run(run())
         except ListenError as error:
             _tell((str(error),))
             return CANNOT_LISTEN
     return SERVED
 
 
-async def _signalled() -> bool:
-    """Wait for SIGTERM or SIGINT; tell whether callers get time to notice.
-
-    A handler of our own for both: without one, the kernel keeps SIGTERM from a process with the
-    number 1.
-    """
+def _stop_by_signal() -> asyncio.Future[bool]:
+    """Make a future that SIGTERM or SIGINT completes, with whether callers get time to notice."""
     loop = asyncio.get_running_loop()
-    first: asyncio.Future[signal.Signals] = loop.create_future()
+    stop: asyncio.Future[bool] = loop.create_future()
 
     def arrived(signum: signal.Signals) -> None:
-        if first.done():
+        if stop.done():
             os._exit(KILLED_BY + signum)
-        first.set_result(signum)
+        stop.set_result(signum == signal.SIGTERM)
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, arrived, signum)
-    return await first == signal.SIGTERM
+    return stop
 
 
 def _settings(_arguments: argparse.Namespace) -> int:
@@ -221,16 +225,19 @@ def _check(arguments: argparse.Namespace) -> int:
         rpc_timeout=arguments.rpc_timeout,
     )
     if not arguments.watch:
-        finding = client.check(question)
+        finding = asyncio.run(client.check(question))
         print(finding.text)
         return finding.code
     code: int = client.ExitCode.NO_CONNECTION
-    try:
-        for finding in client.watch(question, pause=lambda: time.sleep(_RETRY_EVERY)):
+
+    async def follow() -> None:
+        nonlocal code
+        async for finding in client.watch(question, pause=lambda: asyncio.sleep(_RETRY_EVERY)):
             print(client.timed(finding), flush=True)
             code = finding.code
-    except KeyboardInterrupt:
-        pass
+
+    with suppress(KeyboardInterrupt):
+        asyncio.run(follow())
     return code
 
 

@@ -1,6 +1,7 @@
 """What `ghealth check` does: ask a server, say what it said, and tell it by an exit code."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -60,26 +61,27 @@ _OPTIONS: Final = (
 )
 
 
-def check(question: Question) -> Finding:
+async def check(question: Question) -> Finding:
     """Ask once.
 
     Args:
         question: What to ask whom.
     """
-    with grpc.insecure_channel(question.addr, _OPTIONS) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(question.connect_timeout)
-        except grpc.FutureTimeoutError:
+    async with grpc.aio.insecure_channel(question.addr, _OPTIONS) as channel:
+        if not await _connects(channel, question):
             return _no_connection(question)
-        request = health_pb2.HealthCheckRequest(service=question.service)
         try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=question.rpc_timeout)
-        except grpc.RpcError as error:
+            reply = await health_pb2_grpc.HealthStub(channel).Check(
+                _request(question), timeout=question.rpc_timeout
+            )
+        except grpc.aio.AioRpcError as error:
             return _failure(question, error)
         return _said(reply.status)
 
 
-def watch(question: Question, *, pause: Callable[[], None]) -> Iterator[Finding]:
+async def watch(
+    question: Question, *, pause: Callable[[], Awaitable[None]]
+) -> AsyncGenerator[Finding, None]:
     """Follow the answers, connecting anew whenever the server goes away.
 
     Args:
@@ -90,27 +92,39 @@ def watch(question: Question, *, pause: Callable[[], None]) -> Iterator[Finding]
         Each finding that differs from the one before.
     """
     told = None
-    with grpc.insecure_channel(question.addr, _OPTIONS) as channel:
+    async with grpc.aio.insecure_channel(question.addr, _OPTIONS) as channel:
         while True:
-            for finding in _watch_once(channel, question):
+            async for finding in _watch_once(channel, question):
                 if finding != told:
                     told = finding
                     yield finding
-            pause()
+            await pause()
 
 
-def _watch_once(channel: grpc.Channel, question: Question) -> Iterator[Finding]:
-    try:
-        grpc.channel_ready_future(channel).result(question.connect_timeout)
-    except grpc.FutureTimeoutError:
+async def _watch_once(
+    channel: grpc.aio.Channel, question: Question
+) -> AsyncGenerator[Finding, None]:
+    if not await _connects(channel, question):
         yield _no_connection(question)
         return
-    request = health_pb2.HealthCheckRequest(service=question.service)
     try:
-        for reply in health_pb2_grpc.HealthStub(channel).Watch(request):
+        async for reply in health_pb2_grpc.HealthStub(channel).Watch(_request(question)):
             yield _said(reply.status)
-    except grpc.RpcError as error:
+    except grpc.aio.AioRpcError as error:
         yield _failure(question, error)
+
+
+async def _connects(channel: grpc.aio.Channel, question: Question) -> bool:
+    try:
+        async with asyncio.timeout(question.connect_timeout):
+            await channel.channel_ready()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _request(question: Question) -> health_pb2.HealthCheckRequest:
+    return health_pb2.HealthCheckRequest(service=question.service)
 
 
 def timed(finding: Finding) -> str:
@@ -136,7 +150,7 @@ def _no_connection(question: Question) -> Finding:
     )
 
 
-def _failure(question: Question, error: grpc.RpcError) -> Finding:
+def _failure(question: Question, error: grpc.aio.AioRpcError) -> Finding:
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE and reasons.means_not_serving(details):
         return Finding(

@@ -1,0 +1,275 @@
+"""ghealth beside a real Envoy with Istio's readiness listener, in each state a gateway can be in.
+
+The states are those of a gateway pod as pilot-agent and Envoy produce them: Envoy not up, not
+ready, ready, draining with the agent connected, draining with the agent gone, killed, hanging.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from dev.gateway import READY, SICK, SILENT, Agent, Gateway, free_port, gateway, listens
+from tests import processes
+
+TIMEOUT = 0.5
+IN_TIME = TIMEOUT + 0.2
+SERVING, NOT_SERVING = 1, 2
+
+
+class Asker:
+    """A caller that keeps its connection, and the time that its last answer took."""
+
+    def __init__(self, port: int) -> None:
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        grpc.channel_ready_future(self._channel).result(processes.PATIENCE)
+        self._stub = health_pb2_grpc.HealthStub(self._channel)
+        self.took = 0.0
+
+    def check(self, service: str = "") -> int:
+        started = time.monotonic()
+        reply: Any = self._stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        self.took = time.monotonic() - started
+        status: int = reply.status
+        return status
+
+    def watch(self) -> Any:
+        return self._stub.Watch(health_pb2.HealthCheckRequest(), timeout=processes.PATIENCE)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class Scene:
+    """An Envoy, its agent, a ghealth that asks every time, and a caller."""
+
+    def __init__(self, envoy: Gateway, agent: Agent, ghealth: processes.Server) -> None:
+        self.envoy = envoy
+        self.agent = agent
+        self.ghealth = ghealth
+        self.asker = Asker(ghealth.port)
+
+    def concludes(self, status: int, reason: str | None = None) -> float:
+        """Ask, and assert the answer, its time and, where the status changed, its reason.
+
+        Returns:
+            The seconds that the answer took.
+        """
+        assert self.asker.check() == status
+        took = self.asker.took
+        assert took < IN_TIME
+        assert self.asker.check("liveness") == SERVING
+        if reason is not None:
+            assert self.ghealth.next("status_changed")["reason"] == reason
+        return took
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    with (
+        gateway() as (envoy, agent),
+        processes.server(
+            PROBE_URL=envoy.url, CACHE_TTL="0", PROBE_TIMEOUT=str(TIMEOUT), WATCH_INTERVAL="0.05"
+        ) as ghealth,
+    ):
+        made = Scene(envoy, agent, ghealth)
+        yield made
+        made.asker.close()
+
+
+def test_the_states_of_a_gateways_life(scene: Scene) -> None:
+    """Not up, not ready, ready, draining, killed, up again: each is told truthfully and in time."""
+    scene.envoy.stop()
+    scene.concludes(NOT_SERVING, "connection refused")
+    scene.agent.state = SICK
+    scene.envoy.start()
+    scene.concludes(NOT_SERVING)
+    scene.agent.state = READY
+    scene.concludes(SERVING, "gateway answered 200")
+    scene.agent.state = SICK
+    scene.concludes(NOT_SERVING, "gateway answered 503")
+    scene.agent.state = READY
+    scene.concludes(SERVING, "gateway answered 200")
+    scene.agent.stop()
+    scene.concludes(NOT_SERVING, "gateway answered 503")
+    scene.envoy.stop()
+    scene.concludes(NOT_SERVING)
+
+
+def test_a_gateway_that_hangs(scene: Scene) -> None:
+    """An agent that never answers is NOT_SERVING at PROBE_TIMEOUT, and well again at once."""
+    scene.concludes(SERVING)
+    scene.agent.state = SILENT
+    assert scene.concludes(NOT_SERVING) > TIMEOUT - 0.01
+    scene.agent.state = READY
+    scene.concludes(SERVING)
+
+
+def test_an_envoy_that_is_stopped_in_its_tracks(scene: Scene) -> None:
+    """An Envoy that accepts connections and does nothing more is NOT_SERVING at PROBE_TIMEOUT."""
+    assert scene.envoy.process is not None
+    scene.concludes(SERVING)
+    scene.envoy.process.send_signal(signal.SIGSTOP)
+    assert scene.concludes(NOT_SERVING) > TIMEOUT - 0.01
+    scene.envoy.process.send_signal(signal.SIGCONT)
+    scene.concludes(SERVING)
+
+
+def test_another_path_of_the_listener(scene: Scene) -> None:
+    """A path that the listener does not know is 404: not ready."""
+    with processes.server(PROBE_URL=scene.envoy.url.replace("healthz", "other")) as ghealth:
+        assert ghealth.check().returncode == 4
+        assert ghealth.next("status_changed")["reason"] == "gateway answered 404"
+
+
+def test_watch_follows_the_gateway(scene: Scene) -> None:
+    """A Watch goes through each change of the gateway's mind, and through drain."""
+    watching = scene.asker.watch()
+    assert next(watching).status == SERVING
+    for state, status in [(SICK, NOT_SERVING), (READY, SERVING), (SILENT, NOT_SERVING)]:
+        scene.agent.state = state
+        assert next(watching).status == status
+    scene.agent.state = READY
+    assert next(watching).status == SERVING
+    scene.ghealth.process.send_signal(signal.SIGTERM)
+    assert next(watching).status == NOT_SERVING
+
+
+def test_the_probe_is_asked_as_often_as_promised() -> None:
+    """Twenty callers cause at most two attempts, and with nobody asking there is none."""
+    with (
+        gateway() as (envoy, agent),
+        processes.server(PROBE_URL=envoy.url, CACHE_TTL="60") as ghealth,
+    ):
+        assert agent.asked == 0
+        askers = [Asker(ghealth.port) for _ in range(20)]
+        assert [asker.check() for asker in askers] == [SERVING] * 20
+        assert agent.asked <= 2
+        for asker in askers:
+            asker.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_localhost_without_an_etc_hosts(host: str, tmp_path: Path) -> None:
+    """With an /etc/hosts that is empty, `localhost` reaches Envoy on either address alone."""
+    hosts = tmp_path / "hosts"
+    hosts.touch()
+    script = f'mount --bind {hosts} /etc/hosts && exec "$0" "$@"'
+    hide = ("unshare", "--mount", "--map-root-user", "sh", "-c", script)
+    if subprocess.run([*hide, "true"], capture_output=True, check=False).returncode:
+        assert "CI" not in os.environ, "CI must be able to make a namespace"
+        pytest.skip("no namespaces of mounts on this machine")
+    with (
+        Agent() as agent,
+        Gateway(agent, host=host) as envoy,
+        processes.server(*hide, PROBE_URL=envoy.url) as ghealth,
+    ):
+        assert ghealth.check().stdout == "status: SERVING\n"
+
+
+def test_a_node_without_ipv6() -> None:
+    """With the default LISTEN, a node without IPv6 serves on IPv4."""
+    script = "ip link set lo up && echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
+    alone = ("unshare", "--net", "--map-root-user", "sh", "-c", f'{script} && exec "$0" "$@"')
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        assert "CI" not in os.environ, "CI must be able to make a namespace"
+        pytest.skip("no namespaces of networks on this machine")
+    with processes.server(*alone, LISTEN="[::]:25021") as ghealth:
+        namespace = f"--net=/proc/{ghealth.process.pid}/ns/net"
+        said = subprocess.run(
+            ["nsenter", namespace, *processes.COMMAND, "check", "--service=liveness"],
+            env=processes.environment(),
+            capture_output=True,
+            text=True,
+            timeout=processes.PATIENCE,
+            check=False,
+        )
+    assert said.stdout == "status: SERVING\n"
+
+
+def test_a_stopped_and_continued_process_serves_nothing_stale() -> None:
+    """Trap 15: an answer from before a SIGSTOP is not served after the SIGCONT."""
+    with (
+        gateway() as (envoy, agent),
+        processes.server(PROBE_URL=envoy.url, CACHE_TTL="1") as ghealth,
+    ):
+        asker = Asker(ghealth.port)
+        assert asker.check() == SERVING
+        ghealth.process.send_signal(signal.SIGSTOP)
+        agent.state = SICK
+        time.sleep(1.1)  # the machine's clock is the one thing that no test can wind on
+        ghealth.process.send_signal(signal.SIGCONT)
+        assert asker.check() == NOT_SERVING
+        asker.close()
+
+
+def test_the_limit_of_descriptors_is_raised() -> None:
+    """Trap 16: the soft limit is raised to the hard one at the start."""
+    limited = ("sh", "-c", 'ulimit -S -n 128 && exec "$0" "$@"')
+    with processes.server(*limited) as ghealth:
+        lines = Path(f"/proc/{ghealth.process.pid}/limits").read_text().splitlines()
+    (soft, hard) = next(line.split()[3:5] for line in lines if line.startswith("Max open files"))
+    assert soft == hard
+    assert int(hard) > 128
+
+
+def test_silent_connections_do_not_blind_it() -> None:
+    """Trap 16: with 128 descriptors, 160 silent connections hold nobody up for long."""
+    limited = ("sh", "-c", 'ulimit -n 128 && exec "$0" "$@"')
+    with processes.server(*limited) as ghealth:
+        silent = [socket.create_connection(("127.0.0.1", ghealth.port)) for _ in range(160)]
+        done = ghealth.check("--service=liveness", "--connect-timeout=10s")
+        assert done.stdout == "status: SERVING\n"
+        for connection in silent:
+            connection.close()
+
+
+def test_a_log_that_nobody_reads_delays_no_answer() -> None:
+    """Trap 23: with a pipe that is full, and with a standard output that is closed, it answers."""
+    port = free_port()
+    settings = {"LISTEN": f"127.0.0.1:{port}", "PROBE_URL": "http://127.0.0.1:1/"}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    while True:
+        try:
+            os.write(writer, b"x" * 4096)
+        except BlockingIOError:
+            break
+    os.set_blocking(writer, True)
+    for command, output in [
+        (processes.COMMAND, writer),
+        (("sh", "-c", 'exec "$0" "$@" >&-', *processes.COMMAND), None),
+    ]:
+        with subprocess.Popen(
+            command, stdout=output, env=processes.environment(**settings)
+        ) as process:
+            try:
+                asker = Asker(port)
+                assert asker.check() == NOT_SERVING
+                assert asker.took < 0.5
+                asker.close()
+            finally:
+                process.send_signal(signal.SIGINT)
+                assert process.wait(processes.PATIENCE) == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_the_gateway_of_make_run_can_be_turned_sick() -> None:
+    """The stand-in for pilot-agent takes its state by PUT, for people."""
+    with gateway() as (envoy, agent):
+        for state in (SICK, READY):
+            url = f"http://127.0.0.1:{agent.port}/{state}"
+            assert httpx.put(url, trust_env=False).status_code == 204
+            assert agent.state == state
+        assert httpx.put(f"http://127.0.0.1:{agent.port}/x", trust_env=False).status_code == 404
+        assert listens(envoy.port)

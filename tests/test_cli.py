@@ -1,0 +1,269 @@
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ghealth import __version__, cli, settings
+from tests import processes
+
+SETTINGS_SHOWN = 14
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1s", 1), ("500ms", 0.5), ("1m30s", 90), ("1h", 3600), ("2", 2), ("0.25", 0.25)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    """Durations read as Go's flags do, or as plain seconds."""
+    assert cli._duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-1s", "1 s", "1d", "s", "1s2", "inf"])
+def test_other_durations_are_refused(text: str) -> None:
+    """What is no time to wait is a mistake."""
+    with pytest.raises(argparse.ArgumentTypeError, match="is no duration"):
+        cli._duration(text)
+
+
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [
+        ("[::]:25021", "127.0.0.1:25021"),
+        ("0.0.0.0:1234", "127.0.0.1:1234"),
+        ("[::1]:1,127.0.0.1:2", "[::1]:1"),
+        ("10.0.0.1:25021", "10.0.0.1:25021"),
+        ("[::]:0", None),
+        ("nonsense", None),
+    ],
+)
+def test_the_own_address(listen: str, address: str | None) -> None:
+    """`ghealth check` finds the ghealth of the same environment."""
+    assert cli._own_address(listen) == address
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["check", "--nonsense"], ["check", "--rpc-timeout", "x"], ["check", "--serv=a"]],
+)
+def test_a_bad_argument_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """What the command line does not know is told in one line, exit code 1."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("ghealth")
+    assert said.count("\n") == 1
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """--help names the commands and exit codes, --version the version."""
+    for arguments, expected in [
+        (["--help"], ["serve", "check", "settings", "exit codes", "4 not serving"]),
+        (["check", "--help"], ["--addr", "--service", "--connect-timeout", "--rpc-timeout"]),
+        (["--version"], [f"ghealth {__version__}"]),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == 0
+        said = capsys.readouterr().out
+        assert all(word in said for word in expected)
+
+
+def test_settings_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ghealth settings` shows value, default and meaning of every variable."""
+    monkeypatch.setenv("GHEALTH_CACHE_TTL", "0.5")
+    assert cli.main(["settings"]) == 0
+    said = capsys.readouterr().out
+    assert "GHEALTH_CACHE_TTL=0.5\n    default: 1\n    Seconds for which" in said
+    assert said.count("\n    default: ") == SETTINGS_SHOWN
+
+
+@pytest.fixture(autouse=True)
+def _handlers_are_restored() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve"], ["settings"]])
+def test_mistakes_in_the_settings(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """All mistakes are told, a line each, on standard error, exit code 1."""
+    monkeypatch.setenv("GHEALTH_CACHE_TTL", "x")
+    monkeypatch.setenv("GHEALTH_LISTEM", "x")
+    assert cli.main(arguments) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert [line.split()[:2] for line in said.err.splitlines()] == [
+        ["ghealth:", "GHEALTH_LISTEM"],
+        ["ghealth:", "GHEALTH_CACHE_TTL"],
+    ]
+
+
+def test_a_check_without_an_address_needs_a_port(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a free port in GHEALTH_LISTEN, nobody but the user can say whom to ask."""
+    monkeypatch.setenv("GHEALTH_LISTEN", "[::]:0")
+    assert cli.main(["check"]) == 1
+    assert "say --addr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dashes", ["-", "--"])
+def test_flags_of_grpc_health_probe(dashes: str) -> None:
+    """The names are grpc-health-probe's, with one dash or two, `=` or not."""
+    with processes.server() as ghealth:
+        done = processes.run(
+            "check",
+            f"{dashes}addr=127.0.0.1:{ghealth.port}",
+            f"{dashes}service",
+            "liveness",
+            f"{dashes}connect-timeout=5s",
+            f"{dashes}rpc-timeout",
+            "5000ms",
+        )
+    assert (done.returncode, done.stdout) == (0, "status: SERVING\n")
+
+
+def test_a_check_asks_its_own_environments_ghealth() -> None:
+    """Without --addr, a check asks this machine on the port of GHEALTH_LISTEN."""
+    with processes.server() as ghealth:
+        done = processes.run("check", "--service=liveness", LISTEN=f"[::]:{ghealth.port}")
+    assert (done.returncode, done.stdout) == (0, "status: SERVING\n")
+
+
+def test_exit_codes_of_a_check() -> None:
+    """Not serving is 4, an RPC that failed 3, no connection 2."""
+    with processes.server(PROBE_URL="http://127.0.0.1:1/") as ghealth:
+        assert ghealth.check().returncode == 4
+        assert ghealth.check("--service", "nobody").returncode == 3
+        unheard = ghealth.port
+    done = processes.run("check", "--addr", f"127.0.0.1:{unheard}", "--connect-timeout=200ms")
+    assert done.returncode == 2
+
+
+def test_watch_prints_changes_until_interrupted() -> None:
+    """Each change is a line with its time; Ctrl-C ends with the code of the last one."""
+    with processes.server(PROBE_URL="http://127.0.0.1:1/", DRAIN_DELAY="20") as ghealth:
+        command = [*processes.COMMAND, "check", "--watch", "--addr", f"127.0.0.1:{ghealth.port}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            assert 'responded with "NOT_SERVING"' in watching.stdout.readline()
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(processes.PATIENCE) == 4
+
+
+def test_a_pipe_that_closes_is_no_bug() -> None:
+    """As for any tool in a pipe, the reader's end ends it without a stack."""
+    command = [*processes.COMMAND, "check", "--addr", "127.0.0.1:1", "--connect-timeout=1ms"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as checking:
+        assert checking.stdout is not None
+        checking.stdout.close()
+        assert checking.stderr is not None
+        assert checking.stderr.read() == ""
+        assert checking.wait(processes.PATIENCE) == 128 + signal.SIGPIPE
+
+
+def test_a_taken_port_is_one_line() -> None:
+    """A taken port ends with exit code 2 and one line, without a word from gRPC's core."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        done = processes.run(LISTEN=f"[::]:{port}")
+    assert done.returncode == 2
+    assert done.stderr == f"ghealth: cannot listen on [::]:{port}: Address already in use\n"
+    assert done.stdout == ""
+
+
+def test_interrupting_anything_else_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during a check ends it without a stack."""
+
+    def interrupted(_: argparse.Namespace) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_check", interrupted)
+    assert cli.main(["check"]) == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("signum", "events"),
+    [
+        (signal.SIGTERM, ["draining", "stopping", "stopped"]),
+        (signal.SIGINT, ["draining", "stopping", "stopped"]),
+    ],
+)
+def test_a_signal_ends_it_in_order(signum: signal.Signals, events: list[str]) -> None:
+    """SIGTERM and SIGINT end it with exit code 0 and a line for each phase."""
+    with processes.server(DRAIN_DELAY="0.1" if signum == signal.SIGTERM else "20") as ghealth:
+        assert ghealth.ended_by(signum) == 0
+        assert [line["event"] for line in ghealth.rest()] == events
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    """Whoever does not want to wait for the drain signals again."""
+    with processes.server(DRAIN_DELAY="60") as ghealth:
+        ghealth.process.send_signal(signal.SIGTERM)
+        ghealth.next("draining")
+        assert ghealth.ended_by(signal.SIGTERM) == 128 + signal.SIGTERM
+
+
+def test_before_it_serves_sigterm_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 22: the time of the imports is no time in which SIGTERM goes unheard."""
+
+    def load() -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(settings, "load", load)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve"])
+    assert ended.value.code == 128 + signal.SIGTERM
+
+
+def test_the_first_line_tells_what_differs_from_the_defaults() -> None:
+    """The start is one line with the settings that are not the defaults, secrets masked."""
+    secret = "http://me:s3cret@127.0.0.1:1/"
+    with processes.server(CACHE_TTL="0.5", PROBE_URL=secret) as ghealth:
+        assert ghealth.started["settings"] == {
+            "GHEALTH_LISTEN": "127.0.0.1:0",
+            "GHEALTH_PROBE_URL": "http://***@127.0.0.1:1/",
+            "GHEALTH_CACHE_TTL": "0.5",
+            "GHEALTH_LOG_FORMAT": "json",
+        }
+
+
+def test_as_process_number_1_it_heeds_sigterm() -> None:
+    """Trap 22: with the number 1 in its namespace, SIGTERM still ends it."""
+    unshare = ("unshare", "--pid", "--fork", "--kill-child", "--map-root-user")
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        assert "CI" not in os.environ, "CI must be able to make a namespace"
+        pytest.skip("no namespaces of processes on this machine")
+    with processes.server(*unshare, DRAIN_DELAY="0") as ghealth:
+        (child,) = child_of(ghealth.process.pid)
+        os.kill(child, signal.SIGTERM)
+        assert ghealth.process.wait(processes.PATIENCE) == 0
+
+
+def child_of(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as children:  # noqa: PTH123
+        return [int(number) for number in children.read().split()]
+
+
+def test_it_runs_as_a_module_and_as_a_command() -> None:
+    """`ghealth` and `python -m ghealth` are the same."""
+    script = os.path.join(os.path.dirname(sys.executable), "ghealth")  # noqa: PTH118, PTH120
+    said = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout == processes.run("--version").stdout == f"ghealth {__version__}\n"
