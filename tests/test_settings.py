@@ -98,7 +98,17 @@ def test_settings_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MISTAKES = {
     "GHEALTH_LISTEN": ["", "25021", ":25021", "::1:25021", "[::]:65536", "a:1,", "[gw]:1", "a:-1"],
-    "GHEALTH_PROBE_URL": ["", "gw:15021", "ftp://gw/", "http://", "http://gw:99999/", "http://g:0"],
+    "GHEALTH_PROBE_URL": [
+        "",
+        "gw:15021",
+        "ftp://gw/",
+        "http://",
+        "http://gw:99999/",
+        "http://g:0",
+        "http://[gw/",
+        "http://g w/",
+        "http://\x01/",
+    ],
     "GHEALTH_PROBE_TIMEOUT": ["", "0", "-1", "3s", "nan", "inf", "3601"],
     "GHEALTH_PROBE_SUCCESS_CODES": ["", "ok", "503", "0-999"],
     "GHEALTH_SERVICES": [

@@ -49,13 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     command: Callable[[argparse.Namespace], int] = parsed.command
     try:
-        return command(parsed)
+        code = command(parsed)
+        print(end="", flush=True)  # now, while somebody can still say that it failed
     except KeyboardInterrupt:
         return KILLED_BY + signal.SIGINT
     except BrokenPipeError:
         # As for any tool in a pipe: whoever read the output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return KILLED_BY + signal.SIGPIPE
+    return code
 
 
 class _Parser(argparse.ArgumentParser):

@@ -115,12 +115,10 @@ async def _watch_once(
 
 
 async def _connects(channel: grpc.aio.Channel, question: Question) -> bool:
-    try:
-        async with asyncio.timeout(question.connect_timeout):
-            await channel.channel_ready()
-    except TimeoutError:
-        return False
-    return True
+    ready = asyncio.create_task(channel.channel_ready())
+    connected, _ = await asyncio.wait((ready,), timeout=question.connect_timeout)
+    ready.cancel()
+    return bool(connected)
 
 
 def _request(question: Question) -> health_pb2.HealthCheckRequest:

@@ -44,7 +44,9 @@ def _url(text: object) -> httpx.URL:
     except httpx.InvalidURL:
         raise ValueError(text) from None
     usable = (
-        url.scheme in ("http", "https") and url.host and (url.port is None or url.port in _PORTS)
+        url.scheme in ("http", "https")
+        and _HOST.fullmatch(url.raw_host)
+        and (url.port is None or url.port in _PORTS)
     )
     if not usable:
         raise ValueError(text)
@@ -81,6 +83,7 @@ def _services(text: str) -> Mapping[str, httpx.URL]:
     return services
 
 
+_HOST: Final = re.compile(rb"[0-9A-Za-z._:-]+")  # httpx escapes what is no host
 _PORTS: Final = range(1, 65536)
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"([!-~]([\t -~]*[!-~])?)?")

@@ -1,0 +1,64 @@
+"""Makes the tables of the documentation from the code; `tests/test_docs.py` holds them to it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ghealth import reasons
+from ghealth.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+
+REASONS = {
+    reasons.answered(503): "the status line, whatever the code; ready if it is a success code",
+    reasons.no_answer_within(3): "`PROBE_TIMEOUT` ran out",
+    reasons.REFUSED: "nobody listens there: Envoy is not up, or was killed",
+    reasons.RESET: "the connection was reset before an answer",
+    reasons.CLOSED: "the peer hung up before its headers were complete",
+    reasons.UNREACHABLE: "no route to the target, or the kernel gave up",
+    reasons.NOT_HTTP: "what came back is no HTTP/1.1",
+    reasons.NAME_UNRESOLVED: "the host of the URL has no address",
+    reasons.CERTIFICATE: "the target's certificate is not trusted, or not for that name",
+    reasons.TLS: "no TLS at all at the other end, or none that fits",
+    reasons.DRAINING: "ghealth is stopping",
+    reasons.CALLER_LEFT_NO_TIME: "the caller's deadline comes before the gateway's answer",
+    reasons.INTERNAL_ERROR: "a bug of ghealth's: its stack is in the log",
+}
+
+
+def settings() -> str:
+    """Tell every variable with its default and meaning."""
+    rows = [
+        f"| `{row.variable}` | {f'`{row.default}`' if row.default else 'unset'} | {row.meaning} |"
+        for row in Settings.model_construct().rows()
+    ]
+    return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])
+
+
+def reasons_given() -> str:
+    """Tell every reason for not serving and what it means."""
+    rows = [f"| `{reason}` | {meaning} |" for reason, meaning in REASONS.items()]
+    return "\n".join(["| reason | what happened |", "|---|---|", *rows])
+
+
+TABLES: dict[str, Callable[[], str]] = {"settings": settings, "reasons": reasons_given}
+PAGES = (ROOT / "README.md",)
+
+
+def filled(text: str) -> str:
+    """Fill in the tables that a page asks for."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: made by `make tables` -->", f"<!-- end of {name} -->"
+        before, found, after = text.partition(begin)
+        if found:
+            text = f"{before}{begin}\n{table()}\n{end}{after.partition(end)[2]}"
+    return text
+
+
+def main() -> None:
+    """Write the tables into the pages."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dev.tables import PAGES, REASONS, filled
+from ghealth import reasons
+from ghealth.client import ExitCode
+from ghealth.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+def test_the_tables_are_the_codes(page: Path) -> None:
+    """What `make tables` would write is what the page says."""
+    assert page.read_text() == filled(page.read_text())
+    assert "`GHEALTH_CACHE_TTL` | `1` |" in README
+
+
+def test_every_reason_is_in_the_table() -> None:
+    """No reason for not serving is left unexplained, and none is invented."""
+    texts = {value for name, value in vars(reasons).items() if name.isupper() and name[0] != "_"}
+    constant = {text for text in texts if isinstance(text, str) and reasons.means_not_serving(text)}
+    assert constant == texts - {reasons.ALIVE, reasons.UNKNOWN_SERVICE}
+    assert constant < set(REASONS)
+    assert all(map(reasons.means_not_serving, REASONS))
+
+
+def test_every_variable_named_in_the_documentation_exists() -> None:
+    """No page names a variable that ghealth does not know, but for what Kubernetes injects."""
+    known = {f"GHEALTH_{field.upper()}" for field in Settings.model_fields}
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        assert set(re.findall(r"GHEALTH_[A-Z_]+", page.read_text())) <= known | {"GHEALTH_PORT"}
+
+
+def test_the_exit_codes_of_a_check_are_in_the_readme() -> None:
+    """Each exit code has a row."""
+    for code in ExitCode:
+        assert re.search(rf"^\| {code.value} \|", README, re.MULTILINE)
+
+
+def test_make_lists_its_targets() -> None:
+    """`make` alone names every target with what it does."""
+    said = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    targets = re.search(r"^\.PHONY: help (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert targets is not None
+    for target in targets[1].split():
+        assert re.search(rf"^  make {target} +\S", said, re.MULTILINE), target
