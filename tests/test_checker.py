@@ -431,5 +431,5 @@ def test_watch_properties(steps: list[tuple[str, float]], service: str) -> None:
 def test_every_reason_for_not_serving_is_known_to_clients() -> None:
     """What a checker says when it is not serving is recognized by `ghealth check`."""
     for health in (DRAINING, CALLER_LEFT_NO_TIME, INTERNAL_ERROR, NOT_SERVING, LATE):
-        assert reasons.means_not_serving(health.reason)
-    assert not reasons.means_not_serving("failed to connect to all addresses")
+        assert reasons.is_known(health.reason)
+    assert not reasons.is_known("failed to connect to all addresses")

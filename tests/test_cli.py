@@ -12,7 +12,7 @@ import pytest
 from ghealth import __version__, cli, settings
 from tests import processes
 
-SETTINGS_SHOWN = 14
+SETTINGS_SHOWN = 16
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,48 @@ def test_exit_codes_of_a_check() -> None:
         unheard = ghealth.port
     done = processes.run("check", "--addr", f"127.0.0.1:{unheard}", "--connect-timeout=200ms")
     assert done.returncode == 2
+
+
+def test_a_check_as_an_alb() -> None:
+    """The verdict is the exit code and the last line; what makes it worthless is on stderr."""
+    with processes.server(PROBE_URL="http://127.0.0.1:1/") as ghealth:
+        done = ghealth.check("--as", "alb")
+        assert done.returncode == 4
+        assert done.stdout.splitlines()[-1] == "unhealthy"
+        assert "'connection refused'" in done.stdout
+        assert done.stderr == ""
+        done = ghealth.check("--as=alb", "--path=/AWS.ALB/healthcheck", "--matcher=0-99")
+        assert done.returncode == 0
+        assert done.stdout.splitlines()[-1] == "healthy"
+        assert done.stderr.startswith("warning: the matcher 0-99 passes any answer")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--path", "/a.B/C"],
+        ["--matcher", "0"],
+        ["--as", "alb", "--watch"],
+        ["--as", "alb", "--service", "a"],
+        ["--as", "alb", "--addr", "localhost"],
+    ],
+)
+def test_what_an_alb_does_not_do_is_a_mistake(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """Flags that do not go together are told in one line."""
+    assert cli.main(["check", *arguments]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--path", "a b"], ["--path", ""], ["--matcher", "100"], ["--as", "nlb"]]
+)
+def test_what_an_alb_does_not_take_is_a_mistake(arguments: list[str]) -> None:
+    """A path without a slash and a matcher over 99 are bad arguments."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", *arguments])
+    assert ended.value.code == 1
 
 
 def test_watch_prints_changes_until_interrupted() -> None:

@@ -8,7 +8,7 @@ from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from ghealth import reflection
-from ghealth.servicer import FILES
+from ghealth.servicer import descriptions
 
 VERSIONS = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
 
@@ -16,7 +16,7 @@ VERSIONS = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
 @asynccontextmanager
 async def reflecting() -> AsyncGenerator[grpc.aio.Channel, None]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers(reflection.handlers(FILES))
+    server.add_generic_rpc_handlers(reflection.handlers(descriptions()))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -43,13 +43,22 @@ async def test_both_versions_list_the_services(version: str) -> None:
         reply = await ask(channel, version, list_services="")
     names = [service.name for service in reply.list_services_response.service]
     assert names == sorted(
-        ["grpc.health.v1.Health", *(f"{version}.ServerReflection" for version in VERSIONS)]
+        [
+            "AWS.ALB",
+            "grpc.health.v1.Health",
+            *(f"{version}.ServerReflection" for version in VERSIONS),
+        ]
     )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
-    "symbol", ["grpc.health.v1.Health", *(f"{version}.ServerReflection" for version in VERSIONS)]
+    "symbol",
+    [
+        "AWS.ALB",
+        "grpc.health.v1.Health",
+        *(f"{version}.ServerReflection" for version in VERSIONS),
+    ],
 )
 async def test_everything_listed_is_described(version: str, symbol: str) -> None:
     """Whoever asks what a listed service looks like gets the file that defines it."""

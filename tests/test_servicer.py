@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -10,11 +11,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ghealth.answers import POLICIES
 from ghealth.checker import Checker
 from ghealth.servicer import ANSWER_AHEAD, SERVICE_NAME, HealthServicer
 from ghealth.status import GATEWAY, Status
 from tests import wire
-from tests.fakes import SICK, FakeProbe, Notes
+from tests.fakes import READY, SICK, FakeProbe, Notes
 
 SERVING = health_pb2.HealthCheckResponse(status=1)
 NOT_SERVING = health_pb2.HealthCheckResponse(status=2)
@@ -44,7 +46,11 @@ Serve = Callable[..., Any]
 def serve() -> Serve:
     @asynccontextmanager
     async def serving(
-        probe: FakeProbe, *, max_watches: int = 100, more: dict[str, FakeProbe] | None = None
+        probe: FakeProbe,
+        *,
+        policy: str = "auto",
+        max_watches: int = 100,
+        more: dict[str, FakeProbe] | None = None,
     ) -> AsyncGenerator[Served, None]:
         checker = Checker(
             {GATEWAY: probe, **(more or {})},
@@ -54,8 +60,9 @@ def serve() -> Serve:
             observe=Notes(),
         )
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        servicer = HealthServicer(checker, max_watches=max_watches)
-        server.add_generic_rpc_handlers((servicer.handlers(),))
+        answer = functools.partial(POLICIES[policy], status_callers=("grpc-", "Envoy/HC"))
+        servicer = HealthServicer(checker, answer=answer, max_watches=max_watches)
+        server.add_generic_rpc_handlers(servicer.handlers())
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(30):
@@ -285,3 +292,90 @@ async def test_a_bug_in_answering_reads_as_not_serving(
         reply = await wire.call(served.port, wire.EMPTY_MESSAGE, path=path)
     assert (reply.code, reply.headers["grpc-message"]) == (14, "internal error")
     assert [record.getMessage() for record in caplog.records] == ["answering failed"]
+
+
+ALB_PATH = "/AWS.ALB/healthcheck"
+BY_POLICY = [
+    ("auto", "grpc-go/1.70.0", 0),
+    ("auto", "ELB-HealthChecker/2.0", 14),
+    ("auto", "", 14),
+    ("status", "ELB-HealthChecker/2.0", 0),
+    ("code", "grpc-go/1.70.0", 14),
+]
+
+
+@pytest.mark.parametrize(("policy", "user_agent", "code"), BY_POLICY)
+async def test_a_check_is_answered_by_policy(
+    serve: Serve, policy: str, user_agent: str, code: int
+) -> None:
+    """NOT_SERVING is a status or a code with the reason, by policy and user agent."""
+    headers = [("user-agent", user_agent)] if user_agent else []
+    async with serve(FakeProbe(SICK), policy=policy) as served:
+        reply = await wire.call(served.port, wire.EMPTY_MESSAGE, headers=headers)
+    assert reply.code == code
+    assert reply.data == (b"\0\0\0\0\2\x08\2" if code == 0 else b"")
+    assert reply.headers["grpc-message"] == ("" if code == 0 else "gateway answered 503")
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "host instead of :authority": {"without": (":authority",), "headers": [("host", "AWSALB")]},
+    "a deadline": {"headers": [("grpc-timeout", "5S")]},
+    "content-length": {"headers": [("content-length", "5")]},
+    "accept-encoding": {"headers": [("accept-encoding", "gzip, compressed")]},
+    "application/grpc+proto": {
+        "without": ("content-type",),
+        "headers": [("content-type", "application/grpc+proto")],
+    },
+    "trailing metadata": {"trailers": [("x-trailer", "y")]},
+    "gzip": {"headers": [("grpc-encoding", "gzip")], "data": wire.gzipped(b"")},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("says", "code"), [(READY, 0), (SICK, 14)])
+@pytest.mark.parametrize("path", [wire.CHECK, ALB_PATH])
+async def test_every_form_of_request_is_answered(
+    serve: Serve, path: str, says: Any, code: int, form: str
+) -> None:
+    """However a caller puts it, the answer is the truth, and on Check never 1 or 12."""
+    options = dict(FORMS[form])
+    data = options.pop("data", wire.EMPTY_MESSAGE)
+    async with serve(FakeProbe(says)) as served:
+        reply = await wire.call(served.port, data, path=path, **options)
+    assert reply.code == (12 if path == ALB_PATH and code == 0 else code)
+
+
+@pytest.mark.parametrize("missing", ["te", ":authority"])
+async def test_what_grpc_refuses_is_refused_at_once(serve: Serve, missing: str) -> None:
+    """A request that is no gRPC at all is reset by gRPC's core: no answer, but no hang either."""
+    async with serve(FakeProbe()) as served:
+        with pytest.raises(AssertionError, match="the server reset the call"):
+            await wire.call(served.port, wire.EMPTY_MESSAGE, without=(missing,))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_the_albs_default_path_is_honest(serve: Serve, policy: str) -> None:
+    """12 when ready and 14 when not, to every caller, whatever the policy and the message."""
+    probe = FakeProbe()
+    async with serve(probe, policy=policy) as served:
+        for data in [(), (b"",), (wire.EMPTY_MESSAGE,), (b"\0\0\0\0\1\xff",)]:
+            reply = await wire.call(served.port, *data, path=ALB_PATH)
+            assert (reply.code, reply.headers["grpc-message"]) == (12, "gateway answered 200")
+        probe.says = SICK
+        reader = [("user-agent", "grpc-go/1.70.0")]
+        reply = await wire.call(served.port, wire.EMPTY_MESSAGE, path=ALB_PATH, headers=reader)
+        assert (reply.code, reply.headers["grpc-message"]) == (14, "gateway answered 503")
+        served.checker.drain()
+        reply = await wire.call(served.port, wire.EMPTY_MESSAGE, path=ALB_PATH)
+        assert (reply.code, reply.headers["grpc-message"]) == (14, "draining")
+
+
+async def test_whoever_asks_on_the_default_path_is_advised_once(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line recommends the path and matcher that can be read by everyone."""
+    async with serve(FakeProbe()) as served:
+        for _ in range(3):
+            await wire.call(served.port, wire.EMPTY_MESSAGE, path=ALB_PATH)
+    (line,) = caplog.records
+    assert "/grpc.health.v1.Health/Check and the matcher 0" in line.getMessage()

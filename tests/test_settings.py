@@ -38,6 +38,8 @@ def test_the_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None
         "GHEALTH_SERVICES": "{}",
         "GHEALTH_CACHE_TTL": "1",
         "GHEALTH_WATCH_INTERVAL": "1",
+        "GHEALTH_ANSWER": "auto",
+        "GHEALTH_STATUS_CALLERS": "grpc-,Envoy/HC",
         "GHEALTH_REFLECTION": "true",
         "GHEALTH_DRAIN_DELAY": "5",
         "GHEALTH_SHUTDOWN_GRACE": "1",
@@ -59,6 +61,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "SERVICES": ('{"a.B": "http://b:1/"}', {"a.B": httpx.URL("http://b:1/")}),
     "CACHE_TTL": ("0", 0.0),
     "WATCH_INTERVAL": ("0.01", 0.01),
+    "ANSWER": ("code", "code"),
+    "STATUS_CALLERS": ("grpc-, Probe/1", ("grpc-", "Probe/1")),
     "REFLECTION": ("false", False),
     "DRAIN_DELAY": ("0", 0.0),
     "SHUTDOWN_GRACE": ("3600", 3600.0),
@@ -82,6 +86,11 @@ def test_success_codes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     found = settings(monkeypatch, PROBE_SUCCESS_CODES="200,204")
     assert 204 in found.probe_success_codes
     assert found.changed() == {"GHEALTH_PROBE_SUCCESS_CODES": "200,204"}
+
+
+def test_nobody_may_read_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty STATUS_CALLERS is a list of nobody."""
+    assert settings(monkeypatch, STATUS_CALLERS="").status_callers == ()
 
 
 def test_every_variable_has_a_test_of_its_own() -> None:
@@ -122,6 +131,8 @@ MISTAKES = {
     ],
     "GHEALTH_CACHE_TTL": ["-0.1", "nan", "one"],
     "GHEALTH_WATCH_INTERVAL": ["0"],
+    "GHEALTH_ANSWER": ["", "Auto", "both"],
+    "GHEALTH_STATUS_CALLERS": [",", "grpc-,", "a b"],
     "GHEALTH_REFLECTION": ["maybe", ""],
     "GHEALTH_DRAIN_DELAY": ["-1"],
     "GHEALTH_SHUTDOWN_GRACE": ["x"],

@@ -1,6 +1,7 @@
 """A gRPC client of raw HTTP/2 frames, for what no well-behaved client sends."""
 
 import asyncio
+import gzip
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,12 @@ import h2.events
 
 EMPTY_MESSAGE = b"\0\0\0\0\0"
 CHECK = "/grpc.health.v1.Health/Check"
+
+
+def gzipped(message: bytes) -> bytes:
+    """Frame a message as gRPC does a compressed one."""
+    compressed = gzip.compress(message)
+    return b"\1" + len(compressed).to_bytes(4, "big") + compressed
 
 
 @dataclass
@@ -39,6 +46,7 @@ async def call(
     ends: bool = True,
     headers: Iterable[tuple[str, str]] = (),
     without: Sequence[str] = (),
+    trailers: Sequence[tuple[str, str]] = (),
 ) -> Reply:
     """Make one call on a connection of its own and take the reply, within 10 s.
 
@@ -49,6 +57,7 @@ async def call(
         ends: Whether the request ends at all.
         headers: Sent beside the usual ones.
         without: Usual ones to leave out.
+        trailers: Sent after the data, to end the request.
     """
     usual = [
         (":method", "POST"),
@@ -68,7 +77,10 @@ async def call(
             connection.initiate_connection()
             connection.send_headers(1, [*sent, *headers], end_stream=ends and not data)
             for number, frame in enumerate(data, 1):
-                connection.send_data(1, frame, end_stream=ends and number == len(data))
+                last = ends and not trailers and number == len(data)
+                connection.send_data(1, frame, end_stream=last)
+            if trailers:
+                connection.send_headers(1, trailers, end_stream=True)
             writer.write(connection.data_to_send())
             return await _reply(connection, reader, writer)
     finally:

@@ -12,15 +12,18 @@ from typing import Final, NoReturn
 
 from ghealth import __version__
 from ghealth.address import ANY_IPV4, ANY_IPV6, Address
+from ghealth.matcher import GRPC_CODES, Matcher
 
 SERVED: Final = 0
 MISTAKEN: Final = 1
 CANNOT_LISTEN: Final = 2
+UNHEALTHY: Final = 4
 KILLED_BY: Final = 128
 """Added to a signal's number, as shells do."""
 
 DEFAULT_LISTEN: Final = "[::]:25021"
 
+_PATH: Final = re.compile(r"/[!-~]*")
 _RETRY_EVERY: Final = 1.0
 _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "": 1.0}
 _NUMBER: Final = r"[0-9]+(?:\.[0-9]+)?"
@@ -30,7 +33,8 @@ _PART: Final = re.compile(rf"({_NUMBER})(h|ms|m|s|)")
 _EXIT_CODES: Final = f"""\
 exit codes of serve:  0 stopped when told to, 1 a mistake in the settings, 2 cannot listen,
                       {KILLED_BY} + n ended at once by a second signal n
-exit codes of check:  0 serving, 1 bad arguments, 2 no connection, 3 RPC failed, 4 not serving
+exit codes of check:  0 serving, 1 bad arguments, 2 no connection, 3 RPC failed, 4 not serving;
+                      as an ALB 0 healthy, 4 unhealthy
 """
 
 
@@ -134,13 +138,27 @@ def _parser() -> argparse.ArgumentParser:
         "-rpc-timeout",
         metavar="DURATION",
         type=_duration,
-        default=1.0,
-        help="time for the answer (default: 1s)",
+        help="time for the answer (default: 1s; for the whole check of an ALB 5s)",
     )
     check.add_argument(
         "--watch",
         action="store_true",
         help="print each change with its time, until interrupted",
+    )
+    alb = check.add_argument_group(
+        "what a load balancer would conclude",
+        "Replays an AWS ALB's own health check, against any gRPC server.",
+    )
+    alb.add_argument("--as", dest="as_", choices=["alb"], help="whom to stand in for")
+    alb.add_argument(
+        "--path",
+        type=_path,
+        help="the target group's health check path (default: /grpc.health.v1.Health/Check)",
+    )
+    alb.add_argument(
+        "--matcher",
+        type=_grpc_codes,
+        help="its success codes: 0 or 0,12 or 0-99 (default: 0)",
     )
     return parser
 
@@ -153,6 +171,20 @@ def _duration(text: str) -> float:
     if not seconds:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration: 1s, 500ms or plain seconds")
     return seconds
+
+
+def _path(text: str) -> str:
+    if not _PATH.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no path: /package.Service/Method")
+    return text
+
+
+def _grpc_codes(text: str) -> Matcher:
+    try:
+        return Matcher.parse(text, GRPC_CODES)
+    except ValueError:
+        message = f"{text!r} is no matcher: codes from 0 to 99, 0 or 0,12 or 0-5"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _serve(_arguments: argparse.Namespace) -> int:
@@ -213,18 +245,21 @@ def _settings(_arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from ghealth import client
-
-    addr = arguments.addr
-    if addr is None:
-        addr = _own_address(os.environ.get("GHEALTH_LISTEN", DEFAULT_LISTEN))
+    addr = arguments.addr or _own_address(os.environ.get("GHEALTH_LISTEN", DEFAULT_LISTEN))
     if addr is None:
         return _tell(("GHEALTH_LISTEN names no port to ask: say --addr HOST:PORT",))
+    if arguments.as_ is not None:
+        return _check_as_alb(addr, arguments)
+    if arguments.path or arguments.matcher:
+        return _tell(("--path and --matcher go with --as alb",))
+
+    from ghealth import client
+
     question = client.Question(
         addr=addr,
         service=arguments.service,
         connect_timeout=arguments.connect_timeout,
-        rpc_timeout=arguments.rpc_timeout,
+        rpc_timeout=arguments.rpc_timeout or client.RPC_TIMEOUT,
     )
     if not arguments.watch:
         finding = asyncio.run(client.check(question))
@@ -241,6 +276,29 @@ def _check(arguments: argparse.Namespace) -> int:
     with suppress(KeyboardInterrupt):
         asyncio.run(follow())
     return code
+
+
+def _check_as_alb(addr: str, arguments: argparse.Namespace) -> int:
+    from ghealth import alb
+
+    if arguments.watch or arguments.service:
+        return _tell(("an ALB neither watches nor names a service: --as alb goes without them",))
+    try:
+        address = Address.parse(addr)
+    except ValueError:
+        return _tell((f"{addr!r} is no address: HOST:PORT",))
+    conclusion = asyncio.run(
+        alb.check(
+            address,
+            arguments.path or alb.DEFAULT_PATH,
+            arguments.matcher or Matcher.parse(alb.DEFAULT_MATCHER, GRPC_CODES),
+            arguments.rpc_timeout or alb.DEFAULT_TIMEOUT,
+        )
+    )
+    print(conclusion.text)
+    for warning in conclusion.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return SERVED if conclusion.healthy else UNHEALTHY
 
 
 def _own_address(listen: str) -> str | None:

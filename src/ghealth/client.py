@@ -54,6 +54,9 @@ class Question:
     rpc_timeout: float
 
 
+RPC_TIMEOUT: Final = 1.0
+"""Seconds for the answer unless the user says otherwise, as for grpc-health-probe."""
+
 _OPTIONS: Final = (
     # HTTP_PROXY is not for a question to one's own machine.
     ("grpc.enable_http_proxy", 0),
@@ -150,7 +153,7 @@ def _no_connection(question: Question) -> Finding:
 
 def _failure(question: Question, error: grpc.aio.AioRpcError) -> Finding:
     code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE and reasons.means_not_serving(details):
+    if code is grpc.StatusCode.UNAVAILABLE and reasons.is_known(details):
         return Finding(
             ExitCode.NOT_SERVING, f'service unhealthy (responded with "UNAVAILABLE": {details})'
         )

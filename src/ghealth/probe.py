@@ -1,15 +1,15 @@
 """Asking a target whether it is ready: one attempt, one value."""
 
-import re
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Protocol
+from typing import Final, Protocol
 
 import httpx
 
 from ghealth import __version__, reasons
+from ghealth.matcher import Matcher
 
 LOOPBACK: Final = ("127.0.0.1", "::1")
 """Where `localhost` is, whatever /etc/hosts says: Istio binds its readiness listener to the IPv6
@@ -35,51 +35,6 @@ class Probe(Protocol):
     async def __call__(self) -> ProbeResult:
         """Make one attempt. It may hang: the caller bounds its time by cancelling it."""
         ...
-
-
-_CODES: Final = re.compile(r"([0-9]{3})(?:-([0-9]{3}))?")
-
-
-@dataclass(frozen=True, slots=True)
-class SuccessCodes:
-    """The HTTP status codes that mean ready, in the syntax of an ALB's matcher.
-
-    Args:
-        ranges: First and last code of each range, both included.
-    """
-
-    LOWEST: ClassVar = 200
-    HIGHEST: ClassVar = 499
-
-    ranges: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def parse(cls, text: str) -> "SuccessCodes":
-        """Read `200`, `200,204` or `200-299`.
-
-        Codes from 200 to 499, as for an ALB (ELBv2 API reference, `Matcher.HttpCode`): with 5xx
-        among them a draining gateway would count as ready.
-
-        Args:
-            text: What the operator wrote.
-
-        Raises:
-            ValueError: If the text is anything else.
-        """
-        ranges = []
-        for part in text.split(","):
-            match = _CODES.fullmatch(part.strip())
-            first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-            if not cls.LOWEST <= first <= last <= cls.HIGHEST:
-                raise ValueError(text)
-            ranges.append((first, last))
-        return cls(tuple(ranges))
-
-    def __contains__(self, code: int) -> bool:
-        return any(first <= code <= last for first, last in self.ranges)
-
-    def __str__(self) -> str:
-        return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in self.ranges)
 
 
 def transport_for(urls: Sequence[httpx.URL]) -> httpx.AsyncHTTPTransport:
@@ -117,7 +72,7 @@ class HttpProbe:
         self,
         url: httpx.URL,
         *,
-        success_codes: SuccessCodes,
+        success_codes: Matcher,
         headers: Mapping[str, str],
         transport: httpx.AsyncBaseTransport,
     ) -> None:

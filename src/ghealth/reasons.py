@@ -41,7 +41,7 @@ def no_answer_within(seconds: float) -> str:
     return f"no answer within {seconds:g} s"
 
 
-_NOT_SERVING: Final = re.compile(
+_KNOWN: Final = re.compile(
     "|".join(
         (
             *map(
@@ -67,12 +67,12 @@ _NOT_SERVING: Final = re.compile(
 )
 
 
-def means_not_serving(text: str) -> bool:
-    """Whether `text` is one of ghealth's reasons for NOT_SERVING.
+def is_known(text: str) -> bool:
+    """Whether `text` is a reason that ghealth gives with an error.
 
-    A client uses it to tell an UNAVAILABLE that ghealth sent from one that gRPC made up itself.
+    A client uses it to tell a code that ghealth chose from one that gRPC or a proxy made up.
 
     Args:
         text: The `grpc-message` of an error.
     """
-    return _NOT_SERVING.fullmatch(text) is not None
+    return _KNOWN.fullmatch(text) is not None

@@ -5,14 +5,15 @@ from typing import Final
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
-from google.protobuf.descriptor import FileDescriptor
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 V1ALPHA: Final = reflection.SERVICE_NAME
 V1: Final = V1ALPHA.replace("v1alpha", "v1")
 
 
-def handlers(files: Sequence[FileDescriptor]) -> tuple[grpc.GenericRpcHandler, ...]:
+def handlers(
+    files: Sequence[descriptor_pb2.FileDescriptorProto],
+) -> tuple[grpc.GenericRpcHandler, ...]:
     """Tell gRPC what answers reflection.
 
     grpcio-reflection knows v1alpha alone. The messages of v1 are the same, under another package
@@ -24,8 +25,8 @@ def handlers(files: Sequence[FileDescriptor]) -> tuple[grpc.GenericRpcHandler, .
     pool = descriptor_pool.DescriptorPool()
     services = [V1, V1ALPHA]
     for file in files:
-        pool.AddSerializedFile(file.serialized_pb)
-        services += (service.full_name for service in file.services_by_name.values())
+        pool.Add(file)
+        services += (f"{file.package}.{service.name}" for service in file.service)
     v1alpha = descriptor_pb2.FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)
     pool.Add(v1alpha)
     pool.Add(_renamed(v1alpha, "v1alpha", "v1"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import functools
 import logging
 import resource
 import socket
@@ -13,6 +14,7 @@ import grpc
 
 from ghealth import reflection, servicer
 from ghealth.address import ANY_IPV4, ANY_IPV6, Address
+from ghealth.answers import POLICIES
 from ghealth.checker import Checker
 from ghealth.logs import StatusLog, log_event
 from ghealth.probe import HttpProbe, transport_for
@@ -82,10 +84,16 @@ async def serve(
         stack.push_async_callback(checker.close)
 
         server = grpc.aio.server(options=OPTIONS)
-        health = servicer.HealthServicer(checker, max_watches=settings.max_watches)
-        server.add_generic_rpc_handlers((health.handlers(),))
+        health = servicer.HealthServicer(
+            checker,
+            answer=functools.partial(
+                POLICIES[settings.answer], status_callers=settings.status_callers
+            ),
+            max_watches=settings.max_watches,
+        )
+        server.add_generic_rpc_handlers(health.handlers())
         if settings.reflection:
-            server.add_generic_rpc_handlers(reflection.handlers(servicer.FILES))
+            server.add_generic_rpc_handlers(reflection.handlers(servicer.descriptions()))
         # Stopping waits out the grace for an open Watch, so watches end before it.
         stack.push_async_callback(server.stop, settings.shutdown_grace)
         stack.callback(checker.end_watches)

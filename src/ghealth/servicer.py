@@ -1,4 +1,7 @@
-"""grpc.health.v1.Health over a Checker: the only place that knows health.proto's messages."""
+"""grpc.health.v1.Health, and the ALB's default path, over a Checker.
+
+The only place that knows health.proto's messages.
+"""
 
 import asyncio
 import contextlib
@@ -8,17 +11,20 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn, TypeVar
 
 import grpc
+from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from ghealth import reasons
+from ghealth.answers import Answer
 from ghealth.checker import Checker
-from ghealth.status import Status
+from ghealth.logs import log_event
+from ghealth.status import GATEWAY, Health, Status
 
 SERVICE_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-FILES: Final = (health_pb2.DESCRIPTOR,)
-"""Describe the services that the servicer answers for, to those who ask by reflection."""
+ALB_SERVICE, ALB_METHOD = "AWS.ALB", "healthcheck"
+"""What an ALB's gRPC target group calls unless it is told something better."""
 
 ANSWER_AHEAD: Final = 0.05
 """Seconds before a caller's own deadline at which it is answered: after it, nothing arrives."""
@@ -35,6 +41,21 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 Reply = TypeVar("Reply")
 Message = TypeVar("Message")
 
+
+def descriptions() -> tuple[descriptor_pb2.FileDescriptorProto, ...]:
+    """Describe the services that are answered here, to those who ask by reflection.
+
+    No file of AWS's describes its default path, so it is made up here: no fields in, none out.
+    """
+    health = descriptor_pb2.FileDescriptorProto.FromString(health_pb2.DESCRIPTOR.serialized_pb)
+    package, _, name = ALB_SERVICE.partition(".")
+    alb = descriptor_pb2.FileDescriptorProto(name="aws_alb.proto", package=package, syntax="proto3")
+    alb.message_type.add(name="Empty")
+    empty = f".{package}.Empty"
+    alb.service.add(name=name).method.add(name=ALB_METHOD, input_type=empty, output_type=empty)
+    return (health, alb)
+
+
 _REPLIES: Final[dict[Status, bytes]] = {
     status: health_pb2.HealthCheckResponse(status=status.value).SerializeToString()
     for status in Status
@@ -42,32 +63,41 @@ _REPLIES: Final[dict[Status, bytes]] = {
 
 
 class HealthServicer:
-    """Answers Check, Watch and List.
+    """Answers Check, Watch and List, and the ALB's default path.
 
     Args:
         checker: Knows the health of every service.
+        answer: Chooses what a Check tells, from a service's health and the caller's user agent.
         max_watches: Most watches open at once; further ones are refused, Check never is.
     """
 
-    def __init__(self, checker: Checker, *, max_watches: int) -> None:
+    def __init__(
+        self, checker: Checker, *, answer: Callable[[Health, str], Answer], max_watches: int
+    ) -> None:
         self._checker = checker
+        self._answer = answer
         self._max_watches = max_watches
         self._watches = 0
+        self._told_of_default_path = False
 
-    def handlers(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Tell gRPC what answers which path.
 
         Every method is registered as one that takes a stream of raw messages. It is the same on
         the wire, and the only way to answer every form of request: as a unary one, grpc.aio never
         answers a caller that sends no message, and a malformed message never gets here.
         """
-        return grpc.method_handlers_generic_handler(
-            SERVICE_NAME,
-            {
-                "Check": grpc.stream_unary_rpc_method_handler(_answering(self.check)),
-                "Watch": grpc.stream_stream_rpc_method_handler(_answering(self.watch)),
-                "List": grpc.stream_unary_rpc_method_handler(_answering(self.list)),
-            },
+        health: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "Check": grpc.stream_unary_rpc_method_handler(_answering(self.check)),
+            "Watch": grpc.stream_stream_rpc_method_handler(_answering(self.watch)),
+            "List": grpc.stream_unary_rpc_method_handler(_answering(self.list)),
+        }
+        alb: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            ALB_METHOD: grpc.stream_unary_rpc_method_handler(_answering(self.default_path))
+        }
+        return (
+            grpc.method_handlers_generic_handler(SERVICE_NAME, health),
+            grpc.method_handlers_generic_handler(ALB_SERVICE, alb),
         )
 
     async def check(self, context: Context) -> bytes:
@@ -80,7 +110,10 @@ class HealthServicer:
         health = await self._checker.check(request.service, patience=_patience(context))
         if health.status is Status.SERVICE_UNKNOWN:
             await _abort(context, grpc.StatusCode.NOT_FOUND, health.reason)
-        return _REPLIES[health.status]
+        answer = self._answer(health, _user_agent(context))
+        if answer.code is not grpc.StatusCode.OK:
+            await _abort(context, answer.code, answer.reason)
+        return _REPLIES[answer.status]
 
     async def watch(self, context: Context) -> None:
         """Answer one Watch: the status now, then each change.
@@ -126,6 +159,30 @@ class HealthServicer:
         ).SerializeToString()
         return reply
 
+    async def default_path(self, context: Context) -> bytes:
+        """Make the ALB's defaults honest: path `/AWS.ALB/healthcheck`, matcher 12.
+
+        Any gRPC server answers 12 (UNIMPLEMENTED) to a path that it does not know, so a target
+        group left at its defaults can never fail. Here it is 12 when the gateway is ready and
+        14 (UNAVAILABLE) when it is not, whatever the answer policy says.
+
+        Args:
+            context: The call; its message, if any, is not read.
+        """
+        if not self._told_of_default_path:
+            self._told_of_default_path = True
+            log_event(
+                _log,
+                logging.WARNING,
+                "default_path_asked",
+                f"somebody asks on the ALB's default path /{ALB_SERVICE}/{ALB_METHOD}: give the "
+                f"target group the path /{SERVICE_NAME}/Check and the matcher 0",
+            )
+        health = await self._checker.check(GATEWAY, patience=_patience(context))
+        serving = health.status is Status.SERVING
+        code = grpc.StatusCode.UNIMPLEMENTED if serving else grpc.StatusCode.UNAVAILABLE
+        return await _abort(context, code, health.reason)
+
 
 def _answering(
     method: Callable[[Context], Awaitable[Reply]],
@@ -148,6 +205,12 @@ def _answering(
 async def _abort(context: Context, code: grpc.StatusCode, reason: str) -> NoReturn:
     """End a call with trailers alone: set_code() and a return would send an empty message too."""
     await context.abort(code, reason)
+
+
+def _user_agent(context: Context) -> str:
+    """Tell the caller's user agent, empty if it has none."""
+    metadata = dict(context.invocation_metadata() or ())
+    return str(metadata.get("user-agent", ""))
 
 
 def _patience(context: Context) -> float | None:

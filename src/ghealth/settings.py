@@ -13,7 +13,8 @@ from pydantic import Field, PlainValidator, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ghealth.address import Address
-from ghealth.probe import SuccessCodes
+from ghealth.answers import POLICIES
+from ghealth.matcher import HTTP_CODES, Matcher
 from ghealth.status import GATEWAY, LIVENESS
 
 PREFIX: Final = "GHEALTH_"
@@ -36,6 +37,23 @@ class _Takes:
 
 def _addresses(text: str) -> tuple[Address, ...]:
     return tuple(map(Address.parse, text.split(",")))
+
+
+def _http_codes(text: str) -> Matcher:
+    return Matcher.parse(text, HTTP_CODES)
+
+
+def _policy(text: str) -> str:
+    if text not in POLICIES:
+        raise ValueError(text)
+    return text
+
+
+def _prefixes(text: str) -> tuple[str, ...]:
+    prefixes = tuple(map(str.strip, text.split(","))) if text else ()
+    if any(not _WORD.fullmatch(prefix) for prefix in prefixes):
+        raise ValueError(text)
+    return prefixes
 
 
 def _url(text: object) -> httpx.URL:
@@ -83,6 +101,7 @@ def _services(text: str) -> Mapping[str, httpx.URL]:
     return services
 
 
+_WORD: Final = re.compile(r"[!-+\--~]+")  # printable, no comma
 _HOST: Final = re.compile(rb"[0-9A-Za-z._:-]+")  # httpx escapes what is no host
 _PORTS: Final = range(1, 65536)
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -126,15 +145,15 @@ class Settings(BaseSettings):
         Field(description="Seconds for one whole attempt, from the connection to the headers"),
     ] = 3.0
     probe_success_codes: Annotated[
-        SuccessCodes,
+        Matcher,
         NoDecode,
-        PlainValidator(SuccessCodes.parse),
+        PlainValidator(_http_codes),
         _Takes("codes from 200 to 499 as in an ALB's matcher: 200 or 200,204 or 200-299"),
         Field(
             description="The HTTP status codes that mean ready, from 200 to 499, in the syntax of "
             "an ALB's matcher: `200`, `200,204`, `200-299`"
         ),
-    ] = SuccessCodes.parse("200-299")
+    ] = _http_codes("200-299")
     probe_headers: Annotated[
         Mapping[str, str],
         NoDecode,
@@ -163,6 +182,26 @@ class Settings(BaseSettings):
     watch_interval: Annotated[
         SomeSeconds, Field(description="Seconds between looks while somebody watches")
     ] = 1.0
+    answer: Annotated[
+        str,
+        PlainValidator(_policy),
+        _Takes(" or ".join(POLICIES)),
+        Field(
+            description="What a caller gets that asks for a service that is not serving: `status` "
+            "(`OK` + `NOT_SERVING`), `code` (`UNAVAILABLE`), or `auto`: the status for callers "
+            "known to read it, the code for all others"
+        ),
+    ] = "auto"
+    status_callers: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        PlainValidator(_prefixes),
+        _Takes("comma-separated beginnings of words, such as grpc-,Envoy/HC"),
+        Field(
+            description="Who reads the status: a caller whose user agent has a word that begins "
+            "with one of these; a list replaces the default"
+        ),
+    ] = ("grpc-", "Envoy/HC")
     reflection: Annotated[
         bool,
         _Takes("true or false"),

@@ -1,0 +1,42 @@
+import pytest
+
+from ghealth.matcher import GRPC_CODES, HTTP_CODES, Matcher
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("200", [200], [199, 201, 204]),
+        ("200,204", [200, 204], [201, 203]),
+        ("200-299", [200, 250, 299], [199, 300]),
+        ("200-204, 401", [202, 401], [400, 205]),
+    ],
+)
+def test_success_codes_are_an_albs_matcher(
+    text: str, inside: list[int], outside: list[int]
+) -> None:
+    """Codes, lists and ranges mean what they mean in an ALB's matcher, both ends included."""
+    codes = Matcher.parse(text, HTTP_CODES)
+    assert all(code in codes for code in inside)
+    assert not any(code in codes for code in outside)
+    assert str(codes) == text.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ok", "20", "2000", "299-200", "200-", "-200", "200,", "199", "500", "200-500"]
+)
+def test_other_success_codes_are_mistakes(text: str) -> None:
+    """What is no matcher of an ALB is refused, 5xx among them: a draining gateway answers 503."""
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        Matcher.parse(text, HTTP_CODES)
+
+
+@pytest.mark.parametrize(("text", "known"), [("0", True), ("0-99", True), ("12,100", False)])
+def test_the_codes_of_grpc_go_from_0_to_99(text: str, known: bool) -> None:
+    """A matcher for gRPC takes what an ALB's takes."""
+    try:
+        Matcher.parse(text, GRPC_CODES)
+    except ValueError:
+        assert not known
+    else:
+        assert known
