@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
+
 from ghealth import reasons
+from ghealth.answers import POLICIES
 from ghealth.settings import Settings
+from ghealth.status import Health, Status
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,8 +44,33 @@ def reasons_given() -> str:
     return "\n".join(["| reason | what happened |", "|---|---|", *rows])
 
 
-TABLES: dict[str, Callable[[], str]] = {"settings": settings, "reasons": reasons_given}
-PAGES = (ROOT / "README.md",)
+STATUS_READER, ALB = "grpc-go/1.70.0", "ELB-HealthChecker/2.0"
+
+
+def answers() -> str:
+    """Tell what each policy answers to a caller that reads the status, and to an ALB."""
+    sick = Health(Status.NOT_SERVING, reasons.answered(503))
+    callers = Settings.model_construct().status_callers
+    rows = []
+    for name, policy in POLICIES.items():
+        told = [policy(sick, agent, callers) for agent in (STATUS_READER, ALB)]
+        cells = [
+            f"`OK` + `{answer.status.name}`"
+            if answer.code.value[0] == 0
+            else f"`{answer.code.name}`"
+            for answer in told
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    head = "| `GHEALTH_ANSWER` | a gRPC client, when not ready | an ALB, when not ready |"
+    return "\n".join([head, "|---|---|---|", *rows])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "reasons": reasons_given,
+    "answers": answers,
+}
+PAGES = (ROOT / "README.md", ROOT / "docs" / "callers.md")
 
 
 def filled(text: str) -> str:
