@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import grpc
-
 from ghealth import reasons
 from ghealth.answers import POLICIES
 from ghealth.settings import Settings
@@ -56,7 +54,7 @@ def answers() -> str:
         told = [policy(sick, agent, callers) for agent in (STATUS_READER, ALB)]
         cells = [
             f"`OK` + `{answer.status.name}`"
-            if answer.code.value[0] == 0
+            if answer.code.name == "OK"
             else f"`{answer.code.name}`"
             for answer in told
         ]

@@ -211,11 +211,13 @@ def _serve(_arguments: argparse.Namespace) -> int:
     as_json = settings.log_format == "json" or (settings.log_format is None and not terminal)
     with logging_to(sys.stdout, level=settings.log_level, as_json=as_json):
         try:
-            asyncio.run(run())
+            asyncio.Runner().run(run())
         except ListenError as error:
             _tell((str(error),))
             return CANNOT_LISTEN
-    return SERVED
+    # Everything is closed. A regular end would wait for threads, and one that asks a silent name
+    # server for the gateway's address comes back after many seconds.
+    os._exit(SERVED)
 
 
 def _stop_by_signal() -> asyncio.Future[bool]:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,6 +195,42 @@ def test_a_node_without_ipv6() -> None:
             check=False,
         )
     assert said.stdout == "status: SERVING\n"
+
+
+SILENT_NAME_SERVER = """
+import os, socket, sys
+silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+silent.bind(("127.0.0.1", 53))
+silent.set_inheritable(True)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_silent_name_server_holds_up_nothing(tmp_path: Path) -> None:
+    """While a look-up hangs, answers come in time and the end does not wait for it."""
+    resolver = tmp_path / "resolv.conf"
+    resolver.write_text("nameserver 127.0.0.1\n")
+    script = f"ip link set lo up && mount --bind {resolver} /etc/resolv.conf"
+    enter = ("unshare", "--net", "--mount", "--map-root-user", "sh", "-c", f'{script} && exec "$@"')
+    alone = (*enter, "sh", sys.executable, "-c", SILENT_NAME_SERVER)
+    if subprocess.run([*alone, "/bin/true"], capture_output=True, check=False).returncode:
+        assert "CI" not in os.environ, "CI must be able to make a namespace"
+        pytest.skip("no namespaces of networks on this machine")
+    url = "http://gateway.example:15021/"
+    with processes.server(*alone, PROBE_URL=url, PROBE_TIMEOUT="0.5") as ghealth:
+        namespace = f"--net=/proc/{ghealth.process.pid}/ns/net"
+        addr = f"127.0.0.1:{ghealth.port}"
+        subprocess.run(
+            ["nsenter", namespace, *processes.COMMAND, "check", "--addr", addr],
+            env=processes.environment(),
+            timeout=processes.PATIENCE,
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+        assert ghealth.next("status_changed")["reason"] == "no answer within 0.5 s"
+        started = time.monotonic()
+        assert ghealth.ended_by(signal.SIGINT) == 0
+        assert time.monotonic() - started < 1
 
 
 def test_a_stopped_and_continued_process_serves_nothing_stale() -> None:
