@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test lint fmt tables lock clean
+.PHONY: help env run test interop interop-table lint fmt tables lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -29,6 +29,12 @@ test: env ## every test, with branch coverage
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
+interop: env ## what real callers conclude: the kubelet, Envoy, grpc-go, grpc-js, grpcurl, curl
+	$(BIN)/python -m interop --page docs/callers.md
+
+interop-table: env ## the same, and write its tables into docs/callers.md
+	$(BIN)/python -m interop --page docs/callers.md --write
+
 lint: env ## ruff, mypy --strict, the layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -47,4 +53,4 @@ lock: env ## write requirements/*.txt anew from pyproject.toml
 	$(BIN)/python -m dev.lock
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) interop/.bin interop/node/node_modules .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

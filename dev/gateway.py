@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -180,15 +180,18 @@ class Gateway:
         Raises:
             RuntimeError: If it does not; the text is what Envoy said.
         """
-        with tempfile.TemporaryFile() as said:
-            command = [str(ENVOY), "--config-yaml", self._config, "--disable-hot-restart"]
-            command += ["--concurrency", "1", "--log-level", "warning"]
+        command = [str(ENVOY), "--config-yaml", self._config, "--disable-hot-restart"]
+        command += ["--concurrency", "1", "--log-level", "warning"]
+        with tempfile.TemporaryFile() as said, ExitStack() as stack:
+            # Whatever interrupts the wait, no Envoy is left running.
+            stack.callback(self.stop)
             self.process = subprocess.Popen(command, stdout=said, stderr=said)
             if not wait_until(lambda: listens(self.port, self._host) or self._ended()):
                 self.stop()
             if self._ended():
                 said.seek(0)
                 raise RuntimeError(f"Envoy did not start:\n{said.read().decode()}")
+            stack.pop_all()
 
     def stop(self) -> None:
         """End Envoy at once, as pilot-agent does when it stops draining."""
