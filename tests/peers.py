@@ -24,25 +24,22 @@ class Target:
         self._reads = reads
         self.port = 0
         self.requests: list[bytes] = []
-        self.open = 0
+        self.talks: set[asyncio.Task[None]] = set()
 
-    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection to its end.
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Begin to serve one connection."""
+        talk = asyncio.create_task(self._talk(reader, writer))
+        self.talks.add(talk)
+        talk.add_done_callback(self.talks.discard)
+        talk.add_done_callback(lambda _: writer.close())
 
-        Args:
-            reader: What the peer says.
-            writer: What it is told.
-        """
-        self.open += 1
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if self._reads:
                 self.requests.append(await reader.readuntil(b"\r\n\r\n"))
             await self._behaviour(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
-        finally:
-            self.open -= 1
-            writer.close()
 
 
 @asynccontextmanager
@@ -62,26 +59,15 @@ async def target(
         reads: Whether it waits for the request's headers first.
     """
     made = Target(behaviour, reads=reads)
-    talks: set[asyncio.Task[None]] = set()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        talks.add(task)
-        try:
-            await made.talk(reader, writer)
-        finally:
-            talks.discard(task)
-
-    server = await asyncio.start_server(accept, host, 0, ssl=tls)
+    server = await asyncio.start_server(made.accept, host, 0, ssl=tls)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made
     finally:
         server.close()
-        for task in list(talks):
-            task.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
+        for talk in made.talks:
+            talk.cancel()
+        await asyncio.gather(*made.talks, return_exceptions=True)
 
 
 def says(data: bytes) -> Behaviour:

@@ -2,6 +2,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import looptime
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghealth import reasons
-from ghealth.checker import Checker
+from ghealth.checker import Checker, Observer
 from ghealth.probe import ProbeResult
 from ghealth.status import (
     ALIVE,
@@ -43,7 +44,7 @@ def now() -> float:
 def checker_of(
     *probes: FakeProbe,
     cache_ttl: float = 1,
-    observe: Notes | None = None,
+    observe: Observer | None = None,
     clock: Callable[[], float] = now,
 ) -> Checker:
     """Make a checker whose time is the loop's: virtual, and moving only when all tasks wait."""
@@ -234,6 +235,61 @@ async def test_observers_learn_of_every_attempt_and_of_nothing_else() -> None:
     await checker.check(GATEWAY)
     await checker.check(LIVENESS)
     assert notes.taken == [(GATEWAY, NOT_SERVING)]
+
+
+async def test_an_observer_that_fails_changes_no_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What an observer raises is logged, and the caller has its answer."""
+
+    def broken(service: str, health: Health) -> None:
+        raise ZeroDivisionError(service, health)
+
+    assert await checker_of(FakeProbe(), observe=broken).check(GATEWAY) == SERVING
+    assert [record.getMessage() for record in caplog.records] == ["observing failed"]
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_cancelling_a_caller_at_any_await_leaves_nothing(turns: int) -> None:
+    """Wherever a check is cancelled, the attempt goes on for the others, and nothing is left."""
+    before = asyncio.all_tasks()
+    probe = FakeProbe()
+    probe.gate.clear()
+    checker = checker_of(probe)
+    callers = [asyncio.create_task(checker.check(GATEWAY)) for _ in range(2)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    callers[0].cancel()
+    probe.gate.set()
+    assert await callers[1] == SERVING
+    await asyncio.wait(callers)
+    assert asyncio.all_tasks() == before
+    assert await checker.check(GATEWAY) == SERVING
+    assert probe.attempts == 1
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_cancelling_a_watcher_at_any_await_leaves_nothing(turns: int) -> None:
+    """Wherever a watch is cancelled, it ends, and so does its asking."""
+    before = asyncio.all_tasks()
+    probe = FakeProbe()
+    checker = checker_of(probe)
+
+    async def follow() -> None:
+        async with aclosing(checker.watch(GATEWAY)) as watching:
+            async for _ in watching:
+                pass
+
+    watcher = asyncio.create_task(follow())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    watcher.cancel()
+    await asyncio.wait((watcher,))
+    await asyncio.sleep(1)
+    asked = probe.attempts
+    await asyncio.sleep(3600)
+    assert probe.attempts == asked
+    assert asyncio.all_tasks() == before
 
 
 async def test_draining_answers_those_who_wait_at_once() -> None:

@@ -25,11 +25,18 @@ CODES = Matcher.parse("200-299", HTTP_CODES)
 async def probed(
     url: str, codes: Matcher = CODES, headers: dict[str, str] | None = None
 ) -> ProbeResult:
-    """Make one attempt through a transport of its own."""
+    """Make one attempt."""
     parsed = httpx.URL(url)
-    async with transport_for([parsed]) as transport:
-        probe = HttpProbe(parsed, success_codes=codes, headers=headers or {}, transport=transport)
-        return await probe()
+    probe = HttpProbe(
+        parsed, success_codes=codes, headers=headers or {}, transport=transport_for([parsed])
+    )
+    return await probe()
+
+
+def probe_of(gateway: Target) -> HttpProbe:
+    """Make a probe of a target."""
+    url = httpx.URL(f"http://127.0.0.1:{gateway.port}/")
+    return HttpProbe(url, success_codes=CODES, headers={}, transport=transport_for([url]))
 
 
 async def request_to(behaving: Target, **options: Any) -> list[str]:
@@ -82,19 +89,16 @@ ENDLESS = (
 async def test_every_misbehaviour_is_a_value_in_time(behaviour: Behaviour, reason: str) -> None:
     """However a peer misbehaves, the check reads NOT_SERVING with a fixed reason, in time."""
     async with target(behaviour) as gateway:
-        url = httpx.URL(f"http://127.0.0.1:{gateway.port}/")
-        async with transport_for([url]) as transport:
-            probe = HttpProbe(url, success_codes=CODES, headers={}, transport=transport)
-            checker = Checker(
-                {GATEWAY: probe},
-                probe_timeout=TIMEOUT,
-                cache_ttl=1,
-                watch_interval=1,
-                observe=Notes(),
-            )
-            started = time.monotonic()
-            health = await checker.check(GATEWAY)
-            assert time.monotonic() - started < TIMEOUT + 0.2
+        checker = Checker(
+            {GATEWAY: probe_of(gateway)},
+            probe_timeout=TIMEOUT,
+            cache_ttl=1,
+            watch_interval=1,
+            observe=Notes(),
+        )
+        started = time.monotonic()
+        health = await checker.check(GATEWAY)
+        assert time.monotonic() - started < TIMEOUT + 0.2
     assert (health.status, health.reason) == (Status.NOT_SERVING, reason)
 
 
@@ -155,9 +159,8 @@ async def test_each_attempt_has_a_connection_of_its_own() -> None:
         closed.set()
 
     async with target(keeps_alive) as gateway:
-        url = httpx.URL(f"http://127.0.0.1:{gateway.port}/")
-        async with transport_for([url]) as transport, asyncio.timeout(5):
-            probe = HttpProbe(url, success_codes=CODES, headers={}, transport=transport)
+        probe = probe_of(gateway)
+        async with asyncio.timeout(5):
             for _ in range(3):
                 closed.clear()
                 assert (await probe()).ready
@@ -167,18 +170,42 @@ async def test_each_attempt_has_a_connection_of_its_own() -> None:
 
 
 async def test_a_cancelled_attempt_leaves_no_connection() -> None:
-    """An attempt that runs out of time hangs up."""
-    hung_up = asyncio.Event()
+    """An attempt that runs out of time hangs up on a gateway that still has the request."""
+    asked, hung_up = asyncio.Event(), asyncio.Event()
 
     async def waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
         await is_silent(reader, writer)
         hung_up.set()
 
     async with target(waits) as gateway, asyncio.timeout(5):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await probed(f"http://127.0.0.1:{gateway.port}/")
+        attempt = asyncio.create_task(probe_of(gateway)())
+        await asked.wait()
+        attempt.cancel()
         await hung_up.wait()
+        assert attempt.cancelled()
+
+
+async def test_cancelling_an_attempt_at_any_await_leaves_nothing() -> None:
+    """Wherever an attempt is cancelled, its connection is closed and no task is left."""
+
+    async def answers_and_waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        assert await reader.read() == b""
+
+    async with target(answers_and_waits) as gateway, asyncio.timeout(20):
+        probe = probe_of(gateway)
+        before = asyncio.all_tasks()
+        for turns in range(60):
+            attempt = asyncio.create_task(probe())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            attempt.cancel()
+            await asyncio.wait((attempt,))
+            assert attempt.cancelled() or attempt.result().ready
+            while asyncio.all_tasks() != before:  # noqa: ASYNC110 - the peer's end on their own
+                await asyncio.sleep(0)
+        assert attempt.result().ready, "the last one was to be cancelled after its end"
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])

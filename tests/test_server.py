@@ -315,8 +315,78 @@ async def told_to_calm_down(options: list[tuple[str, int]], pings: int, every: f
 
 async def test_the_ping_floor_is_the_one_that_works() -> None:
     """Trap 17: the option's name is read by gRPC: with a low floor, frequent pings are welcome."""
-    options = dict(server.OPTIONS)
+    options = dict(server.options(100))
     assert await told_to_calm_down(list(options.items()), pings=6, every=0.02)
     low = options | {PING_FLOOR: 10}
     assert PING_FLOOR in options
     assert not await told_to_calm_down(list(low.items()), pings=6, every=0.02)
+
+
+@pytest.mark.parametrize(
+    ("size", "code"),
+    [
+        (1024, grpc.StatusCode.NOT_FOUND),
+        (16 * 1024 + 1, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+async def test_a_message_has_a_bounded_size(run: Run, size: int, code: grpc.StatusCode) -> None:
+    """A request that is no name of a service is refused before it is taken in."""
+    async with run() as running, asking(running.port) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.Check(CHECK(service="x" * size))
+    assert raised.value.code() is code
+
+
+@pytest.mark.parametrize(("size", "refused"), [(4 * 1024, False), (17 * 1024, True)])
+async def test_headers_have_a_bounded_size(run: Run, size: int, refused: bool) -> None:
+    """A few KiB of headers are taken, a flood of them is refused."""
+    async with run() as running, asking(running.port) as stub:
+        call = stub.Check(LIVENESS, metadata=[("x-flood", "x" * size)])
+        code = await call.code()
+    assert code is (grpc.StatusCode.RESOURCE_EXHAUSTED if refused else grpc.StatusCode.OK)
+
+
+async def test_a_connection_full_of_watches_has_room_for_a_check(run: Run) -> None:
+    """Trap 18: with all watches of MAX_WATCHES on one connection, a Check on it is answered."""
+    async with run(MAX_WATCHES="120") as running, asking(running.port) as stub:
+        watching = [stub.Watch(LIVENESS) for _ in range(120)]
+        for watch in watching:
+            assert (await watch.read()).status == 1
+        assert (await stub.Check(LIVENESS, timeout=5)).status == 1
+        for watch in watching:
+            watch.cancel()
+
+
+async def test_an_idle_connection_is_let_go(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The option's name is read by gRPC: a connection without calls ends after the idle time."""
+    idle = "grpc.max_connection_idle_ms"
+    options = dict(server.options(100))
+    assert idle in options
+    monkeypatch.setattr(server, "options", lambda _: list((options | {idle: 100}).items()))
+    async with run() as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        connection = h2.connection.H2Connection()
+        connection.initiate_connection()
+        writer.write(connection.data_to_send())
+        async with asyncio.timeout(5):
+            while not reader.at_eof():
+                await reader.read(1000)
+        writer.close()
+
+
+async def test_a_hundred_watchers_learn_of_drain_at_once(run: Run) -> None:
+    """Within 100 ms of the signal every watcher has NOT_SERVING, and none lengthens the end."""
+    async with (
+        target(answers(200)) as gateway,
+        run(PROBE_URL=url_of(gateway), DRAIN_DELAY="1", SHUTDOWN_GRACE="10") as running,
+        asking(running.port) as stub,
+    ):
+        watching = [stub.Watch(CHECK()) for _ in range(100)]
+        for watch in watching:
+            assert (await watch.read()).status == 1
+        told = [asyncio.create_task(watch.read()) for watch in watching]
+        ending = asyncio.create_task(running.ended(drains=True))
+        done, late = await asyncio.wait(told, timeout=0.1)
+        assert not late
+        assert {task.result().status for task in done} == {2}
+        assert 0.9 < await ending < 2

@@ -24,7 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Somebody who is told what each attempt found. It must be quick: answers wait for it."""
+    """Somebody who is told what each attempt found.
+
+    It must be quick, since answers wait for it; what it raises is logged and changes none.
+    """
 
     def __call__(self, service: str, health: Health) -> None:
         """Take note of one attempt.
@@ -190,5 +193,8 @@ class Checker:
         status = Status.SERVING if result.ready else Status.NOT_SERVING
         target.health = Health(status, result.reason)
         target.fresh_until = started + self._cache_ttl
-        self._observe(service, target.health)
+        try:
+            self._observe(service, target.health)
+        except Exception:
+            _log.exception("observing failed")
         return target.health

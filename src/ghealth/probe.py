@@ -1,8 +1,9 @@
 """Asking a target whether it is ready: one attempt, one value."""
 
+import functools
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -37,25 +38,27 @@ class Probe(Protocol):
         ...
 
 
-def transport_for(urls: Sequence[httpx.URL]) -> httpx.AsyncHTTPTransport:
-    """Build what every `HttpProbe` of a process sends its requests through.
+Transport = Callable[[], httpx.AsyncBaseTransport]
+"""Makes what one attempt sends its requests through."""
 
-    No connection outlives its attempt: a kept-alive one goes on answering after the listener
-    stopped accepting. No proxy variable is read: `HTTP_PROXY` would carry the loopback probe off.
-    Certificates are verified against the system's store (OpenSSL reads `SSL_CERT_FILE` and
-    `SSL_CERT_DIR`), which is read only if a target wants TLS.
+
+def transport_for(urls: Sequence[httpx.URL]) -> Transport:
+    """Choose how the `HttpProbe`s of a process send their requests.
+
+    Each attempt has a transport of its own, and with it a connection of its own: a kept-alive one
+    goes on answering after the listener stopped accepting, and the pool of a shared transport
+    keeps a trace of attempts that were cancelled at an unlucky moment. No proxy variable is read:
+    `HTTP_PROXY` would carry the loopback probe off. Certificates are verified against the
+    system's store (OpenSSL reads `SSL_CERT_FILE` and `SSL_CERT_DIR`), which is read only if a
+    target wants TLS.
 
     Args:
         urls: All targets of the process.
     """
     wants_tls = any(url.scheme == "https" for url in urls)
-    # False turns no verification off: it only spares the plain-http process the store.
-    return httpx.AsyncHTTPTransport(
-        verify=ssl.create_default_context() if wants_tls else False,
-        trust_env=False,
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        retries=0,
-    )
+    # The bare context of the plain-http process trusts nobody; it spares the transport making one.
+    tls = ssl.create_default_context() if wants_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return functools.partial(httpx.AsyncHTTPTransport, verify=tls, trust_env=False)
 
 
 class HttpProbe:
@@ -65,7 +68,7 @@ class HttpProbe:
         url: The target, http or https; a user and password in it become basic authentication.
         success_codes: The status codes that mean ready.
         headers: Sent with each request, in place of ghealth's own of the same name.
-        transport: Shared by the probes of a process; it closes a connection with its response.
+        transport: Makes what one attempt sends its requests through.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class HttpProbe:
         *,
         success_codes: Matcher,
         headers: Mapping[str, str],
-        transport: httpx.AsyncBaseTransport,
+        transport: Transport,
     ) -> None:
         self._success_codes = success_codes
         self._transport = transport
@@ -90,8 +93,9 @@ class HttpProbe:
         failure = None
         for request in self._requests:
             try:
-                response = await self._transport.handle_async_request(request)
-                await response.aclose()
+                async with self._transport() as transport:
+                    response = await transport.handle_async_request(request)
+                    await response.aclose()
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 # The first address names the reason: the second may be of a family that this
                 # machine does not have, which tells the operator nothing.

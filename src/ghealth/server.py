@@ -23,18 +23,45 @@ from ghealth.status import GATEWAY
 
 _log = logging.getLogger(__name__)
 
-OPTIONS: Final = (
-    # Two servers that share a port split the answers between them; a taken port must be a mistake.
-    ("grpc.so_reuseport", 0),
-    # Connections that open and say nothing hold a descriptor for this long (gRPC's default: 120 s).
-    ("grpc.server_handshake_timeout_ms", 2_000),
-    # A dead watcher is found after interval + timeout instead of two hours and more.
-    ("grpc.keepalive_time_ms", 45_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # Clients may ping every 10 s, with or without calls, before they are told to calm down.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-)
+STREAMS_BESIDE_WATCHES: Final = 100
+"""Calls that one connection may have open beside all the watches there may be."""
+
+
+def options(max_watches: int) -> list[tuple[str, int]]:
+    """Choose gRPC's limits: what a stranger may make this process hold, and for how long.
+
+    Health checks are not authenticated, so everyone who reaches the port is a stranger. gRPC has
+    no limit on the number of calls of all connections that would spare watchers (its
+    `maximum_concurrent_rpcs` counts them, and would refuse Checks), nor on connections: that is
+    the limit of descriptors, which these times keep free.
+
+    Args:
+        max_watches: Most watches open at once.
+    """
+    return [
+        # Two servers that share a port split the answers; a taken port must be a mistake.
+        ("grpc.so_reuseport", 0),
+        # Who connects and says nothing is let go after this time (gRPC's default: 120 s).
+        ("grpc.server_handshake_timeout_ms", 2_000),
+        # Who says nothing more, too: longer than any checker's interval (an ALB's: at most 300 s),
+        # so that Envoy keeps its one connection. A watch is a call, and keeps its connection.
+        ("grpc.max_connection_idle_ms", 600_000),
+        # A dead watcher is found after time + timeout instead of more than two hours.
+        ("grpc.keepalive_time_ms", 45_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Clients may ping every 10 s, with or without calls; then they are told to calm down. This
+        # name works, `grpc.http2.min_recv_ping_interval_without_data_ms` is silently ignored.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 2),
+        # A request is the name of a service: this is plenty (gRPC's default: 4 MiB).
+        ("grpc.max_receive_message_length", 16 * 1024),
+        # Headers are an ALB's 200 bytes or a tracing proxy's few KiB (soft limit, hard limit).
+        ("grpc.max_metadata_size", 8 * 1024),
+        ("grpc.absolute_max_metadata_size", 16 * 1024),
+        # So that one connection full of watches still has room for a Check.
+        ("grpc.max_concurrent_streams", max_watches + STREAMS_BESIDE_WATCHES),
+    ]
 
 
 _NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
@@ -65,7 +92,6 @@ async def serve(
     async with AsyncExitStack() as stack:
         urls = {GATEWAY: settings.probe_url, **settings.services}
         transport = transport_for(tuple(urls.values()))
-        stack.push_async_callback(transport.aclose)
         checker = Checker(
             {
                 service: HttpProbe(
@@ -83,7 +109,7 @@ async def serve(
         )
         stack.push_async_callback(checker.close)
 
-        server = grpc.aio.server(options=OPTIONS)
+        server = grpc.aio.server(options=options(settings.max_watches))
         health = servicer.HealthServicer(
             checker,
             answer=functools.partial(
