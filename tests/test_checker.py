@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-import looptime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,16 +24,11 @@ from ghealth.status import (
     Status,
 )
 from tests.fakes import READY, SICK, FakeProbe, Notes
+from tests.virtual import in_virtual_time
 
 SERVING = Health(Status.SERVING, "gateway answered 200")
 NOT_SERVING = Health(Status.NOT_SERVING, "gateway answered 503")
 LATE = Health(Status.NOT_SERVING, "no answer within 3 s")
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Virtual time: it stands still while anything runs, and jumps when all tasks wait."""
-    return "asyncio", {"loop_factory": looptime.new_event_loop}
 
 
 def now() -> float:
@@ -66,11 +60,13 @@ async def next_of(watching: AsyncGenerator[Health, None]) -> Health:
 
 
 @pytest.mark.parametrize(("says", "health"), [(READY, SERVING), (SICK, NOT_SERVING)])
+@in_virtual_time
 async def test_the_targets_word_is_the_answer(says: Any, health: Health) -> None:
     """A ready target is SERVING and one that is not is NOT_SERVING, each with its reason."""
     assert await checker_of(FakeProbe(says)).check(GATEWAY) == health
 
 
+@in_virtual_time
 async def test_nothing_is_asked_before_somebody_asks() -> None:
     """With nobody asking, no attempt is made, however long that lasts."""
     probe = FakeProbe()
@@ -79,6 +75,7 @@ async def test_nothing_is_asked_before_somebody_asks() -> None:
     assert probe.attempts == 0
 
 
+@in_virtual_time
 async def test_callers_of_one_moment_share_one_attempt() -> None:
     """Twenty callers that come while an attempt is under way cause no other, TTL 0 included."""
     probe = FakeProbe()
@@ -91,6 +88,7 @@ async def test_callers_of_one_moment_share_one_attempt() -> None:
     assert probe.attempts == 1
 
 
+@in_virtual_time
 async def test_a_fresh_answer_serves_everyone_counted_from_the_start_of_its_attempt() -> None:
     """An outcome serves until CACHE_TTL after its attempt began, not after it ended."""
     probe = FakeProbe()
@@ -107,6 +105,7 @@ async def test_a_fresh_answer_serves_everyone_counted_from_the_start_of_its_atte
     assert await checker.check(GATEWAY) == NOT_SERVING
 
 
+@in_virtual_time
 async def test_a_bad_answer_is_kept_as_long_as_a_good_one() -> None:
     """NOT_SERVING serves every caller for CACHE_TTL too: a sick gateway is not hammered."""
     probe = FakeProbe(SICK)
@@ -116,6 +115,7 @@ async def test_a_bad_answer_is_kept_as_long_as_a_good_one() -> None:
     assert probe.attempts == 1
 
 
+@in_virtual_time
 async def test_a_ttl_of_zero_asks_for_each_caller() -> None:
     """With CACHE_TTL 0 each caller that comes alone causes an attempt."""
     probe = FakeProbe()
@@ -125,6 +125,7 @@ async def test_a_ttl_of_zero_asks_for_each_caller() -> None:
     assert probe.attempts == 3
 
 
+@in_virtual_time
 async def test_a_hanging_target_is_not_serving_at_the_timeout() -> None:
     """A target that never answers reads as NOT_SERVING after PROBE_TIMEOUT, and is let go."""
     probe = FakeProbe()
@@ -135,6 +136,7 @@ async def test_a_hanging_target_is_not_serving_at_the_timeout() -> None:
     assert probe.under_way == 0
 
 
+@in_virtual_time
 async def test_a_good_answer_after_the_timeout_by_the_clock_is_a_timeout() -> None:
     """Trap 15: a 200 that was buffered during a SIGSTOP does not count."""
     stopped_for = 0.0
@@ -148,6 +150,7 @@ async def test_a_good_answer_after_the_timeout_by_the_clock_is_a_timeout() -> No
     assert await caller == LATE
 
 
+@in_virtual_time
 async def test_a_caller_without_patience_is_answered_and_the_attempt_goes_on() -> None:
     """A caller that cannot wait reads NOT_SERVING in time; the others get the real outcome."""
     probe = FakeProbe()
@@ -162,6 +165,7 @@ async def test_a_caller_without_patience_is_answered_and_the_attempt_goes_on() -
     assert probe.attempts == 1
 
 
+@in_virtual_time
 async def test_a_caller_that_leaves_does_not_take_the_attempt_along() -> None:
     """Trap 2: the shared attempt survives the cancellation of the caller that caused it."""
     probe = FakeProbe()
@@ -177,6 +181,7 @@ async def test_a_caller_that_leaves_does_not_take_the_attempt_along() -> None:
     assert probe.attempts == 1
 
 
+@in_virtual_time
 async def test_a_cancelled_attempt_still_answers_its_callers() -> None:
     """Trap 2: an attempt cancelled from within does not leak its CancelledError to a caller."""
     probe = FakeProbe(asyncio.CancelledError())
@@ -186,12 +191,14 @@ async def test_a_cancelled_attempt_still_answers_its_callers() -> None:
     assert await checker.check(GATEWAY) == SERVING
 
 
+@in_virtual_time
 async def test_a_bug_in_a_probe_reads_as_not_serving(caplog: pytest.LogCaptureFixture) -> None:
     """An exception in probing is logged with its stack and read as NOT_SERVING."""
     assert await checker_of(FakeProbe(ZeroDivisionError())).check(GATEWAY) == INTERNAL_ERROR
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
+@in_virtual_time
 async def test_liveness_never_touches_a_target() -> None:
     """`liveness` is SERVING without an attempt, draining included."""
     probe = FakeProbe(SICK)
@@ -202,6 +209,7 @@ async def test_liveness_never_touches_a_target() -> None:
     assert probe.attempts == 0
 
 
+@in_virtual_time
 async def test_an_unknown_name_is_unknown_draining_or_not() -> None:
     """A name that nobody configured is SERVICE_UNKNOWN at all times."""
     checker = checker_of(FakeProbe())
@@ -210,6 +218,7 @@ async def test_an_unknown_name_is_unknown_draining_or_not() -> None:
     assert await checker.check("nobody") == UNKNOWN_SERVICE
 
 
+@in_virtual_time
 async def test_services_are_independent() -> None:
     """A service whose target hangs or is sick changes nothing for another."""
     hanging, well = FakeProbe(), FakeProbe()
@@ -222,11 +231,13 @@ async def test_services_are_independent() -> None:
     assert await waiting == LATE
 
 
+@in_virtual_time
 async def test_the_services_are_listed_gateway_first() -> None:
     """Every service that can be asked for is named, `liveness` too."""
     assert checker_of(FakeProbe(), FakeProbe()).services == (GATEWAY, "second", LIVENESS)
 
 
+@in_virtual_time
 async def test_observers_learn_of_every_attempt_and_of_nothing_else() -> None:
     """One note an attempt, none for an answer from what is at hand."""
     notes = Notes()
@@ -237,6 +248,7 @@ async def test_observers_learn_of_every_attempt_and_of_nothing_else() -> None:
     assert notes.taken == [(GATEWAY, NOT_SERVING)]
 
 
+@in_virtual_time
 async def test_an_observer_that_fails_changes_no_answer(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -250,6 +262,7 @@ async def test_an_observer_that_fails_changes_no_answer(
 
 
 @pytest.mark.parametrize("turns", range(8))
+@in_virtual_time
 async def test_cancelling_a_caller_at_any_await_leaves_nothing(turns: int) -> None:
     """Wherever a check is cancelled, the attempt goes on for the others, and nothing is left."""
     before = asyncio.all_tasks()
@@ -269,6 +282,7 @@ async def test_cancelling_a_caller_at_any_await_leaves_nothing(turns: int) -> No
 
 
 @pytest.mark.parametrize("turns", range(8))
+@in_virtual_time
 async def test_cancelling_a_watcher_at_any_await_leaves_nothing(turns: int) -> None:
     """Wherever a watch is cancelled, it ends, and so does its asking."""
     before = asyncio.all_tasks()
@@ -292,6 +306,7 @@ async def test_cancelling_a_watcher_at_any_await_leaves_nothing(turns: int) -> N
     assert asyncio.all_tasks() == before
 
 
+@in_virtual_time
 async def test_draining_answers_those_who_wait_at_once() -> None:
     """A caller that waits when drain begins reads draining, never SERVING, and without delay."""
     probe = FakeProbe()
@@ -306,6 +321,7 @@ async def test_draining_answers_those_who_wait_at_once() -> None:
     assert now() == drained
 
 
+@in_virtual_time
 async def test_draining_outlives_a_fresh_good_answer() -> None:
     """Once draining, even an answer that is fresh and good is not served, and nothing is asked."""
     probe = FakeProbe()
@@ -317,6 +333,7 @@ async def test_draining_outlives_a_fresh_good_answer() -> None:
     assert probe.attempts == 1
 
 
+@in_virtual_time
 async def test_a_watch_begins_with_the_result_of_an_attempt() -> None:
     """The first value waits for the attempt: it is never an invented NOT_SERVING."""
     probe = FakeProbe()
@@ -330,6 +347,7 @@ async def test_a_watch_begins_with_the_result_of_an_attempt() -> None:
     await watching.aclose()
 
 
+@in_virtual_time
 async def test_a_watch_tells_changes_only() -> None:
     """Equal states are not told twice, whatever their reasons."""
     probe = FakeProbe(SICK)
@@ -344,6 +362,7 @@ async def test_a_watch_tells_changes_only() -> None:
     await watching.aclose()
 
 
+@in_virtual_time
 async def test_a_watch_looks_once_an_interval() -> None:
     """While somebody watches, one attempt is made each WATCH_INTERVAL; afterwards none."""
     probe = FakeProbe()
@@ -357,6 +376,7 @@ async def test_a_watch_looks_once_an_interval() -> None:
     assert probe.attempts == 11
 
 
+@in_virtual_time
 async def test_many_watchers_cost_no_more_than_one() -> None:
     """A hundred watchers that came at different moments share the attempts."""
     probe = FakeProbe()
@@ -383,6 +403,7 @@ async def test_many_watchers_cost_no_more_than_one() -> None:
         ("nobody", [UNKNOWN_SERVICE]),
     ],
 )
+@in_virtual_time
 async def test_a_watch_through_drain_to_its_end(service: str, told: list[Health]) -> None:
     """Drain reaches watchers, but not of `liveness` or unknown names; all end together."""
     checker = checker_of(FakeProbe())
@@ -407,6 +428,7 @@ async def test_a_watch_through_drain_to_its_end(service: str, told: list[Health]
     assert await watcher == now()
 
 
+@in_virtual_time
 async def test_a_watcher_without_patience_gets_its_first_value_in_time() -> None:
     """A watcher's deadline bounds its first value as it bounds a check's answer."""
     probe = FakeProbe()
@@ -419,6 +441,7 @@ async def test_a_watcher_without_patience_gets_its_first_value_in_time() -> None
     await watching.aclose()
 
 
+@in_virtual_time
 async def test_closing_leaves_nothing_behind() -> None:
     """After close() no task of the checker is left, and those who wait have their answer."""
     probe = FakeProbe()
@@ -446,6 +469,7 @@ STEPS = st.lists(
 def test_watch_properties(steps: list[tuple[str, float]], service: str) -> None:
     """A watch never tells equal neighbours, and after drain never SERVING but for `liveness`."""
 
+    @in_virtual_time
     async def story() -> None:
         probe = FakeProbe()
         checker = checker_of(probe)
@@ -478,8 +502,7 @@ def test_watch_properties(steps: list[tuple[str, float]], service: str) -> None:
 
     logging.disable()
     try:
-        with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
-            runner.run(story())
+        story()
     finally:
         logging.disable(logging.NOTSET)
 
