@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import contextlib
+import errno
 import socket
 import ssl
 import time
@@ -132,6 +133,25 @@ async def test_a_place_without_a_route_is_a_value(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", fail)
         found = await probed("http://localhost:15021/")
         assert found == ProbeResult(ready=False, reason=reasons.UNREACHABLE)
+
+
+async def test_a_lack_of_descriptors_is_not_the_gateways_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While this process may open no socket, an attempt waits for one instead of blaming."""
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+    errors = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "in system")]
+
+    async def sometimes(*args: Any, **kwargs: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return await connect(*args, **kwargs)
+
+    async with target(answers(200)) as gateway:
+        monkeypatch.setattr(loop, "create_connection", sometimes)
+        assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
+    assert errors == []
 
 
 async def test_an_exception_of_our_own_making_is_not_hidden() -> None:

@@ -1,5 +1,7 @@
 """Asking a target whether it is ready: one attempt, one value."""
 
+import asyncio
+import errno
 import functools
 import socket
 import ssl
@@ -15,6 +17,9 @@ from ghealth.matcher import Matcher
 LOOPBACK: Final = ("127.0.0.1", "::1")
 """Where `localhost` is, whatever /etc/hosts says: Istio binds its readiness listener to the IPv6
 side alone on clusters without IPv4."""
+
+DESCRIPTOR_PATIENCE: Final = 0.05
+"""Seconds between tries to open a socket while this process has no descriptor left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,15 @@ class HttpProbe:
         Returns:
             The status code's meaning or, for every way a peer can misbehave, a reason.
         """
+        while True:
+            try:
+                return await self._ask()
+            except _NoDescriptorError:
+                # Strangers took them all, which is nothing that the gateway said: try until one
+                # is free, for as long as the attempt may take.
+                await asyncio.sleep(DESCRIPTOR_PATIENCE)
+
+    async def _ask(self) -> ProbeResult:
         failure = None
         for request in self._requests:
             try:
@@ -107,6 +121,10 @@ class HttpProbe:
                 return ProbeResult(code in self._success_codes, reasons.answered(code))
         assert failure is not None  # noqa: S101 - there is always an address to try
         return failure
+
+
+class _NoDescriptorError(Exception):
+    """This process may open no further socket now."""
 
 
 def _request(url: httpx.URL, host: str, headers: Mapping[str, str]) -> httpx.Request:
@@ -139,16 +157,19 @@ _REASONS: Final[Sequence[tuple[type[Exception], str]]] = (
     (httpx.ConnectError, reasons.UNREACHABLE),
     (httpx.ConnectTimeout, reasons.UNREACHABLE),
 )
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _CLOSED_EARLY: Final = "Server disconnected without sending a response."
 
 
 def _reason(error: httpx.TransportError) -> str:
-    """Find the reason that fits an exception of the transport."""
+    """Find the reason that fits an exception of the transport, if it is the target's doing."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
+    if any(isinstance(link, OSError) and link.errno in _NO_DESCRIPTOR for link in chain):
+        raise _NoDescriptorError from error
     for kind, reason in _REASONS:
         if any(isinstance(link, kind) for link in chain):
             return reason

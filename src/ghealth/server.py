@@ -59,6 +59,11 @@ def options(max_watches: int) -> list[tuple[str, int]]:
         # Headers are an ALB's 200 bytes or a tracing proxy's few KiB (soft limit, hard limit).
         ("grpc.max_metadata_size", 8 * 1024),
         ("grpc.absolute_max_metadata_size", 16 * 1024),
+        # From 1,000 unread calls on, gRPC would answer some of them, anybody's, with CANCELLED, and
+        # from 3,000 on all: a storm of resets must not reach others, and CANCELLED ends Traefik's
+        # checking for good. Bounded all the same: each holds a few KiB.
+        ("grpc.server.max_pending_requests", 10_000),
+        ("grpc.server.max_pending_requests_hard_limit", 10_000),
         # So that one connection full of watches still has room for a Check.
         ("grpc.max_concurrent_streams", max_watches + STREAMS_BESIDE_WATCHES),
     ]

@@ -1,0 +1,206 @@
+"""ghealth under attack by strangers, with few descriptors: everyone else goes on being answered."""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import h2.config
+import h2.connection
+import pytest
+
+from dev.gateway import gateway
+from tests import processes, wire
+
+DESCRIPTORS = 128
+CONNECTIONS, SECONDS = 400, 10.0
+IN_TIME = 1.0
+CALM = 0.1
+
+Reader: TypeAlias = asyncio.StreamReader
+Writer: TypeAlias = asyncio.StreamWriter
+Attack = Callable[[Reader, Writer], Awaitable[None]]
+
+HEADERS = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", wire.CHECK),
+    (":authority", "stranger"),
+    ("content-type", "application/grpc"),
+    ("te", "trailers"),
+]
+WATCH_HEADERS = [
+    (name, "/grpc.health.v1.Health/Watch" if name == ":path" else value) for name, value in HEADERS
+]
+
+
+def connected() -> h2.connection.H2Connection:
+    config = h2.config.H2Configuration(validate_outbound_headers=False)
+    connection = h2.connection.H2Connection(config)
+    connection.initiate_connection()
+    return connection
+
+
+async def says_nothing(reader: Reader, _: Writer) -> None:
+    await reader.read()
+
+
+async def stops_half_way(reader: Reader, writer: Writer) -> None:
+    writer.write(b"PRI * HTTP/2.0\r\n")
+    await reader.read()
+
+
+async def sends_garbage(reader: Reader, writer: Writer) -> None:
+    writer.write(b"\x16\x03\x01" + bytes(range(256)) * 8)
+    await reader.read()
+
+
+async def speaks_http1(reader: Reader, writer: Writer) -> None:
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    await reader.read()
+
+
+async def vanishes_in_mid_call(reader: Reader, writer: Writer) -> None:
+    connection = connected()
+    connection.send_headers(1, HEADERS)
+    writer.write(connection.data_to_send())
+    await reader.read(1)
+
+
+async def resets_rapidly(reader: Reader, writer: Writer) -> None:
+    connection = connected()
+    for stream in range(1, 200, 2):
+        connection.send_headers(stream, HEADERS)
+        connection.reset_stream(stream)
+    writer.write(connection.data_to_send())
+    await reader.read(1)
+
+
+async def floods_headers(reader: Reader, writer: Writer) -> None:
+    connection = connected()
+    connection.send_headers(1, [*HEADERS, *((f"x-{n}", "y" * 500) for n in range(60))])
+    writer.write(connection.data_to_send())
+    await reader.read()
+
+
+async def sends_too_much(reader: Reader, writer: Writer) -> None:
+    connection = connected()
+    connection.send_headers(1, HEADERS)
+    connection.send_data(1, b"\0\0\xff\xff\xff" + b"x" * 16_000)
+    writer.write(connection.data_to_send())
+    await reader.read()
+
+
+async def watches_without_reading(reader: Reader, writer: Writer) -> None:
+    connection = connected()
+    connection.send_headers(1, WATCH_HEADERS)
+    connection.send_data(1, wire.EMPTY_MESSAGE, end_stream=True)
+    writer.write(connection.data_to_send())
+    await reader.read(1)
+
+
+ATTACKS: tuple[Attack, ...] = (
+    says_nothing,
+    stops_half_way,
+    sends_garbage,
+    speaks_http1,
+    vanishes_in_mid_call,
+    resets_rapidly,
+    floods_headers,
+    sends_too_much,
+    watches_without_reading,
+)
+
+
+@dataclass
+class State:
+    """What a process holds.
+
+    Args:
+        descriptors: Open ones.
+        resident: Memory, in MiB.
+    """
+
+    descriptors: int
+    resident: float
+
+
+def state_of(pid: int) -> State:
+    with open(f"/proc/{pid}/statm") as statm:  # noqa: PTH123
+        pages = int(statm.read().split()[1])
+    descriptors = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
+    return State(descriptors, pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+
+async def attack(port: int, how: Attack) -> None:
+    """Attack on a connection of its own, for three seconds at most, and hang up without a word."""
+    try:
+        async with asyncio.timeout(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                await how(reader, writer)
+            finally:
+                writer.transport.abort()
+    except (OSError, TimeoutError):
+        pass
+
+
+async def asks_until(end: float, port: int) -> list[float]:
+    """Check again and again, each time on a new connection; tell how long the answers took."""
+    took = []
+    while time.monotonic() < end:
+        started = time.monotonic()
+        reply = await wire.call(port, wire.EMPTY_MESSAGE)
+        assert (reply.code, reply.data) == (0, b"\0\0\0\0\2\x08\1")
+        took.append(time.monotonic() - started)
+        await asyncio.sleep(CALM)
+    return took
+
+
+async def is_over(pid: int, before: State) -> bool:
+    """Wait until a process has let go of the strangers' descriptors."""
+    for _ in range(int(processes.PATIENCE / CALM)):
+        if state_of(pid).descriptors <= before.descriptors + 2:
+            return True
+        await asyncio.sleep(CALM)
+    return False
+
+
+@pytest.fixture
+def attacked() -> Iterator[processes.Server]:
+    limited = ("sh", "-c", f'ulimit -n {DESCRIPTORS} && exec "$0" "$@"')
+    with gateway() as (envoy, _), processes.server(*limited, PROBE_URL=envoy.url) as ghealth:
+        yield ghealth
+
+
+async def test_everyone_else_is_answered_during_an_attack(attacked: processes.Server) -> None:
+    """With 128 descriptors and 40 hostile connections a second, each Check is right and in time."""
+    chance = random.Random(1)  # noqa: S311 - to vary, not to hide
+    await asks_until(time.monotonic(), attacked.port)
+    before = state_of(attacked.process.pid)
+    asking = asyncio.create_task(asks_until(time.monotonic() + SECONDS, attacked.port))
+    attacks = []
+    for _ in range(CONNECTIONS):
+        attacks.append(asyncio.create_task(attack(attacked.port, chance.choice(ATTACKS))))
+        await asyncio.sleep(SECONDS / CONNECTIONS)
+    took = await asking
+    await asyncio.gather(*attacks)
+    assert max(took) < IN_TIME
+    assert len(took) > SECONDS / CALM / 2
+    assert await is_over(attacked.process.pid, before)
+    assert state_of(attacked.process.pid).resident < before.resident + 40
+
+
+@pytest.mark.parametrize("how", ATTACKS, ids=lambda how: how.__name__)
+async def test_one_kind_of_stranger_at_a_time(attacked: processes.Server, how: Attack) -> None:
+    """Fifty of a kind at once leave no caller without a right answer, and nothing behind."""
+    await wire.call(attacked.port, wire.EMPTY_MESSAGE)
+    before = state_of(attacked.process.pid)
+    attacks = [asyncio.create_task(attack(attacked.port, how)) for _ in range(50)]
+    assert max(await asks_until(time.monotonic() + 1, attacked.port)) < IN_TIME
+    await asyncio.gather(*attacks)
+    assert await is_over(attacked.process.pid, before)
+    assert attacked.process.poll() is None
