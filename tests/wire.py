@@ -11,6 +11,19 @@ import h2.events
 
 EMPTY_MESSAGE = b"\0\0\0\0\0"
 CHECK = "/grpc.health.v1.Health/Check"
+USUAL = (
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", CHECK),
+    (":authority", "localhost"),
+    ("content-type", "application/grpc"),
+    ("te", "trailers"),
+)
+
+
+def framed(message: bytes) -> bytes:
+    """Frame a message as gRPC does."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 def gzipped(message: bytes) -> bytes:
@@ -59,15 +72,8 @@ async def call(
         without: Usual ones to leave out.
         trailers: Sent after the data, to end the request.
     """
-    usual = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", path),
-        (":authority", "localhost"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ]
-    sent = [header for header in usual if header[0] not in without]
+    usual = {**dict(USUAL), ":path": path}
+    sent = [header for header in usual.items() if header[0] not in without]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     connection = h2.connection.H2Connection(
         h2.config.H2Configuration(header_encoding="utf-8", validate_outbound_headers=False)
@@ -85,6 +91,29 @@ async def call(
             return await _reply(connection, reader, writer)
     finally:
         writer.close()
+
+
+async def watching(port: int, count: int) -> None:
+    """Open watches of the gateway on one connection, and hang up once each has its first value.
+
+    Args:
+        port: Of the server, on 127.0.0.1.
+        count: How many.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    connection = h2.connection.H2Connection()
+    connection.initiate_connection()
+    path = "/grpc.health.v1.Health/Watch"
+    for stream in range(1, 2 * count, 2):
+        headers = [(name, path if name == ":path" else value) for name, value in USUAL]
+        connection.send_headers(stream, headers)
+        connection.send_data(stream, EMPTY_MESSAGE, end_stream=True)
+    told = 0
+    while told < count:
+        writer.write(connection.data_to_send())
+        events = connection.receive_data(await reader.read(65536))
+        told += sum(isinstance(event, h2.events.DataReceived) for event in events)
+    writer.close()
 
 
 async def _reply(

@@ -1,0 +1,150 @@
+"""ghealth on a machine that misbehaves: no CPU, no memory, no descriptors, no disk."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from grpc_health.v1 import health_pb2
+
+from dev.gateway import SICK, free_port, gateway
+from tests import processes, wire
+
+SERVING = b"\0\0\0\0\2\x08\1"
+IN_TIME = 1.0
+
+
+async def asks_for(seconds: float, port: int) -> list[float]:
+    """Check on new connections for a while; tell how long the right answers took."""
+    took = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        started = time.monotonic()
+        reply = await wire.call(port, wire.EMPTY_MESSAGE)
+        assert (reply.code, reply.data) == (0, SERVING)
+        took.append(time.monotonic() - started)
+    return took
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Keep a core busy."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as loop:
+        try:
+            yield
+        finally:
+            loop.kill()
+
+
+async def test_without_cpu_answers_are_right_and_in_time() -> None:
+    """With two busy loops on every core, each Check is answered correctly within a second."""
+    with ExitStack() as stack:
+        envoy, _ = stack.enter_context(gateway())
+        ghealth = stack.enter_context(processes.server(PROBE_URL=envoy.url))
+        for _ in range(2 * (os.cpu_count() or 1)):
+            stack.enter_context(busy())
+        assert max(await asks_for(3, ghealth.port)) < IN_TIME
+
+
+@contextmanager
+def memory_of(mib: int) -> Iterator[tuple[str, ...]]:
+    """Make a control group with a limit; yield the command that runs another in it."""
+    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    version_1 = first.is_dir()
+    group = (first if version_1 else second) / f"ghealth-test-{os.getpid()}"
+    limit = "memory.limit_in_bytes" if version_1 else "memory.max"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(mib << 20))
+    except OSError:
+        assert "CI" not in os.environ, "CI must be able to make a control group"
+        pytest.skip("no control groups on this machine")
+    try:
+        yield ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$0" "$@"')
+    finally:
+        group.rmdir()
+
+
+async def test_in_96_mib_it_serves_checks_and_watches() -> None:
+    """Under a limit of 96 MiB it survives thousands of checks and a hundred watches."""
+    with (
+        memory_of(96) as limited,
+        gateway() as (envoy, _),
+        processes.server(*limited, PROBE_URL=envoy.url) as ghealth,
+    ):
+        async with asyncio.timeout(60):
+            await wire.watching(ghealth.port, 100)
+            assert len(await asks_for(3, ghealth.port)) > 100
+        assert ghealth.process.poll() is None
+        assert ghealth.ended_by(signal.SIGINT) == 0
+
+
+async def test_with_64_descriptors_it_serves() -> None:
+    """With 64 descriptors and 100 silent connections at once, each Check is right."""
+    limited = ("sh", "-c", 'ulimit -n 64 && exec "$0" "$@"')
+    with gateway() as (envoy, _), processes.server(*limited, PROBE_URL=envoy.url) as ghealth:
+        opened = [asyncio.open_connection("127.0.0.1", ghealth.port) for _ in range(100)]
+        silent = await asyncio.gather(*opened)
+        took = await asks_for(3, ghealth.port)
+        # Two seconds until the silent ones are let go, and gRPC accepts again once a second.
+        assert max(took) < 2 + IN_TIME
+        assert took[-1] < IN_TIME
+        for _, writer in silent:
+            writer.close()
+
+
+def test_a_full_disk_under_the_log_changes_nothing() -> None:
+    """With a standard output that takes nothing more, it answers, and ends as told."""
+    port = free_port()
+    with Path("/dev/full").open("w") as full, gateway() as (envoy, agent):
+        agent.state = SICK
+        settings = processes.environment(LISTEN=f"127.0.0.1:{port}", PROBE_URL=envoy.url)
+        with subprocess.Popen(processes.COMMAND, stdout=full, env=settings) as process:
+            done = processes.run("check", "--addr", f"127.0.0.1:{port}", "--connect-timeout=10s")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(processes.PATIENCE) == 0
+    assert done.returncode == 4
+
+
+def test_a_read_only_file_system_without_tmp_is_enough() -> None:
+    """Nothing is written anywhere: with a read-only root and no /tmp it serves."""
+    script = "mount -o remount,bind,ro / && mount -t tmpfs -o ro none /tmp"
+    enter = ("unshare", "--mount", "--map-root-user", "sh", "-c", f'{script} && exec "$0" "$@"')
+    if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
+        assert "CI" not in os.environ, "CI must be able to make a namespace"
+        pytest.skip("no namespaces of mounts on this machine")
+    with (
+        gateway() as (envoy, _),
+        processes.server(
+            *enter, "env", "--unset=COVERAGE_PROCESS_CONFIG", PROBE_URL=envoy.url
+        ) as ghealth,
+    ):
+        assert ghealth.check().stdout == "status: SERVING\n"
+        assert ghealth.ended_by(signal.SIGINT) == 0
+
+
+async def test_liveness_is_true_through_all_of_it() -> None:
+    """While the gateway hangs and the process was stopped for a while, `liveness` is SERVING."""
+    request = health_pb2.HealthCheckRequest(service="liveness").SerializeToString()
+    with gateway() as (envoy, agent), processes.server(PROBE_URL=envoy.url) as ghealth:
+        agent.state = "silent"
+        hanging = asyncio.create_task(wire.call(ghealth.port, wire.EMPTY_MESSAGE))
+        for stops in (False, True, False):
+            if stops:
+                ghealth.process.send_signal(signal.SIGSTOP)
+                await asyncio.sleep(0.5)
+                ghealth.process.send_signal(signal.SIGCONT)
+            reply = await wire.call(ghealth.port, wire.framed(request))
+            assert (reply.code, reply.data) == (0, SERVING)
+        assert (await hanging).code == 14
+        with suppress(ProcessLookupError):
+            ghealth.process.send_signal(signal.SIGTERM)
+        reply = await wire.call(ghealth.port, wire.framed(request))
+        assert (reply.code, reply.data) == (0, SERVING)
+        ghealth.process.send_signal(signal.SIGTERM)
