@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test interop interop-table lint fmt tables lock clean
+.PHONY: help env run test interop interop-table mutants lint fmt tables lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +35,10 @@ interop: env ## what real callers conclude: the kubelet, Envoy, grpc-go, grpc-js
 interop-table: env ## the same, and write its tables into docs/callers.md
 	$(BIN)/python -m interop --page docs/callers.md --write
 
+mutants: env ## break the code in every small way, and see that a test notices
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements/mutants.txt
+	$(BIN)/python -m dev.mutants
+
 lint: env ## ruff, mypy --strict, the layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -53,4 +57,4 @@ lock: env ## write requirements/*.txt anew from pyproject.toml
 	$(BIN)/python -m dev.lock
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) interop/.bin interop/node/node_modules .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) mutants interop/.bin interop/node/node_modules .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -28,7 +28,9 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     run = project["project"]["dependencies"]
     locked = lock("run", run)
-    lock("dev", [*run, *project["dependency-groups"]["dev"]], locked)
+    groups = project["dependency-groups"]
+    dev = lock("dev", [*run, *groups["dev"]], locked)
+    lock("mutants", [*run, *groups["dev"], *groups["mutants"]], dev)
 
 
 if __name__ == "__main__":

@@ -74,8 +74,7 @@ def auto(health: Health, user_agent: str, status_callers: Sequence[str]) -> Answ
     Agents").
     """
     reads_status = any(word.startswith(tuple(status_callers)) for word in user_agent.split())
-    policy = status if reads_status else code
-    return policy(health, user_agent, status_callers)
+    return (status if reads_status else code)(health, user_agent, status_callers)
 
 
 POLICIES: Final[Mapping[str, AnswerPolicy]] = {"auto": auto, "status": status, "code": code}

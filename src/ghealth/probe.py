@@ -131,7 +131,7 @@ def _request(url: httpx.URL, host: str, headers: Mapping[str, str]) -> httpx.Req
     """Build the request to `host` that names the host of `url`."""
     request = httpx.Request(
         "GET",
-        url.copy_with(host=host, userinfo=b"", fragment=None),
+        url.copy_with(host=host),
         headers={
             "Host": url.netloc.decode("ascii"),
             "User-Agent": f"ghealth/{__version__}",
