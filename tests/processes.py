@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 PATIENCE = 20.0
 COMMAND = (sys.executable, "-m", "ghealth")
 
@@ -31,6 +33,20 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         timeout=PATIENCE,
         check=False,
     )
+
+
+def in_namespaces(*kinds: str, script: str = "true") -> tuple[str, ...]:
+    """Tell the command that runs another in namespaces of its own; skip where there are none.
+
+    Args:
+        kinds: Flags of `unshare`.
+        script: Prepares the namespaces, in a shell.
+    """
+    prefix = ("unshare", *kinds, "--map-root-user", "sh", "-c", f'{script} && exec "$0" "$@"')
+    if subprocess.run([*prefix, "/bin/true"], capture_output=True, check=False).returncode:
+        assert "CI" not in os.environ, "CI must be able to make namespaces"
+        pytest.skip(f"no namespaces on this machine: unshare {' '.join(kinds)}")
+    return prefix
 
 
 class Server:

@@ -164,11 +164,7 @@ def test_localhost_without_an_etc_hosts(host: str, tmp_path: Path) -> None:
     """With an /etc/hosts that is empty, `localhost` reaches Envoy on either address alone."""
     hosts = tmp_path / "hosts"
     hosts.touch()
-    script = f'mount --bind {hosts} /etc/hosts && exec "$0" "$@"'
-    hide = ("unshare", "--mount", "--map-root-user", "sh", "-c", script)
-    if subprocess.run([*hide, "true"], capture_output=True, check=False).returncode:
-        assert "CI" not in os.environ, "CI must be able to make a namespace"
-        pytest.skip("no namespaces of mounts on this machine")
+    hide = processes.in_namespaces("--mount", script=f"mount --bind {hosts} /etc/hosts")
     with (
         Agent() as agent,
         Gateway(agent, host=host) as envoy,
@@ -180,10 +176,7 @@ def test_localhost_without_an_etc_hosts(host: str, tmp_path: Path) -> None:
 def test_a_node_without_ipv6() -> None:
     """With the default LISTEN, a node without IPv6 serves on IPv4."""
     script = "ip link set lo up && echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
-    alone = ("unshare", "--net", "--map-root-user", "sh", "-c", f'{script} && exec "$0" "$@"')
-    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
-        assert "CI" not in os.environ, "CI must be able to make a namespace"
-        pytest.skip("no namespaces of networks on this machine")
+    alone = processes.in_namespaces("--net", script=script)
     with processes.server(*alone, LISTEN="[::]:25021") as ghealth:
         namespace = f"--net=/proc/{ghealth.process.pid}/ns/net"
         said = subprocess.run(
@@ -211,11 +204,8 @@ def test_a_silent_name_server_holds_up_nothing(tmp_path: Path) -> None:
     resolver = tmp_path / "resolv.conf"
     resolver.write_text("nameserver 127.0.0.1\n")
     script = f"ip link set lo up && mount --bind {resolver} /etc/resolv.conf"
-    enter = ("unshare", "--net", "--mount", "--map-root-user", "sh", "-c", f'{script} && exec "$@"')
-    alone = (*enter, "sh", sys.executable, "-c", SILENT_NAME_SERVER)
-    if subprocess.run([*alone, "/bin/true"], capture_output=True, check=False).returncode:
-        assert "CI" not in os.environ, "CI must be able to make a namespace"
-        pytest.skip("no namespaces of networks on this machine")
+    alone = processes.in_namespaces("--net", "--mount", script=script)
+    alone += (sys.executable, "-c", SILENT_NAME_SERVER)
     url = "http://gateway.example:15021/"
     with processes.server(*alone, PROBE_URL=url, PROBE_TIMEOUT="0.5") as ghealth:
         namespace = f"--net=/proc/{ghealth.process.pid}/ns/net"
