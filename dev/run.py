@@ -15,6 +15,9 @@ READINESS_PORT, AGENT_PORT, PORT = 15021, 15020, 25021
 
 def main() -> int:
     """Run until Ctrl-C."""
+    if listens(PORT):
+        print(f"Something listens on {PORT} already: ghealth has no place.", file=sys.stderr)
+        return 2
     with ExitStack() as stack:
         if listens(READINESS_PORT):
             print(f"Something listens on {READINESS_PORT} already: ghealth asks that.")
@@ -36,7 +39,7 @@ def main() -> int:
         watch = subprocess.Popen([GHEALTH, "check", "--watch"], start_new_session=True)
         stack.callback(_end, watch)
         try:
-            ghealth.wait()
+            return ghealth.wait()
         except KeyboardInterrupt:
             print()
         return 0

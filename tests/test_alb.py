@@ -120,8 +120,11 @@ async def test_nobody_there_is_a_failed_check() -> None:
 class Http2Peer:
     """A server of raw frames that answers one request as told, and remembers it."""
 
-    def __init__(self, answer: Callable[[h2.connection.H2Connection], None]) -> None:
+    def __init__(
+        self, answer: Callable[[h2.connection.H2Connection], None], *, stays: bool = True
+    ) -> None:
         self._answer = answer
+        self._stays = stays
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = b""
         self.connections = 0
@@ -141,7 +144,24 @@ class Http2Peer:
                         self.body += event.data or b""
                     case h2.events.StreamEnded():
                         self._answer(connection)
+                        writer.write(connection.data_to_send())
+                        if not self._stays:
+                            return
             writer.write(connection.data_to_send())
+
+
+def goaway_then(
+    last_stream: int, *headers: tuple[str, str]
+) -> Callable[[h2.connection.H2Connection], None]:
+    """Say goodbye as a server that is stopping does, and answer or not."""
+
+    def answer(connection: h2.connection.H2Connection) -> None:
+        goodbye = b"\0\0\x08\x07\0\0\0\0\0" + last_stream.to_bytes(4, "big") + b"\0\0\0\0"
+        if headers:
+            connection.send_headers(1, headers, end_stream=True)
+        connection._data_to_send[:0] = goodbye
+
+    return answer
 
 
 def trailers(*headers: tuple[str, str]) -> Callable[[h2.connection.H2Connection], None]:
@@ -174,6 +194,7 @@ async def test_the_request_is_the_albs_header_for_header() -> None:
         trailers((":status", "503"), ("grpc-status", "0")),
         trailers((":status", "200")),
         trailers((":status", "200"), ("grpc-status", "ok")),
+        trailers((":status", "200"), ("grpc-status", "9" * 5000)),
         lambda connection: connection.reset_stream(1),
     ],
 )
@@ -182,6 +203,46 @@ async def test_an_answer_that_is_no_grpc_is_a_failed_check(answer: Any) -> None:
     async with target(Http2Peer(answer).talk, reads=False) as listening:
         conclusion = await concluded(listening.port, matcher="0-99")
     assert conclusion.text.splitlines()[-2:] == [alb.FAILED, "unhealthy"]
+
+
+@pytest.mark.parametrize(("last_stream", "code"), [(1, 14), (0x7FFFFFFF, 14), (1, 0)])
+async def test_a_server_that_says_goodbye_first_is_heard_out(last_stream: int, code: int) -> None:
+    """An answer behind a GOAWAY counts: so a draining server answers."""
+    headers = ((":status", "200"), ("grpc-status", str(code)))
+    async with target(Http2Peer(goaway_then(last_stream, *headers)).talk, reads=False) as peer:
+        conclusion = await concluded(peer.port)
+    assert f"grpc-status {code} " in conclusion.text
+    assert conclusion.healthy is (code == 0)
+
+
+async def test_a_goodbye_that_refuses_is_a_failed_check() -> None:
+    """A GOAWAY for a request that will not be answered ends the check at once."""
+    async with target(Http2Peer(goaway_then(0)).talk, reads=False) as peer:
+        conclusion = await concluded(peer.port)
+    assert conclusion.text.splitlines()[-2:] == [alb.FAILED, "unhealthy"]
+
+
+async def test_a_code_without_an_end_is_no_answer() -> None:
+    """A code that came, and then the connection's end in place of the answer's, is unhealthy."""
+
+    def answer(connection: h2.connection.H2Connection) -> None:
+        connection.send_headers(1, ((":status", "200"), ("grpc-status", "0")))
+
+    async with target(Http2Peer(answer, stays=False).talk, reads=False) as peer:
+        conclusion = await concluded(peer.port)
+    assert conclusion.text.splitlines()[-2:] == [alb.FAILED, "unhealthy"]
+
+
+async def test_a_keepalive_http1_server_is_told_from_silence() -> None:
+    """Whoever answers in HTTP/1.1, and keeps the connection, fails the check at once."""
+
+    async def answers_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+        await is_silent(reader, writer)
+
+    async with target(answers_once, reads=False) as peer:
+        conclusion = await concluded(peer.port)
+    assert conclusion.text.splitlines()[-2] == alb.FAILED
 
 
 async def test_a_message_of_any_kind_is_shown_escaped() -> None:

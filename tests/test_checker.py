@@ -318,9 +318,10 @@ async def test_draining_answers_those_who_wait_at_once() -> None:
     await asyncio.sleep(1)
     drained = now()
     checker.drain()
-    probe.gate.set()
     assert await waiting == DRAINING
     assert now() == drained
+    assert probe.under_way == 1, "it was not the attempt that ended the wait"
+    await checker.close()
 
 
 @in_virtual_time
@@ -441,6 +442,43 @@ async def test_a_watcher_without_patience_gets_its_first_value_in_time() -> None
     probe.gate.set()
     assert await next_of(watching) == SERVING
     await watching.aclose()
+
+
+@in_virtual_time
+async def test_a_later_look_of_a_watch_has_all_the_time() -> None:
+    """A deadline bounds the first value alone: a slow look later invents no NOT_SERVING."""
+    probe = FakeProbe()
+    watching = checker_of(probe, cache_ttl=0).watch(GATEWAY, patience=0.5)
+    assert await next_of(watching) == SERVING
+    probe.gate.clear()
+    second = asyncio.create_task(next_of(watching))
+    await asyncio.sleep(3)
+    assert not second.done()
+    probe.gate.set()
+    probe.says = SICK
+    assert await second == NOT_SERVING
+    await watching.aclose()
+
+
+@pytest.mark.parametrize("interval", [0.25, 4])
+@in_virtual_time
+async def test_the_interval_is_the_settings(interval: float) -> None:
+    """Looks are WATCH_INTERVAL apart, whatever it is."""
+    probe = FakeProbe()
+    checker = Checker(
+        {GATEWAY: probe},
+        probe_timeout=3,
+        cache_ttl=0,
+        watch_interval=interval,
+        observe=Notes(),
+        clock=now,
+    )
+    watching = checker.watch(GATEWAY)
+    await next_of(watching)
+    second = asyncio.create_task(next_of(watching))
+    await asyncio.sleep(10 * interval + interval / 2)
+    assert probe.attempts == 11
+    second.cancel()
 
 
 @in_virtual_time

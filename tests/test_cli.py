@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,7 +45,8 @@ def test_other_durations_are_refused(text: str) -> None:
 )
 def test_the_own_address(listen: str, address: str | None) -> None:
     """`ghealth check` finds the ghealth of the same environment."""
-    assert cli._own_address(listen) == address
+    found = cli._own_address(listen)
+    assert (found and str(found)) == address
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,47 @@ def test_a_check_asks_its_own_environments_ghealth() -> None:
     assert (done.returncode, done.stdout) == (0, "status: SERVING\n")
 
 
+def test_an_address_without_a_host_is_this_machine() -> None:
+    """`-addr=:PORT` is how grpc-health-probe is mostly told whom to ask."""
+    with processes.server() as ghealth:
+        done = processes.run("check", f"-addr=:{ghealth.port}", "-service=liveness")
+    assert (done.returncode, done.stdout) == (0, "status: SERVING\n")
+
+
+def test_a_full_disk_is_told_in_a_line() -> None:
+    """Output that cannot be written is told without a stack."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*processes.COMMAND, "settings"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=processes.environment(),
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "ghealth: cannot write: No space left on device\n")
+
+
+def test_another_failure_of_the_system_has_its_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OSError that nobody foresaw is a bug, and not told away."""
+
+    def broken(_: argparse.Namespace) -> Any:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(cli, "_check", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        cli.main(["check"])
+
+
+def test_what_the_locale_cannot_show_is_escaped() -> None:
+    """A locale without Unicode ends nothing."""
+    environment = processes.environment() | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [*processes.COMMAND, "settings"], capture_output=True, env=environment, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_exit_codes_of_a_check() -> None:
     """Not serving is 4, an RPC that failed 3, no connection 2."""
     with processes.server(PROBE_URL="http://127.0.0.1:1/") as ghealth:
@@ -174,7 +217,6 @@ def test_a_check_as_an_alb() -> None:
         ["--matcher", "0"],
         ["--as", "alb", "--watch"],
         ["--as", "alb", "--service", "a"],
-        ["--as", "alb", "--addr", "localhost"],
     ],
 )
 def test_what_an_alb_does_not_do_is_a_mistake(
@@ -186,10 +228,21 @@ def test_what_an_alb_does_not_do_is_a_mistake(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--path", "a b"], ["--path", ""], ["--matcher", "100"], ["--as", "nlb"]]
+    "arguments",
+    [
+        ["--path", "a b"],
+        ["--path", ""],
+        ["--matcher", "100"],
+        ["--as", "nlb"],
+        ["--addr", "localhost"],
+        ["--addr", ""],
+        ["--addr", "a..b:1"],
+        ["--service", "\udcff"],
+        ["--rpc-timeout", "99999h"],
+    ],
 )
 def test_what_an_alb_does_not_take_is_a_mistake(arguments: list[str]) -> None:
-    """A path without a slash and a matcher over 99 are bad arguments."""
+    """What no server could be asked with is a bad argument."""
     with pytest.raises(SystemExit) as ended:
         cli.main(["check", *arguments])
     assert ended.value.code == 1
@@ -273,6 +326,21 @@ def test_before_it_serves_sigterm_ends_it(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve"])
     assert ended.value.code == 128 + signal.SIGTERM
+
+
+def test_the_first_line_for_people_tells_it_too() -> None:
+    """In text, the start names the settings that are not the defaults as well."""
+    command = [*processes.COMMAND]
+    environment = processes.environment(
+        LISTEN="127.0.0.1:0", LOG_FORMAT="text", CACHE_TTL="0.5", PROBE_HEADERS='{"a": "s3cret"}'
+    )
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+    assert "listening on 127.0.0.1:" in line
+    assert "; GHEALTH_CACHE_TTL=0.5" in line
+    assert 'GHEALTH_PROBE_HEADERS={"a": "***"}' in line
 
 
 def test_the_first_line_tells_what_differs_from_the_defaults() -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from ghealth import server
 from ghealth.address import Address
 from ghealth.server import ListenError, serve
 from ghealth.settings import Settings, load
+from tests import wire
 from tests.peers import Target, answers, is_silent, target
 
 CHECK = health_pb2.HealthCheckRequest
@@ -176,7 +178,7 @@ async def test_a_taken_port_is_a_mistake(run: Run, held: str, wanted: str) -> No
 
 
 async def test_two_servers_do_not_share_a_port(run: Run) -> None:
-    """Trap 5: a second ghealth on the same port is refused, by gRPC itself too."""
+    """Trap 5: a second ghealth on the same port is refused."""
     async with run() as running:
         with pytest.raises(ListenError, match="Address already in use"):
             async with run(LISTEN=f"127.0.0.1:{running.port}"):
@@ -378,3 +380,100 @@ async def test_a_hundred_watchers_learn_of_drain_at_once(run: Run) -> None:
         assert not late
         assert {task.result().status for task in done} == {2}
         assert 0.9 < await ending < 2
+
+
+async def refuses_or_answers(port: int, user_agent: str) -> tuple[int, int]:
+    """Check as a caller of that name, and tell the code and the status."""
+    reply = await wire.call(port, wire.EMPTY_MESSAGE, headers=[("user-agent", user_agent)])
+    return reply.code, reply.data[-1] if reply.data else 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "user_agent", "expected"),
+    [
+        ({}, "grpc-go/1", (0, 2)),
+        ({}, "ELB-HealthChecker/2.0", (14, 0)),
+        ({"ANSWER": "code"}, "grpc-go/1", (14, 0)),
+        ({"ANSWER": "status"}, "ELB-HealthChecker/2.0", (0, 2)),
+        ({"STATUS_CALLERS": "ELB-"}, "ELB-HealthChecker/2.0", (0, 2)),
+        ({"STATUS_CALLERS": "ELB-"}, "grpc-go/1", (14, 0)),
+        ({"PROBE_SUCCESS_CODES": "404"}, "grpc-go/1", (0, 1)),
+    ],
+)
+async def test_the_settings_of_answers_reach_the_server(
+    run: Run, variables: dict[str, str], user_agent: str, expected: tuple[int, int]
+) -> None:
+    """Each setting shows in what a caller gets: the gateway answers 404 here."""
+    async with target(answers(404)) as gateway, run(PROBE_URL=url_of(gateway), **variables) as ran:
+        assert await refuses_or_answers(ran.port, user_agent) == expected
+
+
+async def test_the_settings_of_the_probe_reach_the_gateway(run: Run) -> None:
+    """Headers are sent, and watchers look as often as they are told to."""
+    async with (
+        target(answers(200)) as gateway,
+        run(
+            PROBE_URL=url_of(gateway),
+            PROBE_HEADERS='{"X-Key": "k"}',
+            WATCH_INTERVAL="0.01",
+            CACHE_TTL="0",
+        ) as running,
+        asking(running.port) as stub,
+    ):
+        watching = stub.Watch(CHECK())
+        await watching.read()
+        async with asyncio.timeout(5):
+            while len(gateway.requests) < 20:
+                await stub.Check(LIVENESS)
+        watching.cancel()
+    assert b"X-Key: k" in gateway.requests[0]
+
+
+async def test_max_watches_reaches_the_server(run: Run) -> None:
+    """With MAX_WATCHES 0 nobody may watch, and everybody may check."""
+    async with run(MAX_WATCHES="0") as running, asking(running.port) as stub:
+        assert (await stub.Check(LIVENESS)).status == 1
+        code = await stub.Watch(LIVENESS).code()
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_hanging_name_does_not_take_the_threads_of_others(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Services are independent: one whose name never resolves leaves look-ups for the others."""
+    real, hung_up = socket.getaddrinfo, threading.Event()
+
+    def look_up(host: Any, *rest: Any, **options: Any) -> Any:
+        if host == b"slow.example":
+            hung_up.wait(20)
+        return real("127.0.0.1" if host == b"fast.example" else host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    async with target(answers(200)) as gateway:
+        services = (
+            f'{{"slow": "http://slow.example/", "fast": "http://fast.example:{gateway.port}/"}}'
+        )
+        async with (
+            run(SERVICES=services, PROBE_TIMEOUT="0.2", CACHE_TTL="0") as running,
+            asking(running.port) as stub,
+        ):
+            for _ in range(12):
+                assert (await stub.Check(CHECK(service="slow"))).status == 2
+            assert (await stub.Check(CHECK(service="fast"))).status == 1
+            hung_up.set()
+
+
+async def test_grpc_itself_does_not_share_a_port(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 5: gRPC's own bind of a port that another ghealth has is refused."""
+    monkeypatch.setattr(server, "_try_to_bind", lambda _: None)
+    async with run() as running:
+        with pytest.raises(ListenError):
+            async with run(LISTEN=f"127.0.0.1:{running.port}"):
+                pass
+
+
+def test_dead_peers_are_looked_for() -> None:
+    """Trap 17: the server pings, and lets go of who does not answer, within a minute."""
+    options = dict(server.options(100))
+    alive = options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"]
+    assert 30_000 <= alive <= 60_000

@@ -128,6 +128,8 @@ MISTAKES = {
         '{"a": 1}',
         '{"a": "b"}',
         '{"a": "http://b/", "a": "http://c/"}',
+        "[" * 100_000,
+        '{"a\\ud800": "http://b/"}',
     ],
     "GHEALTH_CACHE_TTL": ["-0.1", "nan", "one"],
     "GHEALTH_WATCH_INTERVAL": ["0"],
@@ -148,7 +150,9 @@ MISTAKES = {
 def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, variable: str, held: str) -> None:
     """A bad value is told in one line: the variable, what it holds and what it takes."""
     (line,) = mistakes(monkeypatch, **{variable: held})
-    assert line.startswith(f"{variable} holds {held!r}, but takes ")
+    shown = "'***'" if "\\" in held else repr(held[:20])[:-1]
+    assert line.startswith(f"{variable} holds {shown}")
+    assert ", but takes " in line
     assert "\n" not in line
 
 
@@ -252,9 +256,27 @@ def test_secrets_are_masked_wherever_settings_are_shown(monkeypatch: pytest.Monk
     }
 
 
-@pytest.mark.parametrize("variable", ["GHEALTH_PROBE_URL", "GHEALTH_SERVICES"])
-def test_secrets_are_masked_in_mistakes_too(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """A URL that is none may still hold a password."""
-    (line,) = mistakes(monkeypatch, **{variable: SECRET_URL.replace("http", "htp")})
+@pytest.mark.parametrize(
+    ("variable", "held"),
+    [
+        ("PROBE_URL", "htp://me:s3cret@gw/ready?token=s3cret"),
+        ("PROBE_URL", "http://me:pa/s3cret@gw/"),
+        ("PROBE_URL", "http://me:pa s3cret@gw:x/"),
+        ("PROBE_URL", "http://me@s3cret@gw:x/"),
+        ("PROBE_URL", "me:s3cret@gw/ready"),
+        ("PROBE_URL", "http:/me:s3cret@gw/ready"),
+        ("PROBE_URL", "http://gw:x/?token=a s3cret"),
+        ("PROBE_URL", "http://gw:x/?token=a@s3cret"),
+        ("SERVICES", '{"liveness": "http://me:s3cret@gw/"}'),
+        ("SERVICES", '{"liveness": "http:\\/\\/me:s3cret@gw"}'),
+        ("SERVICES", '{"liveness": "http://me:s3\\"s3cret@gw"}'),
+        ("SERVICES", '{"liveness": "http://gw/?s3cret"}'),
+    ],
+)
+def test_secrets_are_masked_in_mistakes_too(
+    monkeypatch: pytest.MonkeyPatch, variable: str, held: str
+) -> None:
+    """A URL that is none may still hold a password, wherever a typing mistake put it."""
+    (line,) = mistakes(monkeypatch, **{f"GHEALTH_{variable}": held})
     assert "s3cret" not in line
     assert "***" in line

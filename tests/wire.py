@@ -60,6 +60,7 @@ async def call(
     headers: Iterable[tuple[str, str]] = (),
     without: Sequence[str] = (),
     trailers: Sequence[tuple[str, str]] = (),
+    late: float = 0.0,
 ) -> Reply:
     """Make one call on a connection of its own and take the reply, within 10 s.
 
@@ -71,6 +72,7 @@ async def call(
         headers: Sent beside the usual ones.
         without: Usual ones to leave out.
         trailers: Sent after the data, to end the request.
+        late: Seconds between the headers and the data.
     """
     usual = {**dict(USUAL), ":path": path}
     sent = [header for header in usual.items() if header[0] not in without]
@@ -82,6 +84,9 @@ async def call(
         async with asyncio.timeout(10):
             connection.initiate_connection()
             connection.send_headers(1, [*sent, *headers], end_stream=ends and not data)
+            if late:
+                writer.write(connection.data_to_send())
+                await asyncio.sleep(late)
             for number, frame in enumerate(data, 1):
                 last = ends and not trailers and number == len(data)
                 connection.send_data(1, frame, end_stream=last)
@@ -91,6 +96,26 @@ async def call(
             return await _reply(connection, reader, writer)
     finally:
         writer.close()
+
+
+async def vanish(port: int, *data: bytes, path: str = CHECK) -> None:
+    """Begin a call, and hang up without waiting for anything.
+
+    Args:
+        port: Of the server, on 127.0.0.1.
+        data: A DATA frame each; the request does not end.
+        path: The method.
+    """
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    connection = h2.connection.H2Connection()
+    connection.initiate_connection()
+    connection.send_headers(1, list(({**dict(USUAL), ":path": path}).items()))
+    for frame in data:
+        connection.send_data(1, frame)
+    writer.write(connection.data_to_send())
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
 
 
 async def watching(port: int, count: int) -> None:

@@ -1,5 +1,6 @@
 """Where a server listens."""
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -8,7 +9,10 @@ ANY_IPV4: Final = "0.0.0.0"  # noqa: S104 - a health check comes from other mach
 ANY_IPV6: Final = "::"
 
 _HIGHEST_PORT: Final = 65535
-_ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
+_LABEL: Final = "[A-Za-z0-9_-]{1,63}"
+_ADDRESS: Final = re.compile(
+    rf"(?:\[([0-9A-Fa-f:.]+)\]|({_LABEL}(?:\.{_LABEL})*\.?)):([0-9]{{1,5}})"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class Address:
         match = _ADDRESS.fullmatch(text.strip())
         if match is None or int(match[3]) > _HIGHEST_PORT:
             raise ValueError(text)
+        if match[1]:
+            ipaddress.IPv6Address(match[1])
         return cls(match[1] or match[2], int(match[3]))
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ trailers. Works against any gRPC server, so that people can find out how theirs 
 """
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Final
@@ -31,6 +32,10 @@ MISMATCH: Final = "Target.ResponseCodeMismatch: Health checks failed with these 
 TIMED_OUT: Final = "Target.Timeout: Request timed out"
 FAILED: Final = "Target.FailedHealthChecks: Health checks failed"
 
+_CODE: Final = re.compile("[0-9]{1,4}")
+_FRAME_HEADER: Final = 9
+_LARGEST_FRAME: Final = 16_384
+_GOAWAY: Final = 7
 _EMPTY_MESSAGE: Final = b"\0\0\0\0\0"
 _NOT_SERVING_MESSAGE: Final = b"\0\0\0\0\2\x08\2"
 _NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -78,13 +83,13 @@ async def check(address: Address, path: str, matcher: Matcher, seconds: float) -
             await _exchange(address, path, reply)
     except TimeoutError:
         problem = TIMED_OUT
-    except (OSError, h2.exceptions.ProtocolError):
+    except (OSError, EOFError, UnicodeError, h2.exceptions.ProtocolError):
         # A connection that fails and an answer that is no HTTP/2 are one to an ALB.
         pass
     took = f"{(time.monotonic() - started) * 1000:.0f} ms"
 
     text = reply.headers.get("grpc-status", "") if reply.complete else ""
-    code = int(text) if text.isdecimal() and reply.headers.get(":status") == "200" else None
+    code = int(text) if _CODE.fullmatch(text) and reply.headers.get(":status") == "200" else None
     message = unquote(reply.headers.get("grpc-message", ""))
     healthy = code is not None and code in matcher
     lines = [f"POST {path} to {address} as {USER_AGENT}, success codes {matcher}"]
@@ -149,12 +154,30 @@ async def _exchange(address: Address, path: str, reply: _Reply) -> None:
         )
         connection.send_data(1, _EMPTY_MESSAGE, end_stream=True)
         writer.write(connection.data_to_send())
-        while not reply.complete and (received := await reader.read(65536)):
-            for event in connection.receive_data(received):
+        while not reply.complete:
+            for event in connection.receive_data(await _frame(reader)):
                 _take(event, reply)
             writer.write(connection.data_to_send())
     finally:
         writer.close()
+
+
+async def _frame(reader: asyncio.StreamReader) -> bytes:
+    """Read one HTTP/2 frame (RFC 9113, 4.1), but for a GOAWAY that lets our request finish.
+
+    A server that is stopping sends one before its answer, and h2 takes nothing more after it.
+    """
+    header = await reader.readexactly(_FRAME_HEADER)
+    length = int.from_bytes(header[:3], "big")
+    if length > _LARGEST_FRAME:
+        raise ConnectionResetError  # no HTTP/2 at all
+    payload = await reader.readexactly(length)
+    if header[3] != _GOAWAY:
+        return header + payload
+    last_stream = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
+    if not last_stream:
+        raise ConnectionResetError
+    return b""
 
 
 def _take(event: h2.events.Event, reply: _Reply) -> None:

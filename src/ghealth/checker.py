@@ -134,7 +134,7 @@ class Checker:
         """
         told: Status | None = None
         while True:
-            settled = self._settled(service)
+            settled = self._settled(service)  # before the look: it decides what to sleep on
             health = settled or await self.check(service, patience=patience)
             patience = None
             if health.status is not told:
@@ -184,7 +184,7 @@ class Checker:
         except TimeoutError:
             result = late
         except Exception:
-            _log.exception("probing failed")
+            _log.exception("probing failed", extra={"event": "internal_error"})
             result = ProbeResult(ready=False, reason=reasons.INTERNAL_ERROR)
         if self._clock() - started > self._probe_timeout:
             # After a SIGSTOP the answer of long ago and the expired timer come in one turn of
@@ -196,5 +196,5 @@ class Checker:
         try:
             self._observe(service, target.health)
         except Exception:
-            _log.exception("observing failed")
+            _log.exception("observing failed", extra={"event": "internal_error"})
         return target.health

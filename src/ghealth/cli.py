@@ -2,6 +2,8 @@
 
 import argparse
 import asyncio
+import errno
+import io
 import os
 import re
 import signal
@@ -24,6 +26,7 @@ KILLED_BY: Final = 128
 DEFAULT_LISTEN: Final = "[::]:25021"
 
 _PATH: Final = re.compile(r"/[!-~]*")
+_LONGEST: Final = 24 * 3600.0
 _RETRY_EVERY: Final = 1.0
 _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "": 1.0}
 _NUMBER: Final = r"[0-9]+(?:\.[0-9]+)?"
@@ -47,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # What the locale cannot show is shown escaped; a stream that was closed is None.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parsed = _parser().parse_args(arguments)
     # gRPC's core writes to standard error in the middle of its work, also about what strangers
     # send: nobody may be able to fill that pipe, or hold it up.
@@ -61,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # As for any tool in a pipe: whoever read the output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return KILLED_BY + signal.SIGPIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _tell((f"cannot write: {error.strerror}",))
     return code
 
 
@@ -116,12 +127,14 @@ def _parser() -> argparse.ArgumentParser:
         "--addr",
         "-addr",
         metavar="HOST:PORT",
+        type=_address,
         help="whom to ask (default: this machine, the port of GHEALTH_LISTEN)",
     )
     check.add_argument(
         "--service",
         "-service",
         metavar="NAME",
+        type=_name,
         default="",
         help="the service to ask about (default: the gateway)",
     )
@@ -168,9 +181,26 @@ def _duration(text: str) -> float:
     seconds = 0.0
     if _DURATION.fullmatch(text):
         seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
-    if not seconds:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: 1s, 500ms or plain seconds")
+    if not 0 < seconds <= _LONGEST:
+        message = f"{text!r} is no duration: 1s, 500ms or plain seconds, at most 24h"
+        raise argparse.ArgumentTypeError(message)
     return seconds
+
+
+def _address(text: str) -> Address:
+    """Read whom to ask; without a host, as for grpc-health-probe, this machine."""
+    try:
+        return Address.parse(f"127.0.0.1{text}" if text.startswith(":") else text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address: HOST:PORT") from None
+
+
+def _name(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no UTF-8") from None
+    return text
 
 
 def _path(text: str) -> str:
@@ -215,9 +245,7 @@ def _serve(_arguments: argparse.Namespace) -> int:
         except ListenError as error:
             _tell((str(error),))
             return CANNOT_LISTEN
-    # Everything is closed. A regular end would wait for threads, and one that asks a silent name
-    # server for the gateway's address comes back after many seconds.
-    os._exit(SERVED)
+    return _leave(SERVED)
 
 
 def _stop_by_signal() -> asyncio.Future[bool]:
@@ -258,7 +286,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from ghealth import client
 
     question = client.Question(
-        addr=addr,
+        addr=str(addr),
         service=arguments.service,
         connect_timeout=arguments.connect_timeout,
         rpc_timeout=arguments.rpc_timeout or client.RPC_TIMEOUT,
@@ -280,16 +308,12 @@ def _check(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _check_as_alb(addr: str, arguments: argparse.Namespace) -> int:
+def _check_as_alb(address: Address, arguments: argparse.Namespace) -> int:
     from ghealth import alb
 
     if arguments.watch or arguments.service:
         return _tell(("an ALB neither watches nor names a service: --as alb goes without them",))
-    try:
-        address = Address.parse(addr)
-    except ValueError:
-        return _tell((f"{addr!r} is no address: HOST:PORT",))
-    conclusion = asyncio.run(
+    conclusion = asyncio.Runner().run(
         alb.check(
             address,
             arguments.path or alb.DEFAULT_PATH,
@@ -300,10 +324,20 @@ def _check_as_alb(addr: str, arguments: argparse.Namespace) -> int:
     print(conclusion.text)
     for warning in conclusion.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return SERVED if conclusion.healthy else UNHEALTHY
+    return _leave(SERVED if conclusion.healthy else UNHEALTHY)
 
 
-def _own_address(listen: str) -> str | None:
+def _leave(code: int) -> NoReturn:
+    """End the process at once.
+
+    A regular end would wait for threads, and one that asks a silent name server comes back after
+    many seconds.
+    """
+    print(end="", flush=True)
+    os._exit(code)
+
+
+def _own_address(listen: str) -> Address | None:
     """Tell where a ghealth with this `LISTEN` answers on this machine, None if that is unknown."""
     try:
         address = Address.parse(listen.split(",", maxsplit=1)[0])
@@ -312,7 +346,7 @@ def _own_address(listen: str) -> str | None:
     if not address.port:
         return None
     host = "127.0.0.1" if address.host in (ANY_IPV4, ANY_IPV6) else address.host
-    return str(Address(host, address.port))
+    return Address(host, address.port)
 
 
 def _tell(lines: Sequence[str]) -> int:

@@ -61,6 +61,10 @@ _OPTIONS: Final = (
     # HTTP_PROXY is not for a question to one's own machine.
     ("grpc.enable_http_proxy", 0),
     ("grpc.primary_user_agent", f"ghealth/{__version__}"),
+    # A watch sees a server that is back within a second or two; gRPC's own back-off grows to 120 s.
+    ("grpc.initial_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
 

@@ -7,6 +7,7 @@ import logging
 import resource
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from typing import Final
 
@@ -22,6 +23,10 @@ from ghealth.settings import Settings
 from ghealth.status import GATEWAY
 
 _log = logging.getLogger(__name__)
+
+LOOK_UPS: Final = 32
+"""Look-ups of names that may hang at a time for each target: a resolver gives up after 30 s at
+most, and a target whose name hangs must not take the threads of the others."""
 
 STREAMS_BESIDE_WATCHES: Final = 100
 """Calls that one connection may have open beside all the watches there may be."""
@@ -94,8 +99,11 @@ async def serve(
         ListenError: If an address is taken or not this machine's. Nothing is left open.
     """
     _raise_descriptor_limit()
+    urls = {GATEWAY: settings.probe_url, **settings.services}
+    asyncio.get_running_loop().set_default_executor(
+        ThreadPoolExecutor(LOOK_UPS * len(urls), thread_name_prefix="look-up")
+    )
     async with AsyncExitStack() as stack:
-        urls = {GATEWAY: settings.probe_url, **settings.services}
         transport = transport_for(tuple(urls.values()))
         checker = Checker(
             {
@@ -139,7 +147,12 @@ async def serve(
             _log,
             logging.INFO,
             "started",
-            f"listening on {', '.join(listening)}",
+            "; ".join(
+                (
+                    f"listening on {', '.join(listening)}",
+                    *(f"{name}={value}" for name, value in settings.changed().items()),
+                )
+            ),
             listen=listening,
             settings=settings.changed(),
         )

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Final, NoReturn, TypeVar
 
 import grpc
@@ -32,6 +33,9 @@ ANSWER_AHEAD: Final = 0.05
 MESSAGE_PATIENCE: Final = 1.0
 """Seconds that a caller has to send its message; then it is taken to mean the gateway."""
 
+SLICE: Final = 0.1
+"""Seconds of one wait for a message. One that takes twice as long was a stop of this process."""
+
 LIST_LIMIT: Final = 100
 """Most services in one List, as health.proto suggests (gRFC A90)."""
 
@@ -40,6 +44,12 @@ _log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Reply = TypeVar("Reply")
 Message = TypeVar("Message")
+
+
+_REPLIES: Final[dict[Status, bytes]] = {
+    status: health_pb2.HealthCheckResponse(status=status.value).SerializeToString()
+    for status in Status
+}
 
 
 def descriptions() -> tuple[descriptor_pb2.FileDescriptorProto, ...]:
@@ -54,12 +64,6 @@ def descriptions() -> tuple[descriptor_pb2.FileDescriptorProto, ...]:
     empty = f".{package}.Empty"
     alb.service.add(name=name).method.add(name=ALB_METHOD, input_type=empty, output_type=empty)
     return (health, alb)
-
-
-_REPLIES: Final[dict[Status, bytes]] = {
-    status: health_pb2.HealthCheckResponse(status=status.value).SerializeToString()
-    for status in Status
-}
 
 
 class HealthServicer:
@@ -195,8 +199,11 @@ def _answering(
             return await method(context)
         except grpc.aio.AbortError:
             raise
+        except grpc.aio.InternalError:
+            # gRPC could not send or receive: the caller is gone. End as a cancelled call does.
+            raise asyncio.CancelledError from None
         except Exception:
-            _log.exception("answering failed")
+            _log.exception("answering failed", extra={"event": "internal_error"})
             await _abort(context, grpc.StatusCode.UNAVAILABLE, reasons.INTERNAL_ERROR)
 
     return answer
@@ -209,8 +216,8 @@ async def _abort(context: Context, code: grpc.StatusCode, reason: str) -> NoRetu
 
 def _user_agent(context: Context) -> str:
     """Tell the caller's user agent, empty if it has none."""
-    metadata = dict(context.invocation_metadata() or ())
-    return str(metadata.get("user-agent", ""))
+    metadata = context.invocation_metadata() or ()
+    return " ".join(str(value) for name, value in metadata if name == "user-agent")
 
 
 def _patience(context: Context) -> float | None:
@@ -222,14 +229,25 @@ def _patience(context: Context) -> float | None:
 async def _message(context: Context, parse: Callable[[bytes], Message]) -> Message:
     """Read the caller's message; one that does not come reads as an empty one.
 
-    Of a caller's own deadline half is left for the answer.
+    One that may still come when the caller's own deadline ends reads as nothing: it could be about
+    any service, so the answer is not-serving. The time in which this process did not run (SIGSTOP)
+    does not count: what came meanwhile is there, and gRPC's threads need a moment to hand it over.
     """
-    left = context.time_remaining()
-    patience = MESSAGE_PATIENCE if left is None else min(MESSAGE_PATIENCE, left / 2)
-    raw: object = grpc.aio.EOF
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(patience):
-            raw = await context.read()
+    left = _patience(context)
+    patience = MESSAGE_PATIENCE if left is None else min(MESSAGE_PATIENCE, left)
+    hurried = patience < MESSAGE_PATIENCE
+    reading = asyncio.ensure_future(context.read())
+    try:
+        while not reading.done() and patience > 0:
+            started = monotonic()
+            await asyncio.wait((reading,), timeout=min(SLICE, patience))
+            late = monotonic() - started > 2 * SLICE
+            patience -= 0 if late else SLICE
+    finally:
+        reading.cancel()
+    raw = reading.result() if reading.done() else None
+    if raw is None and hurried:
+        await _abort(context, grpc.StatusCode.UNAVAILABLE, reasons.CALLER_LEFT_NO_TIME)
     try:
         return parse(raw if isinstance(raw, bytes) else b"")
     except DecodeError:

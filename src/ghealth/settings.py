@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -58,7 +58,7 @@ def _prefixes(text: str) -> tuple[str, ...]:
 
 def _url(text: object) -> httpx.URL:
     try:
-        url = httpx.URL(text) if isinstance(text, str) else httpx.URL()
+        url = httpx.URL(text if isinstance(text, str) else "")
     except httpx.InvalidURL:
         raise ValueError(text) from None
     usable = (
@@ -79,7 +79,10 @@ def _object(text: str) -> dict[str, Any]:
             raise ValueError(text)
         return dict(pairs)
 
-    found = json.loads(text, object_pairs_hook=unique)
+    try:
+        found = json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError(text) from None
     if not isinstance(found, dict):
         raise ValueError(text)  # noqa: TRY004 - pydantic wants this one
     return found
@@ -96,6 +99,7 @@ def _headers(text: str) -> Mapping[str, str]:
 
 def _services(text: str) -> Mapping[str, httpx.URL]:
     services = {name: _url(url) for name, url in _object(text).items()}
+    "".join(services).encode()  # a name that is no UTF-8 can go over no wire
     if GATEWAY in services or LIVENESS in services:
         raise ValueError(text)
     return services
@@ -309,7 +313,7 @@ def _misnamed(name: str) -> str | None:
     variable = name.upper()
     if not variable.startswith(PREFIX) or variable.removeprefix(PREFIX) in known:
         return None
-    if variable == "GHEALTH_PORT" and os.environ[name].isdigit():
+    if variable == "GHEALTH_PORT" and os.environ[name].strip().isdigit():
         return f"{name} is no setting: the port belongs into GHEALTH_LISTEN, such as [::]:25021"
     if _SERVICE_LINK.fullmatch(variable):
         return None
@@ -325,14 +329,29 @@ def _mistaken(field: str) -> str:
     variable = PREFIX + field.upper()
     held = next(value for name, value in os.environ.items() if name.upper() == variable)
     takes = next(item for item in Settings.model_fields[field].metadata if isinstance(item, _Takes))
-    shown = MASK if field == "probe_headers" else _without_secrets(held)
+    shown = _MASKS.get(field, str)(held)
     if len(shown) > _SHOWN_LENGTH:
         shown = shown[:_SHOWN_LENGTH] + "…"
     return f"{variable} holds {shown!r}, but takes {takes.text}"
 
 
+def _masked_url(held: str) -> str:
+    """Mask all of a text that could be a secret if it were a URL, which it is not."""
+    before, mark, _ = held.partition("?")
+    _, at, after = before.rpartition("@")
+    return f"{MASK if at else ''}{at}{after}{mark}{MASK if mark else ''}"
+
+
+_MASKS: Final[Mapping[str, Callable[[str], str]]] = {
+    "probe_url": _masked_url,
+    "probe_headers": lambda _: MASK,
+    "services": lambda held: MASK if any(sign in held for sign in "@?\\") else held,
+}
+"""How the value of a variable is shown that is a mistake."""
+
+
 def _without_secrets(text: str) -> str:
-    """Mask the user info and the query of every URL in a text, be it well-formed or not."""
+    """Mask the user info and the query of a well-formed URL."""
     return re.sub(r"\?[^\s\"#]+", f"?{MASK}", re.sub(r"//[^/\s\"]*@", f"//{MASK}@", text))
 
 
