@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test interop interop-table mutants lint fmt tables lock clean
+.PHONY: help env run test interop interop-table soak mutants lint fmt tables lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,6 +34,9 @@ interop: env ## what real callers conclude: the kubelet, Envoy, grpc-go, grpc-js
 
 interop-table: env ## the same, and write its tables into docs/callers.md
 	$(BIN)/python -m interop --page docs/callers.md --write
+
+soak: env ## all callers and faults at random for SECONDS (300), every answer checked
+	$(BIN)/python -m dev.soak --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
 
 mutants: env ## break the code in every small way, and see that a test notices
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements/mutants.txt

@@ -42,6 +42,17 @@ def test_the_exit_codes_of_a_check_are_in_the_readme() -> None:
         assert re.search(rf"^\| {code.value} \|", README, re.MULTILINE)
 
 
+def test_every_event_of_the_log_is_in_the_readme() -> None:
+    """An event that the code writes is documented, and none that it does not."""
+    source = "\n".join(file.read_text() for file in (ROOT / "src").rglob("*.py"))
+    written = set(re.findall(r"log_event\(\s*_log,\s*[\w.]+,\s*\"(\w+)\"", source))
+    written |= set(re.findall(r"\"event\": \"(\w+)\"", source))
+    written |= set(re.findall(r"\"event\", \"(\w+)\"", source))
+    table = README.partition("| `event` |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == written
+
+
 def test_make_lists_its_targets() -> None:
     """`make` alone names every target with what it does."""
     said = subprocess.run(

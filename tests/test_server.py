@@ -477,3 +477,22 @@ def test_dead_peers_are_looked_for() -> None:
     options = dict(server.options(100))
     alive = options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"]
     assert 30_000 <= alive <= 60_000
+
+
+async def test_a_step_of_the_wall_clock_changes_no_freshness(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that is set a day on or back makes no answer stale, and keeps none fresh."""
+    real = time.time
+    async with (
+        target(answers(200)) as gateway,
+        run(PROBE_URL=url_of(gateway), CACHE_TTL="0.3") as running,
+        asking(running.port) as stub,
+    ):
+        for step in (0, 86_400, -86_400):
+            monkeypatch.setattr(time, "time", lambda step=step: real() + step)
+            assert (await stub.Check(CHECK())).status == 1
+        assert len(gateway.requests) == 1
+        async with asyncio.timeout(5):
+            while len(gateway.requests) < 2:
+                await stub.Check(CHECK())

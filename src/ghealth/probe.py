@@ -52,10 +52,10 @@ def transport_for(urls: Sequence[httpx.URL]) -> Transport:
 
     Each attempt has a transport of its own, and with it a connection of its own: a kept-alive one
     goes on answering after the listener stopped accepting, and the pool of a shared transport
-    keeps a trace of attempts that were cancelled at an unlucky moment. No proxy variable is read:
-    `HTTP_PROXY` would carry the loopback probe off. Certificates are verified against the
-    system's store (OpenSSL reads `SSL_CERT_FILE` and `SSL_CERT_DIR`), which is read only if a
-    target wants TLS.
+    keeps a trace of attempts that were cancelled at an unlucky moment. It is a transport and no
+    `httpx.Client`, which would read `HTTP_PROXY` and carry the loopback probe off. Certificates
+    are verified against the system's store (OpenSSL reads `SSL_CERT_FILE` and `SSL_CERT_DIR`),
+    which is read only if a target wants TLS.
 
     Args:
         urls: All targets of the process.
