@@ -166,6 +166,12 @@ def test_a_full_disk_is_told_in_a_line() -> None:
     assert (done.returncode, done.stderr) == (1, "ghealth: cannot write: No space left on device\n")
 
 
+def test_without_a_standard_output_it_says_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a standard output that was closed, only the exit code is left."""
+    monkeypatch.setattr("sys.stdout", None)
+    assert cli.main(["settings"]) == 0
+
+
 def test_another_failure_of_the_system_has_its_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     """An OSError that nobody foresaw is a bug, and not told away."""
 

@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = parsed.command
     try:
         code = command(parsed)
-        print(end="", flush=True)  # now, while somebody can still say that it failed
+        if sys.stdout is not None:
+            sys.stdout.flush()  # now, while somebody can still say that it failed
     except KeyboardInterrupt:
         return KILLED_BY + signal.SIGINT
     except BrokenPipeError:
@@ -321,7 +322,7 @@ def _check_as_alb(address: Address, arguments: argparse.Namespace) -> int:
             arguments.rpc_timeout or alb.DEFAULT_TIMEOUT,
         )
     )
-    print(conclusion.text)
+    print(conclusion.text, flush=True)
     for warning in conclusion.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return _leave(SERVED if conclusion.healthy else UNHEALTHY)
@@ -333,7 +334,6 @@ def _leave(code: int) -> NoReturn:
     A regular end would wait for threads, and one that asks a silent name server comes back after
     many seconds.
     """
-    print(end="", flush=True)
     os._exit(code)
 
 
