@@ -676,6 +676,7 @@ async def drain(scene: Scene) -> str:
     if scene.rng("drain").choice((True, False)):
         scene.witness.delay = PROBE_TIMEOUT / 2
         await an_attempt(scene)
+        await asyncio.sleep(0.05)  # callers join it
     with contextlib.ExitStack() as staying:
         for _ in range(10):
             sock = staying.enter_context(socket.create_connection(("127.0.0.1", scene.port)))
