@@ -59,18 +59,15 @@ WITHIN: Final = CACHE_TTL + PROBE_TIMEOUT + ALLOWANCE
 SEEN_WITHIN: Final = WITHIN + WATCH_INTERVAL
 """The same for what a watcher believes between two looks."""
 
-ANSWERED_WITHIN: Final = PROBE_TIMEOUT + 1 + ALLOWANCE
-"""One second is the caller's own, to send its message."""
+ANSWERED_WITHIN: Final = PROBE_TIMEOUT + ALLOWANCE + 1 + ALLOWANCE
+"""An attempt, and one second that is the caller's own, to send its message."""
 
 PATIENCE: Final = 10.0
 FDS_NEAR: Final = 3  # over the start's: an attempt may be under way
-MISSED: Final = 0.01
-"""Part of the callers with a short deadline that may miss it: ghealth answers 50 ms before, which
-is less than the allowance."""
+MISSED: Final = 0.5
+"""Misses for each deadline kept that came before the gateway's answer, from which on it cannot be
+the machine: ghealth is 50 ms ahead of a deadline, which is less than the allowance."""
 SHOWN: Final = 20  # of the wrong answers
-VANISHED: Final = "ExecuteBatchError"
-"""What grpc.aio raises, and logs as an error, when the caller of an answer has gone."""
-
 PORTS: Final = range(20_000, 30_000)
 """Below Linux's ephemeral ones: while Envoy is down, no caller's own end may take its port."""
 
@@ -158,7 +155,7 @@ class Model:
     def __init__(self, witness: Witness) -> None:
         self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
         self.wrong: list[str] = []
-        self.missed = 0
+        self.tight = self.missed = 0  # short deadlines
         self.drained = math.inf
         self._witness = witness
         self._began = self._steady_from = now()
@@ -233,6 +230,7 @@ class Model:
         tally.must += well > WITHIN
         tally.must_not += must_not
         tally.longest = max(tally.longest, took)
+        self.tight += hurried and took > ALLOWANCE
         if answer not in (tells.healthy, tells.sick):
             self.blame(kind, answer, "never an answer to this caller")
         elif took > ANSWERED_WITHIN:
@@ -297,6 +295,7 @@ class Scene:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     agent_free: asyncio.Lock = field(default_factory=asyncio.Lock)
     usages: list[tuple[int, int]] = field(default_factory=list)
+    late: float = 0.0
 
     def rng(self, name: str) -> Random:
         """Make the choices of somebody's."""
@@ -498,12 +497,16 @@ def asks(tells: Tells, ask: Callable[[Hand], Awaitable[str]]) -> Turn:
     return turn
 
 
+OUT_OF_TIME: Final = ("DEADLINE_EXCEEDED", "UNAVAILABLE")
+"""The second where ghealth had not even read the question before the time was up."""
+
+
 async def short_deadline(hand: Hand) -> None:
     """Check with less time than an attempt may take, once there is a connection."""
     await hand.heard(hand.check("liveness"))
     asked = now()
     answer = await hand.heard(hand.check(deadline=hand.rng.uniform(0.15, 0.45)))
-    if answer != "DEADLINE_EXCEEDED":
+    if answer not in OUT_OF_TIME:
         hand.scene.model.judge(hand.kind, STATUS, answer, asked, hurried=True)
     elif not hand.scene.model.stood(asked, now()):
         hand.scene.model.missed += 1
@@ -654,7 +657,9 @@ async def play(scene: Scene, seconds: float, *subjects: str) -> None:
         end = now() + seconds
         while now() < end and scene.ghealth.poll() is None:
             scene.usages.append(scene.usage())
-            await scene.rest(0.2)
+            began = now()
+            await asyncio.sleep(0.2)
+            scene.late = max(scene.late, now() - began - 0.2)
         scene.over.set()
 
 
@@ -705,9 +710,8 @@ async def soak(scene: Scene, seconds: float) -> None:
         drained = await drain(scene)
     else:
         model.blame("ghealth", f"exit {scene.ghealth.returncode}", "all by itself")
-    hurried = model.tallies["short deadline"].answers
-    if model.missed > MISSED * hurried:
-        model.blame("short deadline", f"{model.missed} missed", f"{hurried} answers")
+    if model.missed > 5 + MISSED * model.tight:
+        model.blame("short deadline", f"{model.missed} missed", f"{model.tight} kept")
     heads = ("answers", "healthy", "must be", "must not", "longest")
     print(f"{'caller':<20}" + "".join(f"{head:>10}" for head in heads))
     for kind, tally in model.tallies.items():
@@ -717,7 +721,9 @@ async def soak(scene: Scene, seconds: float) -> None:
     peak = [max(column) for column in zip(*scene.usages, strict=True)]
     for name, at_start, at_most, at_end in zip(("KiB", "fds"), start, peak, end, strict=True):
         print(f"{name}: {at_start} at the start, {at_most} at most, {at_end} at the end")
-    print(f"short deadlines missed: {model.missed}\ndrain: {drained}")
+    print(f"short deadlines: {model.tight} kept, {model.missed} missed")
+    print(f"drain: {drained}")
+    print(f"this machine: up to {scene.late:.3f} s late")
 
 
 def main() -> int:
@@ -751,13 +757,8 @@ def main() -> int:
             asyncio.run(soak(scene, arguments.seconds))
         finally:
             log.seek(0)
-            errors = [
-                line for line in log if line[0] != "{" or json.loads(line)["level"] == "error"
-            ]
-            vanished = [line for line in errors if VANISHED in line]
-            print(f"errors in the log: {len(errors)}, {len(vanished)} of them about {VANISHED}")
-            for line in errors:
-                if line not in vanished:
+            for line in log:
+                if line[0] != "{" or json.loads(line)["level"] == "error":
                     model.blame("log", line.strip(), "which is an error")
             print(f"wrong: {len(model.wrong)}")
             for wrong in model.wrong[:SHOWN]:
