@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help env run test interop interop-table soak mutants lint fmt tables lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 env: $(INSTALLED) ## make the environment in .venv
 
