@@ -8,7 +8,6 @@ import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable
-from time import monotonic
 from typing import Final, NoReturn, TypeVar
 
 import grpc
@@ -34,7 +33,7 @@ MESSAGE_PATIENCE: Final = 1.0
 """Seconds that a caller has to send its message; then it is taken to mean the gateway."""
 
 SLICE: Final = 0.1
-"""Seconds of one wait for a message. One that takes twice as long was a stop of this process."""
+"""Seconds of one wait for a message: a stop of this process (SIGSTOP) uses up one, however long."""
 
 LIST_LIMIT: Final = 100
 """Most services in one List, as health.proto suggests (gRFC A90)."""
@@ -239,10 +238,8 @@ async def _message(context: Context, parse: Callable[[bytes], Message]) -> Messa
     reading = asyncio.ensure_future(context.read())
     try:
         while not reading.done() and patience > 0:
-            started = monotonic()
             await asyncio.wait((reading,), timeout=min(SLICE, patience))
-            late = monotonic() - started > 2 * SLICE
-            patience -= 0 if late else SLICE
+            patience -= SLICE
     finally:
         reading.cancel()
     raw = reading.result() if reading.done() else None

@@ -4,6 +4,7 @@ The states are those of a gateway pod as pilot-agent and Envoy produce them: Env
 ready, ready, draining with the agent connected, draining with the agent gone, killed, hanging.
 """
 
+import asyncio
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dev.gateway import READY, SICK, SILENT, Agent, Gateway, free_port, gateway, listens
-from tests import processes
+from tests import processes, wire
 
 TIMEOUT = 0.5
 IN_TIME = TIMEOUT + 0.2
@@ -237,6 +238,20 @@ def test_a_stopped_and_continued_process_serves_nothing_stale() -> None:
         ghealth.process.send_signal(signal.SIGCONT)
         assert asker.check() == NOT_SERVING
         asker.close()
+
+
+async def test_a_message_that_came_while_it_was_stopped_counts() -> None:
+    """Trap 15: after a SIGCONT, what had arrived is no silence: `liveness` is not the gateway."""
+    request = health_pb2.HealthCheckRequest(service="liveness").SerializeToString()
+    with processes.server(PROBE_URL="http://127.0.0.1:1/") as ghealth:
+        await wire.call(ghealth.port, wire.EMPTY_MESSAGE)
+        asking = asyncio.create_task(wire.call(ghealth.port, wire.framed(request), late=1.3))
+        await asyncio.sleep(0.2)  # its headers have come
+        ghealth.process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(1.3)  # so has its message
+        ghealth.process.send_signal(signal.SIGCONT)
+        reply = await asking
+    assert (reply.code, reply.data) == (0, b"\0\0\0\0\2\x08\1")
 
 
 def test_the_limit_of_descriptors_is_raised() -> None:
