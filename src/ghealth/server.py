@@ -143,6 +143,7 @@ async def serve(
             str(Address(address.host, port))
             for address, port in zip(settings.listen, ports, strict=True)
         ]
+        changed = settings.changed()
         log_event(
             _log,
             logging.INFO,
@@ -150,11 +151,11 @@ async def serve(
             "; ".join(
                 (
                     f"listening on {', '.join(listening)}",
-                    *(f"{name}={value}" for name, value in settings.changed().items()),
+                    *(f"{name}={value}" for name, value in changed.items()),
                 )
             ),
             listen=listening,
-            settings=settings.changed(),
+            settings=changed,
         )
         on_started(ports)
 

@@ -350,11 +350,6 @@ _MASKS: Final[Mapping[str, Callable[[str], str]]] = {
 """How the value of a variable is shown that is a mistake."""
 
 
-def _without_secrets(text: str) -> str:
-    """Mask the user info and the query of a well-formed URL."""
-    return re.sub(r"\?[^\s\"#]+", f"?{MASK}", re.sub(r"//[^/\s\"]*@", f"//{MASK}@", text))
-
-
 def _shown(value: object) -> str:
     """Render a value in its variable's own syntax, secrets masked."""
     match value:
@@ -367,8 +362,7 @@ def _shown(value: object) -> str:
         case tuple():
             return ",".join(map(str, value))
         case httpx.URL():
-            # str() of it would escape, and mask the password alone.
-            return _without_secrets(_raw(value))
+            return _shown_url(value)
         case dict():
             shown = {k: _shown(v) if isinstance(v, httpx.URL) else MASK for k, v in value.items()}
             return json.dumps(shown, ensure_ascii=False)
@@ -376,6 +370,8 @@ def _shown(value: object) -> str:
             return str(value)
 
 
-def _raw(url: httpx.URL) -> str:
-    userinfo = f"{url.userinfo.decode()}@" if url.userinfo else ""
-    return f"{url.scheme}://{userinfo}{url.netloc.decode()}{url.raw_path.decode()}"
+def _shown_url(url: httpx.URL) -> str:
+    """Render a URL, user info and query masked; str() of it would mask the password alone."""
+    path, mark, query = url.raw_path.decode().partition("?")
+    userinfo = f"{MASK}@" if url.userinfo else ""
+    return f"{url.scheme}://{userinfo}{url.netloc.decode()}{path}{mark}{MASK if query else ''}"
