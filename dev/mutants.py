@@ -17,14 +17,6 @@ EXPLAINED = {
     "+        result = ProbeResult(ready=None,": "the same",
     "+            return ProbeResult(ready=None,": "the same",
     "+    if self._clock() - started >= self._probe_timeout:": "nobody meets the limit to the bit",
-    "verify=None, trust_env=False)": "httpcore's own context verifies against the same store, and "
-    "certifi's beside it; only the time to read it differs",
-    "verify=tls, trust_env=None)": "a transport reads no proxy variables at all, and certificates' "
-    "only without a context: said twice for those who put a client in its place",
-    "verify=tls, )": "the same",
-    "verify=tls, trust_env=True)": "the same",
-    '+    failure = ""': "as false as None",
-    '+        "get",': "httpx writes methods in capitals",
     'decode("ASCII")': "another name of the same codec",
     "(health, None, status_callers)": "the two policies behind look at the health alone",
     "(health, user_agent, None)": "the same",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ghealth import reasons
 from ghealth.answers import POLICIES
-from ghealth.settings import Settings
+from ghealth.environment import defaults
 from ghealth.status import Health, Status
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ def settings() -> str:
     """Tell every variable with its default and meaning."""
     rows = [
         f"| `{row.variable}` | {f'`{row.default}`' if row.default else 'unset'} | {row.meaning} |"
-        for row in Settings.model_construct().rows()
+        for row in defaults().rows
     ]
     return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])
 
@@ -48,7 +48,7 @@ STATUS_READER, ALB = "grpc-go/1.70.0", "ELB-HealthChecker/2.0"
 def answers() -> str:
     """Tell what each policy answers to a caller that reads the status, and to an ALB."""
     sick = Health(Status.NOT_SERVING, reasons.answered(503))
-    callers = Settings.model_construct().status_callers
+    callers = defaults().status_callers
     rows = []
     for name, policy in POLICIES.items():
         told = [policy(sick, agent, callers) for agent in (STATUS_READER, ALB)]

@@ -1,13 +1,12 @@
-import grpc
 import pytest
 
-from ghealth.answers import POLICIES, Answer
+from ghealth.answers import POLICIES, Answer, Code
 from ghealth.status import ALIVE, DRAINING, Health, Status
 
 SERVING = Health(Status.SERVING, "gateway answered 200")
 SICK = Health(Status.NOT_SERVING, "gateway answered 503")
 STATUS_CALLERS = ("grpc-", "Envoy/HC")
-OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
+OK, UNAVAILABLE = Code.OK, Code.UNAVAILABLE
 
 READERS = [
     "grpc-go/1.70.0",
@@ -45,8 +44,8 @@ OTHERS = [
 def test_what_each_policy_tells_each_caller(
     policy: str,
     health: Health,
-    code_for_readers: grpc.StatusCode,
-    code_for_others: grpc.StatusCode,
+    code_for_readers: Code,
+    code_for_others: Code,
     user_agent: str,
 ) -> None:
     """Callers known to read the status get it, unknown ones a code, or all alike as told."""

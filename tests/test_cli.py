@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ghealth import __version__, cli, settings
+from ghealth import __version__, cli
 from tests import processes
 
 SETTINGS_SHOWN = 16
@@ -325,10 +325,10 @@ def test_a_second_signal_ends_it_at_once() -> None:
 def test_before_it_serves_sigterm_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 22: the time of the imports is no time in which SIGTERM goes unheard."""
 
-    def load() -> Any:
+    def in_fork(_: object) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(settings, "load", load)
+    monkeypatch.setattr(cli, "in_fork", in_fork)
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve"])
     assert ended.value.code == 128 + signal.SIGTERM

@@ -7,14 +7,15 @@ import ssl
 import time
 from typing import Any
 
-import httpx
+import h11
 import pytest
 import trustme
 
 from ghealth import __version__, reasons
 from ghealth.checker import Checker
+from ghealth.environment import target_of
 from ghealth.matcher import HTTP_CODES, Matcher
-from ghealth.probe import HttpProbe, ProbeResult, transport_for
+from ghealth.probe import HttpProbe, ProbeResult, trust
 from ghealth.status import GATEWAY, Status
 from tests.fakes import Notes
 from tests.peers import Behaviour, Target, answers, is_silent, repeats, resets, says, target
@@ -27,17 +28,15 @@ async def probed(
     url: str, codes: Matcher = CODES, headers: dict[str, str] | None = None
 ) -> ProbeResult:
     """Make one attempt."""
-    parsed = httpx.URL(url)
-    probe = HttpProbe(
-        parsed, success_codes=codes, headers=headers or {}, transport=transport_for([parsed])
-    )
+    aim = target_of(url)
+    probe = HttpProbe(aim, success_codes=codes, headers=headers or {}, tls=trust([aim]))
     return await probe()
 
 
 def probe_of(gateway: Target) -> HttpProbe:
     """Make a probe of a target."""
-    url = httpx.URL(f"http://127.0.0.1:{gateway.port}/")
-    return HttpProbe(url, success_codes=CODES, headers={}, transport=transport_for([url]))
+    aim = target_of(f"http://127.0.0.1:{gateway.port}/")
+    return HttpProbe(aim, success_codes=CODES, headers={}, tls=None)
 
 
 async def request_to(behaving: Target, **options: Any) -> list[str]:
@@ -154,11 +153,11 @@ async def test_a_lack_of_descriptors_is_not_the_gateways_fault(
     assert errors == []
 
 
-async def test_an_exception_of_our_own_making_is_not_hidden() -> None:
+def test_an_exception_of_our_own_making_is_not_hidden() -> None:
     """A request that cannot be sent is a bug, and not the gateway's fault."""
-    async with target(answers(200)) as gateway:
-        with pytest.raises(httpx.LocalProtocolError):
-            await probed(f"http://127.0.0.1:{gateway.port}/", headers={"a": "\x00"})
+    aim = target_of("http://127.0.0.1:1/")
+    with pytest.raises(h11.LocalProtocolError):
+        HttpProbe(aim, success_codes=CODES, headers={"a": "\x00"}, tls=None)
 
 
 async def test_a_body_that_streams_for_ever_is_not_read() -> None:
@@ -337,6 +336,7 @@ def test_plain_http_reads_no_certificates(monkeypatch: pytest.MonkeyPatch) -> No
         raise AssertionError("the store was read")
 
     monkeypatch.setattr(ssl, "create_default_context", read)
-    transport_for([httpx.URL("http://localhost/")])
+    plain, secure = target_of("http://localhost/"), target_of("https://localhost/")
+    assert trust([plain]) is None
     with pytest.raises(AssertionError, match="the store was read"):
-        transport_for([httpx.URL("http://localhost/"), httpx.URL("https://localhost/")])
+        trust([plain, secure])

@@ -14,8 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ghealth import server
 from ghealth.address import Address
+from ghealth.environment import load
 from ghealth.server import ListenError, serve
-from ghealth.settings import Settings, load
+from ghealth.settings import Settings
 from tests import wire
 from tests.peers import Target, answers, is_silent, target
 
@@ -444,9 +445,9 @@ async def test_a_hanging_name_does_not_take_the_threads_of_others(
     real, hung_up = socket.getaddrinfo, threading.Event()
 
     def look_up(host: Any, *rest: Any, **options: Any) -> Any:
-        if host == b"slow.example":
+        if host == "slow.example":
             hung_up.wait(20)
-        return real("127.0.0.1" if host == b"fast.example" else host, *rest, **options)
+        return real("127.0.0.1" if host == "fast.example" else host, *rest, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     async with target(answers(200)) as gateway:

@@ -7,11 +7,17 @@ healthy. A non-zero code is unhealthy to every reader, so it is what an unknown 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final, Protocol
 
-import grpc
-
 from ghealth.status import Health, Status
+
+
+class Code(IntEnum):
+    """The gRPC status codes that a policy chooses from, number for number."""
+
+    OK = 0
+    UNAVAILABLE = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +25,12 @@ class Answer:
     """The end of one Check.
 
     Args:
-        code: The gRPC status code; OK comes with the status in the message.
+        code: The gRPC status; OK comes with the status in the message.
         status: The status that the message carries.
         reason: The `grpc-message` of a code that is not OK.
     """
 
-    code: grpc.StatusCode
+    code: Code
     status: Status
     reason: str
 
@@ -49,7 +55,7 @@ def status(
     status_callers: Sequence[str],  # noqa: ARG001
 ) -> Answer:
     """Tell everyone the status, as health.proto has it."""
-    return Answer(grpc.StatusCode.OK, health.status, health.reason)
+    return Answer(Code.OK, health.status, health.reason)
 
 
 def code(
@@ -63,7 +69,7 @@ def code(
     CANCELLED, which ends Traefik's checking for good.
     """
     serving = health.status is Status.SERVING
-    chosen = grpc.StatusCode.OK if serving else grpc.StatusCode.UNAVAILABLE
+    chosen = Code.OK if serving else Code.UNAVAILABLE
     return Answer(chosen, health.status, health.reason)
 
 

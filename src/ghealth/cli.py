@@ -1,7 +1,6 @@
 """The command line: arguments, signals and exit codes."""
 
 import argparse
-import asyncio
 import errno
 import io
 import os
@@ -10,11 +9,17 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from ghealth import __version__
 from ghealth.address import ANY_IPV4, ANY_IPV6, Address
+from ghealth.fork import in_fork
 from ghealth.matcher import GRPC_CODES, Matcher
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ghealth.settings import Mistakes, Settings
 
 SERVED: Final = 0
 MISTAKEN: Final = 1
@@ -223,15 +228,22 @@ def _serve(_arguments: argparse.Namespace) -> int:
     # signal from a process with the number 1.
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(KILLED_BY + signum))
 
-    # Imported here, as below: a check does without the server, a mistake without gRPC.
-    from ghealth.settings import Mistakes, load
+    # What the settings are read with takes a tenth of a second and 12 MB that serving has no use
+    # for: both are spent in a fork, while this process imports gRPC.
+    read = in_fork(_read_settings)
 
-    settings = load()
-    if isinstance(settings, Mistakes):
-        return _tell(settings.lines)
+    # Imported here, as below: a command imports what it needs.
+    import asyncio
+
+    import uvloop
 
     from ghealth.logs import logging_to
     from ghealth.server import ListenError, serve
+    from ghealth.settings import Mistakes
+
+    settings = read()
+    if isinstance(settings, Mistakes):
+        return _tell(settings.lines)
 
     async def run() -> None:
         stop = _stop_by_signal()
@@ -242,15 +254,17 @@ def _serve(_arguments: argparse.Namespace) -> int:
     as_json = settings.log_format == "json" or (settings.log_format is None and not terminal)
     with logging_to(sys.stdout, level=settings.log_level, as_json=as_json):
         try:
-            asyncio.Runner().run(run())
+            asyncio.Runner(loop_factory=uvloop.new_event_loop).run(run())
         except ListenError as error:
             _tell((str(error),))
             return CANNOT_LISTEN
     return _leave(SERVED)
 
 
-def _stop_by_signal() -> asyncio.Future[bool]:
+def _stop_by_signal() -> "asyncio.Future[bool]":
     """Make a future that SIGTERM or SIGINT completes, with whether callers get time to notice."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[bool] = loop.create_future()
 
@@ -264,13 +278,22 @@ def _stop_by_signal() -> asyncio.Future[bool]:
     return stop
 
 
-def _settings(_arguments: argparse.Namespace) -> int:
-    from ghealth.settings import Mistakes, load
+def _read_settings() -> "Settings | Mistakes":
+    # There are none, and looking for them reads the metadata of every installed package.
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
 
-    settings = load()
+    from ghealth.environment import load
+
+    return load()
+
+
+def _settings(_arguments: argparse.Namespace) -> int:
+    from ghealth.settings import Mistakes
+
+    settings = _read_settings()
     if isinstance(settings, Mistakes):
         return _tell(settings.lines)
-    for row in settings.rows():
+    for row in settings.rows:
         print(f"{row.variable}={row.value}\n    default: {row.default}\n    {row.meaning}")
     return SERVED
 
@@ -283,6 +306,8 @@ def _check(arguments: argparse.Namespace) -> int:
         return _check_as_alb(addr, arguments)
     if arguments.path or arguments.matcher:
         return _tell(("--path and --matcher go with --as alb",))
+
+    import asyncio
 
     from ghealth import client
 
@@ -310,6 +335,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _check_as_alb(address: Address, arguments: argparse.Namespace) -> int:
+    import asyncio
+
     from ghealth import alb
 
     if arguments.watch or arguments.service:

@@ -2,17 +2,18 @@
 
 import asyncio
 import errno
-import functools
+import ipaddress
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import httpx
+import h11
 
 from ghealth import __version__, reasons
 from ghealth.matcher import Matcher
+from ghealth.target import Target
 
 LOOPBACK: Final = ("127.0.0.1", "::1")
 """Where `localhost` is, whatever /etc/hosts says: Istio binds its readiness listener to the IPv6
@@ -20,6 +21,14 @@ side alone on clusters without IPv4."""
 
 DESCRIPTOR_PATIENCE: Final = 0.05
 """Seconds between tries to open a socket while this process has no descriptor left."""
+
+NEXT_ADDRESS: Final = 0.5
+"""Seconds after which a name's next address is tried: the first may be a machine that is gone."""
+
+LONGEST_HEADERS: Final = 100 * 1024
+"""Bytes of headers that a target may send."""
+
+_READ_SIZE: Final = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,51 +52,44 @@ class Probe(Protocol):
         ...
 
 
-Transport = Callable[[], httpx.AsyncBaseTransport]
-"""Makes what one attempt sends its requests through."""
+def trust(targets: Sequence[Target]) -> ssl.SSLContext | None:
+    """Read whom a process trusts, if one of its targets wants TLS.
 
-
-def transport_for(urls: Sequence[httpx.URL]) -> Transport:
-    """Choose how the `HttpProbe`s of a process send their requests.
-
-    Each attempt has a transport of its own, and with it a connection of its own: a kept-alive one
-    goes on answering after the listener stopped accepting, and the pool of a shared transport
-    keeps a trace of attempts that were cancelled at an unlucky moment. It is a transport and no
-    `httpx.Client`, which would read `HTTP_PROXY` and carry the loopback probe off. Certificates
-    are verified against the system's store (OpenSSL reads `SSL_CERT_FILE` and `SSL_CERT_DIR`),
-    which is read only if a target wants TLS.
+    Certificates are verified against the system's store; OpenSSL reads `SSL_CERT_FILE` and
+    `SSL_CERT_DIR`. Without an https target nothing is read: it would cost start-up and memory.
 
     Args:
-        urls: All targets of the process.
+        targets: All targets of the process.
     """
-    wants_tls = any(url.scheme == "https" for url in urls)
-    # The bare context of the plain-http process trusts nobody; it spares the transport making one.
-    tls = ssl.create_default_context() if wants_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return functools.partial(httpx.AsyncHTTPTransport, verify=tls, trust_env=False)
+    return ssl.create_default_context() if any(target.tls for target in targets) else None
 
 
 class HttpProbe:
     """Ready when a GET is answered with a success code: redirects not followed, body not read.
 
+    It speaks through h11, the parser under httpx, and has no use for what a client adds to it: a
+    pool (each attempt has a connection of its own, since a kept-alive one goes on answering after
+    the listener stopped accepting), redirects, cookies, proxies.
+
     Args:
-        url: The target, http or https; a user and password in it become basic authentication.
+        target: Whom to ask.
         success_codes: The status codes that mean ready.
         headers: Sent with each request, in place of ghealth's own of the same name.
-        transport: Makes what one attempt sends its requests through.
+        tls: Whom to trust; for an https target it must be given.
     """
 
     def __init__(
         self,
-        url: httpx.URL,
+        target: Target,
         *,
         success_codes: Matcher,
         headers: Mapping[str, str],
-        transport: Transport,
+        tls: ssl.SSLContext | None,
     ) -> None:
+        self._target = target
         self._success_codes = success_codes
-        self._transport = transport
-        hosts = LOOPBACK if url.host == "localhost" else (url.host,)
-        self._requests = [_request(url, host, headers) for host in hosts]
+        self._request = _request(target, headers)
+        self._tls = tls if target.tls else None
 
     async def __call__(self) -> ProbeResult:
         """Make one attempt, on a connection of its own.
@@ -97,82 +99,113 @@ class HttpProbe:
         """
         while True:
             try:
-                return await self._ask()
-            except _NoDescriptorError:
+                reader, writer = await self._connect()
+                try:
+                    return await self._exchange(reader, writer)
+                finally:
+                    # Not close(): over TLS it would wait for the peer's consent.
+                    writer.transport.abort()
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTOR:
+                    return ProbeResult(ready=False, reason=_reason(error))
                 # Strangers took them all, which is nothing that the gateway said: try until one
                 # is free, for as long as the attempt may take.
                 await asyncio.sleep(DESCRIPTOR_PATIENCE)
 
-    async def _ask(self) -> ProbeResult:
-        failure = None
-        for request in self._requests:
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the first address that lets us."""
+        *addresses, last = await self._addresses()
+        first_error = None
+        for address in addresses:
+            # A loopback address that keeps us waiting is there.
+            patience = None if address in LOOPBACK else NEXT_ADDRESS
             try:
-                async with self._transport() as transport:
-                    response = await transport.handle_async_request(request)
-                    await response.aclose()
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                # The first address names the reason: the second may be of a family that this
-                # machine does not have, which tells the operator nothing.
-                failure = failure or ProbeResult(ready=False, reason=_reason(error))
-            except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
-                return ProbeResult(ready=False, reason=_reason(error))
-            else:
-                code = response.status_code
-                return ProbeResult(code in self._success_codes, reasons.answered(code))
-        assert failure is not None  # noqa: S101 - there is always an address to try
-        return failure
+                async with asyncio.timeout(patience):
+                    return await self._open(address)
+            except OSError as error:
+                if error.errno in _NO_DESCRIPTOR:
+                    raise
+                first_error = first_error or error
+        try:
+            return await self._open(last)
+        except OSError as error:
+            # The first address names the reason: the others may be of a family that this machine
+            # does not have, which tells the operator nothing.
+            raise first_error or error from None
+
+    async def _addresses(self) -> Sequence[str]:
+        """Find where the target's host is."""
+        host = self._target.host
+        if host == "localhost":
+            return LOOPBACK
+        try:
+            return (str(ipaddress.ip_address(host)),)
+        except ValueError:
+            loop = asyncio.get_running_loop()
+            # A thread of the loop's executor: the event loop's own look-ups have but four.
+            found = await loop.run_in_executor(None, _look_up, host, self._target.port)
+            return tuple(dict.fromkeys(found))
+
+    async def _open(self, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        name = self._target.host if self._tls else None
+        return await asyncio.open_connection(
+            address, self._target.port, ssl=self._tls, server_hostname=name
+        )
+
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> ProbeResult:
+        """Send the request and wait for the headers of its answer."""
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEADERS)
+        for event in (self._request, h11.EndOfMessage()):
+            writer.write(connection.send(event) or b"")
+        try:
+            while not isinstance(answer := connection.next_event(), h11.Response):
+                if answer is h11.NEED_DATA:
+                    data = await reader.read(_READ_SIZE)
+                    if not data:
+                        return ProbeResult(ready=False, reason=reasons.CLOSED)
+                    connection.receive_data(data)
+        except h11.RemoteProtocolError:
+            return ProbeResult(ready=False, reason=reasons.NOT_HTTP)
+        code = answer.status_code
+        return ProbeResult(code in self._success_codes, reasons.answered(code))
 
 
-class _NoDescriptorError(Exception):
-    """This process may open no further socket now."""
+def _request(target: Target, headers: Mapping[str, str]) -> h11.Request:
+    ours = {
+        "Host": target.authority,
+        "User-Agent": f"ghealth/{__version__}",
+        "Accept": "*/*",
+        "Connection": "close",
+    }
+    if target.credentials is not None:
+        ours["Authorization"] = f"Basic {target.credentials}"
+    theirs = {name.lower() for name in headers}
+    kept = [(name, value) for name, value in ours.items() if name.lower() not in theirs]
+    return h11.Request(method="GET", target=target.path, headers=[*kept, *headers.items()])
 
 
-def _request(url: httpx.URL, host: str, headers: Mapping[str, str]) -> httpx.Request:
-    """Build the request to `host` that names the host of `url`."""
-    request = httpx.Request(
-        "GET",
-        url.copy_with(host=host),
-        headers={
-            "Host": url.netloc.decode("ascii"),
-            "User-Agent": f"ghealth/{__version__}",
-            "Accept": "*/*",
-            "Connection": "close",
-        },
-        extensions={"sni_hostname": url.raw_host.decode("ascii")},
-    )
-    if url.userinfo:
-        request = next(httpx.BasicAuth(url.username, url.password).auth_flow(request))
-    request.headers.update(headers)
-    return request
+def _look_up(host: str, port: int) -> list[str]:
+    """Resolve a name; what is no name has no address either."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise socket.gaierror(socket.EAI_NONAME, "not a name") from None
+    return [str(place[0]) for *_, place in found]
 
 
-_REASONS: Final[Sequence[tuple[type[Exception], str]]] = (
-    # The first that fits anywhere in the chain of causes; a subclass before its base.
+_REASONS: Final[Sequence[tuple[type[OSError], str]]] = (
+    # The first that fits; a subclass before its base.
     (ssl.SSLCertVerificationError, reasons.CERTIFICATE),
     (ssl.SSLError, reasons.TLS),
     (socket.gaierror, reasons.NAME_UNRESOLVED),
     (ConnectionRefusedError, reasons.REFUSED),
-    (ConnectionResetError, reasons.RESET),
-    (BrokenPipeError, reasons.RESET),
-    (httpx.ConnectError, reasons.UNREACHABLE),
-    (httpx.ConnectTimeout, reasons.UNREACHABLE),
+    (ConnectionError, reasons.RESET),
+    (OSError, reasons.UNREACHABLE),
 )
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
-_CLOSED_EARLY: Final = "Server disconnected without sending a response."
 
 
-def _reason(error: httpx.TransportError) -> str:
-    """Find the reason that fits an exception of the transport, if it is the target's doing."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    if any(isinstance(link, OSError) and link.errno in _NO_DESCRIPTOR for link in chain):
-        raise _NoDescriptorError from error
-    for kind, reason in _REASONS:
-        if any(isinstance(link, kind) for link in chain):
-            return reason
-    if isinstance(error, httpx.RemoteProtocolError) and str(error) != _CLOSED_EARLY:
-        return reasons.NOT_HTTP
-    return reasons.CLOSED
+def _reason(error: OSError) -> str:
+    return next(reason for kind, reason in _REASONS if isinstance(error, kind))

@@ -18,7 +18,7 @@ from ghealth.address import ANY_IPV4, ANY_IPV6, Address
 from ghealth.answers import POLICIES
 from ghealth.checker import Checker
 from ghealth.logs import StatusLog, log_event
-from ghealth.probe import HttpProbe, transport_for
+from ghealth.probe import HttpProbe, trust
 from ghealth.settings import Settings
 from ghealth.status import GATEWAY
 
@@ -99,21 +99,21 @@ async def serve(
         ListenError: If an address is taken or not this machine's. Nothing is left open.
     """
     _raise_descriptor_limit()
-    urls = {GATEWAY: settings.probe_url, **settings.services}
+    targets = {GATEWAY: settings.target, **settings.services}
     asyncio.get_running_loop().set_default_executor(
-        ThreadPoolExecutor(LOOK_UPS * len(urls), thread_name_prefix="look-up")
+        ThreadPoolExecutor(LOOK_UPS * len(targets), thread_name_prefix="look-up")
     )
     async with AsyncExitStack() as stack:
-        transport = transport_for(tuple(urls.values()))
+        tls = trust(tuple(targets.values()))
         checker = Checker(
             {
                 service: HttpProbe(
-                    url,
+                    target,
                     success_codes=settings.probe_success_codes,
                     headers=settings.probe_headers,
-                    transport=transport,
+                    tls=tls,
                 )
-                for service, url in urls.items()
+                for service, target in targets.items()
             },
             probe_timeout=settings.probe_timeout,
             cache_ttl=settings.cache_ttl,

@@ -16,10 +16,11 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from ghealth import reasons
-from ghealth.answers import Answer
+from ghealth.answers import Answer, Code
 from ghealth.checker import Checker
 from ghealth.logs import log_event
 from ghealth.status import GATEWAY, Health, Status
+from ghealth.turns import Turns
 
 SERVICE_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -32,8 +33,8 @@ ANSWER_AHEAD: Final = 0.05
 MESSAGE_PATIENCE: Final = 1.0
 """Seconds that a caller has to send its message; then it is taken to mean the gateway."""
 
-SLICE: Final = 0.1
-"""Seconds of one wait for a message: a stop of this process (SIGSTOP) uses up one, however long."""
+MESSAGE_TURNS: Final = 10
+"""The turns in which that patience is counted."""
 
 LIST_LIMIT: Final = 100
 """Most services in one List, as health.proto suggests (gRFC A90)."""
@@ -49,6 +50,8 @@ _REPLIES: Final[dict[Status, bytes]] = {
     status: health_pb2.HealthCheckResponse(status=status.value).SerializeToString()
     for status in Status
 }
+_SERVING: Final = _REPLIES[Status.SERVING]
+_CODES: Final = {code: grpc.StatusCode[code.name] for code in Code}
 
 
 def descriptions() -> tuple[descriptor_pb2.FileDescriptorProto, ...]:
@@ -80,6 +83,7 @@ class HealthServicer:
         self._checker = checker
         self._answer = answer
         self._max_watches = max_watches
+        self._turns = Turns(MESSAGE_PATIENCE / MESSAGE_TURNS)
         self._watches = 0
         self._told_of_default_path = False
 
@@ -109,13 +113,15 @@ class HealthServicer:
         Args:
             context: The call.
         """
-        request = await _message(context, health_pb2.HealthCheckRequest.FromString)
+        request = await _message(context, health_pb2.HealthCheckRequest.FromString, self._turns)
         health = await self._checker.check(request.service, patience=_patience(context))
         if health.status is Status.SERVICE_UNKNOWN:
             await _abort(context, grpc.StatusCode.NOT_FOUND, health.reason)
+        if health.status is Status.SERVING:
+            return _SERVING  # whoever asks
         answer = self._answer(health, _user_agent(context))
-        if answer.code is not grpc.StatusCode.OK:
-            await _abort(context, answer.code, answer.reason)
+        if answer.code is not Code.OK:
+            await _abort(context, _CODES[answer.code], answer.reason)
         return _REPLIES[answer.status]
 
     async def watch(self, context: Context) -> None:
@@ -131,7 +137,7 @@ class HealthServicer:
             await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches")
         self._watches += 1
         try:
-            request = await _message(context, health_pb2.HealthCheckRequest.FromString)
+            request = await _message(context, health_pb2.HealthCheckRequest.FromString, self._turns)
             watching = self._checker.watch(request.service, patience=_patience(context))
             async with contextlib.aclosing(watching):
                 async for health in watching:
@@ -146,7 +152,7 @@ class HealthServicer:
         Args:
             context: The call.
         """
-        await _message(context, health_pb2.HealthListRequest.FromString)
+        await _message(context, health_pb2.HealthListRequest.FromString, self._turns)
         services = self._checker.services
         if len(services) > LIST_LIMIT:
             await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many services to list")
@@ -225,26 +231,25 @@ def _patience(context: Context) -> float | None:
     return None if left is None else max(0.0, left - ANSWER_AHEAD)
 
 
-async def _message(context: Context, parse: Callable[[bytes], Message]) -> Message:
+async def _message(context: Context, parse: Callable[[bytes], Message], turns: Turns) -> Message:
     """Read the caller's message; one that does not come reads as an empty one.
 
     One that may still come when the caller's own deadline ends reads as nothing: it could be about
-    any service, so the answer is not-serving. The time in which this process did not run (SIGSTOP)
-    does not count: what came meanwhile is there, and gRPC's threads need a moment to hand it over.
+    any service, so the answer is not-serving. Otherwise patience is counted in turns: what came
+    while this process did not run is there, and gRPC's threads need a moment to hand it over.
     """
-    left = _patience(context)
-    patience = MESSAGE_PATIENCE if left is None else min(MESSAGE_PATIENCE, left)
-    hurried = patience < MESSAGE_PATIENCE
-    reading = asyncio.ensure_future(context.read())
+    patience = _patience(context)
+    hurried = patience is not None and patience < MESSAGE_PATIENCE
     try:
-        while not reading.done() and patience > 0:
-            await asyncio.wait((reading,), timeout=min(SLICE, patience))
-            patience -= SLICE
-    finally:
-        reading.cancel()
-    raw = reading.result() if reading.done() else None
-    if raw is None and hurried:
-        await _abort(context, grpc.StatusCode.UNAVAILABLE, reasons.CALLER_LEFT_NO_TIME)
+        if hurried:
+            async with asyncio.timeout(patience):
+                raw = await context.read()
+        else:
+            raw = await turns.wait(context.read(), MESSAGE_TURNS)
+    except TimeoutError:
+        raw = b""
+        if hurried:
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, reasons.CALLER_LEFT_NO_TIME)
     try:
         return parse(raw if isinstance(raw, bytes) else b"")
     except DecodeError:

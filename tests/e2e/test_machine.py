@@ -86,10 +86,10 @@ async def test_in_96_mib_it_serves_checks_and_watches() -> None:
 
 
 async def test_with_64_descriptors_it_serves() -> None:
-    """With 64 descriptors and 100 silent connections at once, each Check is right."""
+    """With 64 descriptors and 80 silent connections at once, each Check is right."""
     limited = ("sh", "-c", 'ulimit -n 64 && exec "$0" "$@"')
     with gateway() as (envoy, _), processes.server(*limited, PROBE_URL=envoy.url) as ghealth:
-        opened = [asyncio.open_connection("127.0.0.1", ghealth.port) for _ in range(100)]
+        opened = [asyncio.open_connection("127.0.0.1", ghealth.port) for _ in range(80)]
         silent = await asyncio.gather(*opened)
         took = await asks_for(3, ghealth.port)
         # Two seconds until the silent ones are let go, and gRPC accepts again once a second.

@@ -1,11 +1,14 @@
+import dataclasses
 import json
+import pickle
 from typing import Any
 
-import httpx
 import pytest
 
 from ghealth.address import Address
-from ghealth.settings import Mistakes, Settings, load
+from ghealth.environment import Environment, load
+from ghealth.settings import Mistakes, Settings
+from ghealth.target import Target
 
 
 def loaded(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings | Mistakes:
@@ -29,7 +32,7 @@ def mistakes(monkeypatch: pytest.MonkeyPatch, **variables: str) -> tuple[str, ..
 
 def test_the_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a variable, everything is as documented."""
-    assert {row.variable: row.value for row in settings(monkeypatch).rows()} == {
+    assert {row.variable: row.value for row in settings(monkeypatch).rows} == {
         "GHEALTH_LISTEN": "[::]:25021",
         "GHEALTH_PROBE_URL": "http://localhost:15021/healthz/ready",
         "GHEALTH_PROBE_TIMEOUT": "3",
@@ -55,10 +58,10 @@ VALUES: dict[str, tuple[str, Any]] = {
         "127.0.0.1:0, [::1]:25021,pod-1.local:80",
         (Address("127.0.0.1", 0), Address("::1", 25021), Address("pod-1.local", 80)),
     ),
-    "PROBE_URL": ("https://gw:15021/ready", httpx.URL("https://gw:15021/ready")),
+    "PROBE_URL": ("https://gw:15021/ready", Target("gw", 15021, True, "gw:15021", "/ready", None)),
     "PROBE_TIMEOUT": ("0.5", 0.5),
     "PROBE_HEADERS": ('{"X-Key": "s3cret", "Empty": ""}', {"X-Key": "s3cret", "Empty": ""}),
-    "SERVICES": ('{"a.B": "http://b:1/"}', {"a.B": httpx.URL("http://b:1/")}),
+    "SERVICES": ('{"a.B": "http://b:1/"}', {"a.B": Target("b", 1, False, "b:1", "/", None)}),
     "CACHE_TTL": ("0", 0.0),
     "WATCH_INTERVAL": ("0.01", 0.01),
     "ANSWER": ("code", "code"),
@@ -77,7 +80,7 @@ def test_a_variable_sets_its_field(monkeypatch: pytest.MonkeyPatch, name: str) -
     """Each variable is read, and shows as changed."""
     text, value = VALUES[name]
     found = settings(monkeypatch, **{name: text})
-    assert getattr(found, name.lower()) == value
+    assert getattr(found, "target" if name == "PROBE_URL" else name.lower()) == value
     assert list(found.changed()) == [f"GHEALTH_{name}"]
 
 
@@ -95,14 +98,40 @@ def test_nobody_may_read_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_variable_has_a_test_of_its_own() -> None:
     """A new variable is not forgotten here."""
-    fields = {name.upper() for name in Settings.model_fields}
+    fields = {name.upper() for name in Environment.model_fields}
     assert fields - set(VALUES) == {"PROBE_SUCCESS_CODES"}
 
 
 def test_settings_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing changes a setting after it was read."""
-    with pytest.raises(ValueError, match="frozen"):
-        settings(monkeypatch).cache_ttl = 0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings(monkeypatch).cache_ttl = 0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("http://localhost/", Target("localhost", 80, False, "localhost", "/", None)),
+        ("https://gw", Target("gw", 443, True, "gw", "/", None)),
+        ("http://gw:80/a?b=1#c", Target("gw", 80, False, "gw", "/a?b=1", None)),
+        ("http://[::1]:15021/", Target("::1", 15021, False, "[::1]:15021", "/", None)),
+        (
+            "http://bücher.test/ä",
+            Target("xn--bcher-kva.test", 80, False, "xn--bcher-kva.test", "/%C3%A4", None),
+        ),
+        ("http://me:p%40ss@gw/", Target("gw", 80, False, "gw", "/", "bWU6cEBzcw==")),
+        ("http://me@gw/", Target("gw", 80, False, "gw", "/", "bWU6")),
+    ],
+)
+def test_a_url_is_taken_apart(monkeypatch: pytest.MonkeyPatch, url: str, target: Target) -> None:
+    """A probe is told whom to connect to, what to send and by what name."""
+    assert settings(monkeypatch, PROBE_URL=url).target == target
+
+
+def test_settings_go_through_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a fork read is what this process has read."""
+    for found in (settings(monkeypatch, SERVICES='{"a": "http://a/"}'), Mistakes(("x",))):
+        assert pickle.loads(pickle.dumps(found)) == found
 
 
 MISTAKES = {
