@@ -3,6 +3,7 @@
 import asyncio
 
 from ghealth import reasons
+from ghealth.observer import Observer
 from ghealth.probe import ProbeResult
 from ghealth.status import Health
 
@@ -36,11 +37,21 @@ class FakeProbe:
         return self.says
 
 
-class Notes:
+class Notes(Observer):
     """An observer that remembers."""
 
     def __init__(self) -> None:
-        self.taken: list[tuple[str, Health]] = []
+        self.attempts: list[tuple[str, Health, float]] = []
+        self.answers: list[tuple[str, str, str | None, str, str]] = []
+        self.drains = 0
 
-    def __call__(self, service: str, health: Health) -> None:
-        self.taken.append((service, health))
+    def probed(self, service: str, health: Health, seconds: float) -> None:
+        self.attempts.append((service, health, seconds))
+
+    def answered(
+        self, method: str, user_agent: str, service: str | None, answer: str, reason: str
+    ) -> None:
+        self.answers.append((method, user_agent, service, answer, reason))
+
+    def draining(self) -> None:
+        self.drains += 1

@@ -45,7 +45,7 @@ def test_a_change_of_status_is_one_line_and_a_good_check_none(tmp_path: Path) ->
 
     def write() -> None:
         for health, later in [(UP, 1), (UP, 1.5), (DOWN, 1), (DOWN, 60), (UP, 1)]:
-            noted(GATEWAY, health)
+            noted.probed(GATEWAY, health, 0.1)
             clock.now += later
 
     told = [json.loads(line) for line in lines_of(write, tmp_path)]
@@ -70,9 +70,9 @@ def test_services_are_followed_apart(tmp_path: Path) -> None:
     noted = StatusLog(Clock())
 
     def write() -> None:
-        noted(GATEWAY, UP)
-        noted("b", UP)
-        noted(GATEWAY, UP)
+        noted.probed(GATEWAY, UP, 0.1)
+        noted.probed("b", UP, 0.1)
+        noted.probed(GATEWAY, UP, 0.1)
 
     told = [json.loads(line)["message"] for line in lines_of(write, tmp_path)]
     assert told == [
@@ -83,7 +83,7 @@ def test_services_are_followed_apart(tmp_path: Path) -> None:
 
 def test_a_line_for_people(tmp_path: Path) -> None:
     """As text, a line has the time in UTC, the level and the message."""
-    (line,) = lines_of(lambda: StatusLog()(GATEWAY, DOWN), tmp_path, as_json=False)
+    (line,) = lines_of(lambda: StatusLog().probed(GATEWAY, DOWN, 0.1), tmp_path, as_json=False)
     time, level, *message = line.split()
     assert time.endswith("Z")
     assert level == "WARNING"

@@ -94,7 +94,7 @@ async def test_every_misbehaviour_is_a_value_in_time(behaviour: Behaviour, reaso
             probe_timeout=TIMEOUT,
             cache_ttl=1,
             watch_interval=1,
-            observe=Notes(),
+            observer=Notes(),
         )
         started = time.monotonic()
         health = await checker.check(GATEWAY)

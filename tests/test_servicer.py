@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import functools
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Served:
 
     port: int
     checker: Checker
+    health: HealthServicer
+    notes: Notes
     stub: Any
 
     async def check(self, service: str = "", **options: Any) -> Any:
@@ -52,21 +55,22 @@ def serve() -> Serve:
         max_watches: int = 100,
         more: dict[str, FakeProbe] | None = None,
     ) -> AsyncGenerator[Served, None]:
+        notes = Notes()
         checker = Checker(
             {GATEWAY: probe, **(more or {})},
             probe_timeout=3,
             cache_ttl=0,
             watch_interval=0.01,
-            observe=Notes(),
+            observer=notes,
         )
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         answer = functools.partial(POLICIES[policy], status_callers=("grpc-", "Envoy/HC"))
-        health = HealthServicer(checker, answer=answer, max_watches=max_watches)
+        health = HealthServicer(checker, answer=answer, max_watches=max_watches, observer=notes)
         server.add_generic_rpc_handlers(health.handlers())
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(30):
-            yield Served(port, checker, health_pb2_grpc.HealthStub(channel))
+            yield Served(port, checker, health, notes, health_pb2_grpc.HealthStub(channel))
         checker.end_watches()
         await server.stop(1)
         await checker.close()
@@ -404,3 +408,57 @@ async def test_whoever_asks_on_the_default_path_is_advised_once(
             await wire.call(served.port, wire.EMPTY_MESSAGE, path=ALB_PATH)
     (line,) = caplog.records
     assert "/grpc.health.v1.Health/Check and the matcher 0" in line.getMessage()
+
+
+async def test_an_observer_learns_what_each_caller_is_told(serve: Serve) -> None:
+    """Who asked, by which method, about what, what it got and why, for every kind of answer."""
+    alb = [("user-agent", "ELB-HealthChecker/2.0")]
+    client = [("user-agent", "grpc-go/1.70.0")]
+    unknown = wire.framed(health_pb2.HealthCheckRequest(service="x").SerializeToString())
+    async with serve(FakeProbe(SICK), max_watches=0) as served:
+        for data, method, headers in [
+            (wire.EMPTY_MESSAGE, "Check", alb),
+            (wire.EMPTY_MESSAGE, "Check", client),
+            (unknown, "Check", []),
+            (b"\0\0\0\0\1\xff", "Check", alb),
+            (wire.EMPTY_MESSAGE, "List", client),
+            (wire.EMPTY_MESSAGE, "Watch", client),
+        ]:
+            path = f"/{SERVICE_NAME}/{method}"
+            await wire.call(served.port, data, path=path, headers=headers)
+        await wire.call(served.port, path=ALB_PATH, headers=alb)
+    assert served.notes.answers == [
+        ("Check", "ELB-HealthChecker/2.0", "", "UNAVAILABLE", "gateway answered 503"),
+        ("Check", "grpc-go/1.70.0", "", "NOT_SERVING", "gateway answered 503"),
+        ("Check", "", "x", "NOT_FOUND", "unknown service"),
+        ("Check", "ELB-HealthChecker/2.0", None, "INVALID_ARGUMENT", "malformed message"),
+        ("List", "grpc-go/1.70.0", None, "OK", ""),
+        ("Watch", "grpc-go/1.70.0", None, "RESOURCE_EXHAUSTED", "too many watches"),
+        ("healthcheck", "ELB-HealthChecker/2.0", "", "UNAVAILABLE", "gateway answered 503"),
+    ]
+
+
+async def test_watchers_are_counted_by_service(serve: Serve) -> None:
+    """Each watch counts for its service while it is open, and an observer learns its messages."""
+    async with serve(FakeProbe()) as served:
+        watches = [served.watch(), served.watch(), served.watch("x")]
+        for watch in watches:
+            await watch.read()
+        assert served.health.watchers == {"": 2, "x": 1}
+        watches[0].cancel()
+        watches[2].cancel()
+        while served.health.watchers != {"": 1}:
+            await served.check()
+        served.checker.end_watches()
+        assert await watches[1].code() is grpc.StatusCode.UNAVAILABLE
+        assert served.health.watchers == {}
+    told = [
+        (service, answer)
+        for method, _, service, answer, _ in served.notes.answers
+        if method == "Watch"
+    ]
+    assert Counter(told) == {
+        ("", "SERVING"): 2,
+        ("x", "SERVICE_UNKNOWN"): 1,
+        (None, "UNAVAILABLE"): 1,
+    }

@@ -14,9 +14,10 @@ from ghealth.status import Health, Status
 
 
 class Code(IntEnum):
-    """The gRPC status codes that a policy chooses from, number for number."""
+    """The gRPC status codes that a Check ends with, number for number."""
 
     OK = 0
+    NOT_FOUND = 5
     UNAVAILABLE = 14
 
 

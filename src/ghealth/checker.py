@@ -5,9 +5,9 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from ghealth import reasons
+from ghealth.observer import Observer
 from ghealth.probe import Probe, ProbeResult
 from ghealth.status import (
     ALIVE,
@@ -21,22 +21,6 @@ from ghealth.status import (
 )
 
 _log = logging.getLogger(__name__)
-
-
-class Observer(Protocol):
-    """Somebody who is told what each attempt found.
-
-    It must be quick, since answers wait for it; what it raises is logged and changes none.
-    """
-
-    def __call__(self, service: str, health: Health) -> None:
-        """Take note of one attempt.
-
-        Args:
-            service: The service that the attempt was for.
-            health: What every caller is told for as long as it is fresh.
-        """
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +45,7 @@ class Checker:
         cache_ttl: Seconds for which an outcome, good or bad, serves every caller, counted from
             the start of its attempt; 0 makes each caller ask again unless an attempt is under way.
         watch_interval: Seconds between the looks of one watcher.
-        observe: Told of each attempt's outcome.
+        observer: Told of each attempt's outcome; it must not raise.
         clock: Seconds on a clock that nobody can set back.
     """
 
@@ -72,14 +56,14 @@ class Checker:
         probe_timeout: float,
         cache_ttl: float,
         watch_interval: float,
-        observe: Observer,
+        observer: Observer,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._targets = {service: _Target(probe) for service, probe in probes.items()}
         self._probe_timeout = probe_timeout
         self._cache_ttl = cache_ttl
         self._watch_interval = watch_interval
-        self._observe = observe
+        self._observer = observer
         self._clock = clock
         # Futures, not events: a state that is reached stays, so nobody can miss the wake-up.
         self._draining: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -186,15 +170,13 @@ class Checker:
         except Exception:
             _log.exception("probing failed", extra={"event": "internal_error"})
             result = ProbeResult(ready=False, reason=reasons.INTERNAL_ERROR)
-        if self._clock() - started > self._probe_timeout:
+        seconds = self._clock() - started
+        if seconds > self._probe_timeout:
             # After a SIGSTOP the answer of long ago and the expired timer come in one turn of
             # the loop, and the answer may come first.
             result = late
         status = Status.SERVING if result.ready else Status.NOT_SERVING
         target.health = Health(status, result.reason)
         target.fresh_until = started + self._cache_ttl
-        try:
-            self._observe(service, target.health)
-        except Exception:
-            _log.exception("observing failed", extra={"event": "internal_error"})
+        self._observer.probed(service, target.health, seconds)
         return target.health

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
+from ghealth.observer import Observer
 from ghealth.status import Health, Status
 
 _log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ FLUSH_PATIENCE: Final = 0.5
 """Seconds that the end of the process waits for the last lines to be taken."""
 
 
-class StatusLog:
+class StatusLog(Observer):
     """Writes one line for each change of a service's status, and none for a good check.
 
     Args:
@@ -35,13 +36,8 @@ class StatusLog:
         self._clock = clock
         self._last: dict[str, tuple[Status, float]] = {}
 
-    def __call__(self, service: str, health: Health) -> None:
-        """Take note of an attempt's outcome.
-
-        Args:
-            service: The service that was asked about.
-            health: What was found.
-        """
+    def probed(self, service: str, health: Health, seconds: float) -> None:  # noqa: ARG002
+        """Write a line if the status is another than before."""
         previous, since = self._last.get(service, (None, 0.0))
         if health.status is previous:
             return

@@ -5,6 +5,8 @@ text, a URL or a stack: a reason goes to callers that nobody authenticates.
 """
 
 import re
+from collections.abc import Mapping
+from enum import StrEnum
 from typing import Final
 
 ALIVE: Final = "ghealth is running"
@@ -22,6 +24,9 @@ NAME_UNRESOLVED: Final = "name does not resolve"
 CERTIFICATE: Final = "certificate does not verify"
 TLS: Final = "TLS handshake failed"
 
+_ANSWERED: Final = "gateway answered "
+_NO_ANSWER: Final = "no answer within "
+
 
 def answered(code: int) -> str:
     """The gateway sent a status line.
@@ -29,7 +34,7 @@ def answered(code: int) -> str:
     Args:
         code: Its HTTP status code.
     """
-    return f"gateway answered {code}"
+    return f"{_ANSWERED}{code}"
 
 
 def no_answer_within(seconds: float) -> str:
@@ -38,7 +43,48 @@ def no_answer_within(seconds: float) -> str:
     Args:
         seconds: The time that an attempt has.
     """
-    return f"no answer within {seconds:g} s"
+    return f"{_NO_ANSWER}{seconds:g} s"
+
+
+class Result(StrEnum):
+    """What an attempt came to, in few words: what attempts are counted by."""
+
+    OK = "ok"
+    STATUS = "status"
+    TIMEOUT = "timeout"
+    REFUSED = "refused"
+    RESET = "reset"
+    PROTOCOL = "protocol"
+    TLS = "tls"
+    DNS = "dns"
+    ERROR = "error"
+
+
+_RESULTS: Final[Mapping[str, Result]] = {
+    REFUSED: Result.REFUSED,
+    RESET: Result.RESET,
+    CLOSED: Result.RESET,
+    NOT_HTTP: Result.PROTOCOL,
+    NAME_UNRESOLVED: Result.DNS,
+    CERTIFICATE: Result.TLS,
+    TLS: Result.TLS,
+}
+
+
+def result_of(reason: str, *, ready: bool) -> Result:
+    """Tell what an attempt came to.
+
+    Args:
+        reason: The reason of its outcome.
+        ready: Whether that was a success.
+    """
+    if ready:
+        return Result.OK
+    if reason.startswith(_ANSWERED):
+        return Result.STATUS
+    if reason.startswith(_NO_ANSWER):
+        return Result.TIMEOUT
+    return _RESULTS.get(reason, Result.ERROR)
 
 
 _KNOWN: Final = re.compile(
@@ -60,8 +106,8 @@ _KNOWN: Final = re.compile(
                     TLS,
                 ),
             ),
-            r"gateway answered \d{3}",
-            r"no answer within \S+ s",
+            rf"{_ANSWERED}\d{{3}}",
+            rf"{_NO_ANSWER}\S+ s",
         )
     )
 )

@@ -18,6 +18,7 @@ from ghealth.address import ANY_IPV4, ANY_IPV6, Address
 from ghealth.answers import POLICIES
 from ghealth.checker import Checker
 from ghealth.logs import StatusLog, log_event
+from ghealth.observer import Observers
 from ghealth.probe import HttpProbe, trust
 from ghealth.settings import Settings
 from ghealth.status import GATEWAY
@@ -103,6 +104,7 @@ async def serve(
     asyncio.get_running_loop().set_default_executor(
         ThreadPoolExecutor(LOOK_UPS * len(targets), thread_name_prefix="look-up")
     )
+    observer = Observers((StatusLog(),))
     async with AsyncExitStack() as stack:
         tls = trust(tuple(targets.values()))
         checker = Checker(
@@ -118,7 +120,7 @@ async def serve(
             probe_timeout=settings.probe_timeout,
             cache_ttl=settings.cache_ttl,
             watch_interval=settings.watch_interval,
-            observe=StatusLog(),
+            observer=observer,
         )
         stack.push_async_callback(checker.close)
 
@@ -129,6 +131,7 @@ async def serve(
                 POLICIES[settings.answer], status_callers=settings.status_callers
             ),
             max_watches=settings.max_watches,
+            observer=observer,
         )
         server.add_generic_rpc_handlers(health.handlers())
         if settings.reflection:
@@ -162,6 +165,7 @@ async def serve(
         drains = await shutdown_trigger()
         delay = settings.drain_delay if drains else 0.0
         checker.drain()
+        observer.draining()
         log_event(_log, logging.INFO, "draining", f"draining for {delay:g} s", seconds=delay)
         await asyncio.sleep(delay)
         log_event(_log, logging.INFO, "stopping", "ending open calls")

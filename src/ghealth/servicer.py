@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NoReturn, TypeVar
 
 import grpc
@@ -19,6 +20,7 @@ from ghealth import reasons
 from ghealth.answers import Answer, Code
 from ghealth.checker import Checker
 from ghealth.logs import log_event
+from ghealth.observer import Observer
 from ghealth.status import GATEWAY, Health, Status
 from ghealth.turns import Turns
 
@@ -50,7 +52,7 @@ _REPLIES: Final[dict[Status, bytes]] = {
     status: health_pb2.HealthCheckResponse(status=status.value).SerializeToString()
     for status in Status
 }
-_SERVING: Final = _REPLIES[Status.SERVING]
+_SERVING: Final = Answer(Code.OK, Status.SERVING, "")
 _CODES: Final = {code: grpc.StatusCode[code.name] for code in Code}
 
 
@@ -75,17 +77,30 @@ class HealthServicer:
         checker: Knows the health of every service.
         answer: Chooses what a Check tells, from a service's health and the caller's user agent.
         max_watches: Most watches open at once; further ones are refused, Check never is.
+        observer: Told of each answer; it must not raise.
     """
 
     def __init__(
-        self, checker: Checker, *, answer: Callable[[Health, str], Answer], max_watches: int
+        self,
+        checker: Checker,
+        *,
+        answer: Callable[[Health, str], Answer],
+        max_watches: int,
+        observer: Observer,
     ) -> None:
         self._checker = checker
         self._answer = answer
         self._max_watches = max_watches
         self._turns = Turns(MESSAGE_PATIENCE / MESSAGE_TURNS)
+        self._observer = observer
         self._watches = 0
+        self._watchers: Counter[str] = Counter()
         self._told_of_default_path = False
+
+    @property
+    def watchers(self) -> Mapping[str, int]:
+        """How many watch each service now, by the names that they gave, known or not."""
+        return self._watchers
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Tell gRPC what answers which path.
@@ -95,12 +110,20 @@ class HealthServicer:
         answers a caller that sends no message, and a malformed message never gets here.
         """
         health: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "Check": grpc.stream_unary_rpc_method_handler(_answering(self.check)),
-            "Watch": grpc.stream_stream_rpc_method_handler(_answering(self.watch)),
-            "List": grpc.stream_unary_rpc_method_handler(_answering(self.list)),
+            "Check": grpc.stream_unary_rpc_method_handler(
+                _answering("Check", self.check, self._observer)
+            ),
+            "Watch": grpc.stream_stream_rpc_method_handler(
+                _answering("Watch", self.watch, self._observer)
+            ),
+            "List": grpc.stream_unary_rpc_method_handler(
+                _answering("List", self.list, self._observer)
+            ),
         }
         alb: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            ALB_METHOD: grpc.stream_unary_rpc_method_handler(_answering(self.default_path))
+            ALB_METHOD: grpc.stream_unary_rpc_method_handler(
+                _answering(ALB_METHOD, self.default_path, self._observer)
+            )
         }
         return (
             grpc.method_handlers_generic_handler(SERVICE_NAME, health),
@@ -115,12 +138,17 @@ class HealthServicer:
         """
         request = await _message(context, health_pb2.HealthCheckRequest.FromString, self._turns)
         health = await self._checker.check(request.service, patience=_patience(context))
+        user_agent = _user_agent(context)
         if health.status is Status.SERVICE_UNKNOWN:
-            await _abort(context, grpc.StatusCode.NOT_FOUND, health.reason)
-        if health.status is Status.SERVING:
-            return _SERVING  # whoever asks
-        answer = self._answer(health, _user_agent(context))
-        if answer.code is not Code.OK:
+            answer = Answer(Code.NOT_FOUND, health.status, health.reason)
+        elif health.status is Status.SERVING:
+            answer = _SERVING  # to everyone, whatever the policy
+        else:
+            answer = self._answer(health, user_agent)
+        has_body = answer.code is Code.OK
+        told = answer.status.name if has_body else answer.code.name
+        self._observer.answered("Check", user_agent, request.service, told, health.reason)
+        if not has_body:
             await _abort(context, _CODES[answer.code], answer.reason)
         return _REPLIES[answer.status]
 
@@ -134,17 +162,31 @@ class HealthServicer:
             context: The call.
         """
         if self._watches >= self._max_watches:
-            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches")
+            raise _RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches")
         self._watches += 1
         try:
             request = await _message(context, health_pb2.HealthCheckRequest.FromString, self._turns)
-            watching = self._checker.watch(request.service, patience=_patience(context))
+            await self._follow(request.service, context)
+        finally:
+            self._watches -= 1
+        raise _RefusedError(grpc.StatusCode.UNAVAILABLE, reasons.DRAINING)
+
+    async def _follow(self, service: str, context: Context) -> None:
+        """Tell a watcher each change until the watches end."""
+        user_agent = _user_agent(context)
+        self._watchers[service] += 1
+        try:
+            watching = self._checker.watch(service, patience=_patience(context))
             async with contextlib.aclosing(watching):
                 async for health in watching:
                     await context.write(_REPLIES[health.status])
+                    self._observer.answered(
+                        "Watch", user_agent, service, health.status.name, health.reason
+                    )
         finally:
-            self._watches -= 1
-        await _abort(context, grpc.StatusCode.UNAVAILABLE, reasons.DRAINING)
+            self._watchers[service] -= 1
+            if not self._watchers[service]:
+                del self._watchers[service]
 
     async def list(self, context: Context) -> bytes:
         """Answer one List: every service with its status, a snapshot (gRFC A90).
@@ -155,7 +197,7 @@ class HealthServicer:
         await _message(context, health_pb2.HealthListRequest.FromString, self._turns)
         services = self._checker.services
         if len(services) > LIST_LIMIT:
-            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many services to list")
+            raise _RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many services to list")
         patience = _patience(context)
         healths = await asyncio.gather(
             *(self._checker.check(service, patience=patience) for service in services)
@@ -166,6 +208,7 @@ class HealthServicer:
                 for service, health in zip(services, healths, strict=True)
             }
         ).SerializeToString()
+        self._observer.answered("List", _user_agent(context), None, "OK", "")
         return reply
 
     async def default_path(self, context: Context) -> bytes:
@@ -190,13 +233,32 @@ class HealthServicer:
         health = await self._checker.check(GATEWAY, patience=_patience(context))
         serving = health.status is Status.SERVING
         code = grpc.StatusCode.UNIMPLEMENTED if serving else grpc.StatusCode.UNAVAILABLE
+        self._observer.answered(ALB_METHOD, _user_agent(context), GATEWAY, code.name, health.reason)
         return await _abort(context, code, health.reason)
 
 
+class _RefusedError(Exception):
+    """A call ends with a code that no service's health is the reason for.
+
+    Args:
+        code: The gRPC status code.
+        reason: Its `grpc-message`.
+    """
+
+    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
 def _answering(
-    method: Callable[[Context], Awaitable[Reply]],
+    name: str, method: Callable[[Context], Awaitable[Reply]], observer: Observer
 ) -> Callable[[object, Context], Awaitable[Reply]]:
     """Turn a bug into an answer that everyone reads as not serving, and into a line in the log."""
+
+    async def refuse(context: Context, code: grpc.StatusCode, reason: str) -> NoReturn:
+        observer.answered(name, _user_agent(context), None, code.name, reason)
+        await _abort(context, code, reason)
 
     @functools.wraps(method)
     async def answer(_requests: object, context: Context) -> Reply:
@@ -207,9 +269,11 @@ def _answering(
         except grpc.aio.InternalError:
             # gRPC could not send or receive: the caller is gone. End as a cancelled call does.
             raise asyncio.CancelledError from None
+        except _RefusedError as refused:
+            await refuse(context, refused.code, refused.reason)
         except Exception:
             _log.exception("answering failed", extra={"event": "internal_error"})
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, reasons.INTERNAL_ERROR)
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, reasons.INTERNAL_ERROR)
 
     return answer
 
@@ -249,8 +313,8 @@ async def _message(context: Context, parse: Callable[[bytes], Message], turns: T
     except TimeoutError:
         raw = b""
         if hurried:
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, reasons.CALLER_LEFT_NO_TIME)
+            raise _RefusedError(grpc.StatusCode.UNAVAILABLE, reasons.CALLER_LEFT_NO_TIME) from None
     try:
         return parse(raw if isinstance(raw, bytes) else b"")
     except DecodeError:
-        await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "malformed message")
+        raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "malformed message") from None
