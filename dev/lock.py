@@ -24,13 +24,14 @@ def lock(name: str, requirements: list[str], constraints: Path | None = None) ->
 
 
 def main() -> None:
-    """Lock what ghealth runs on, and with the same versions what it is developed with."""
+    """Lock what ghealth runs on, with the extra, and with the same versions all else."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     run = project["project"]["dependencies"]
-    locked = lock("run", run)
+    image = [*run, *project["project"]["optional-dependencies"]["metrics"]]
+    locked = lock("image", image, lock("run", run))
     groups = project["dependency-groups"]
-    dev = lock("dev", [*run, *groups["dev"]], locked)
-    lock("mutants", [*run, *groups["dev"], *groups["mutants"]], dev)
+    dev = lock("dev", [*image, *groups["dev"]], locked)
+    lock("mutants", [*image, *groups["dev"], *groups["mutants"]], dev)
 
 
 if __name__ == "__main__":

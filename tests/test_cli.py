@@ -13,7 +13,7 @@ import pytest
 from ghealth import __version__, cli
 from tests import processes
 
-SETTINGS_SHOWN = 16
+SETTINGS_SHOWN = 17
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -8,6 +9,9 @@ from dev.tables import PAGES, REASONS, filled
 from ghealth import reasons
 from ghealth.client import ExitCode
 from ghealth.environment import defaults
+from ghealth.logs import AnswerLog, StatusLog
+from ghealth.status import GATEWAY, Health, Status
+from tests.test_logs import lines_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -48,9 +52,41 @@ def test_every_event_of_the_log_is_in_the_readme() -> None:
     written = set(re.findall(r"log_event\(\s*_log,\s*[\w.]+,\s*\"(\w+)\"", source))
     written |= set(re.findall(r"\"event\": \"(\w+)\"", source))
     written |= set(re.findall(r"\"event\", \"(\w+)\"", source))
+    written |= set(re.findall(r"_log_change\(level, \"(\w+)\"", source))
+    assert set(documented_keys()) == written
+
+
+def test_the_keys_of_a_change_are_in_the_readme(tmp_path: Path) -> None:
+    """The lines about changes have the keys that their rows name, and no others."""
+    told: dict[str, set[str]] = {}
+
+    def write() -> None:
+        status, answer = StatusLog(), AnswerLog([GATEWAY])
+        monkeypatched = iter([*range(20), *range(100, 200)])
+        status._clock = answer._clock = lambda: float(next(monkeypatched))
+        for number in range(16):
+            serving = Status.NOT_SERVING if number % 2 else Status.SERVING
+            status.probed(GATEWAY, Health(serving, ""), 0.1)
+            answer.answered("Check", "", GATEWAY, serving.name, "")
+
+    for line in map(json.loads, lines_of(write, tmp_path)):
+        told.setdefault(line["event"], set()).update(line)
+    usual = {"time", "level", "event", "message"}
+    documented = documented_keys()
+    for event in ("status_changed", "answer_changed"):
+        assert told[event] - usual == documented[event]
+
+
+def documented_keys() -> dict[str, set[str]]:
+    """Tell the keys that README names for each event."""
     table = README.partition("| `event` |")[2].partition("\n\n")[0]
-    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == written
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
+    names = re.compile(r"`(\w+)`")
+    return {
+        event: set(names.findall(keys))
+        for _, events, _, keys, _ in rows
+        for event in names.findall(events)
+    }
 
 
 def test_make_lists_its_targets() -> None:

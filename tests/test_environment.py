@@ -49,6 +49,7 @@ def test_the_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None
         "GHEALTH_MAX_WATCHES": "100",
         "GHEALTH_LOG_LEVEL": "info",
         "GHEALTH_LOG_FORMAT": "",
+        "GHEALTH_METRICS_LISTEN": "",
     }
     assert settings(monkeypatch).changed() == {}
 
@@ -72,6 +73,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "MAX_WATCHES": ("0", 0),
     "LOG_LEVEL": ("debug", "debug"),
     "LOG_FORMAT": ("json", "json"),
+    "METRICS_LISTEN": ("[::]:25022", Address("::", 25022)),
 }
 
 
@@ -136,6 +138,7 @@ def test_settings_go_through_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MISTAKES = {
     "GHEALTH_LISTEN": ["", "25021", ":25021", "::1:25021", "[::]:65536", "a:1,", "[gw]:1", "a:-1"],
+    "GHEALTH_METRICS_LISTEN": ["", "25022", "a:1,b:2", "[::]:65536"],
     "GHEALTH_PROBE_URL": [
         "",
         "gw:15021",

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import pytest
 
 from ghealth import logs
-from ghealth.logs import StatusLog, log_event, logging_to
+from ghealth.logs import LINES_A_MINUTE, AnswerLog, StatusLog, log_event, logging_to
 from ghealth.status import GATEWAY, Health, Status
 
 UP = Health(Status.SERVING, "gateway answered 200")
@@ -79,6 +79,98 @@ def test_services_are_followed_apart(tmp_path: Path) -> None:
         "gateway is SERVING: gateway answered 200",
         "b is SERVING: gateway answered 200",
     ]
+
+
+def test_a_service_that_flaps_has_few_lines_and_none_is_lost_for_good(tmp_path: Path) -> None:
+    """Six lines a minute; then the last change has its line, with how many had none."""
+    clock = Clock()
+    noted = StatusLog(clock)
+
+    def write() -> None:
+        for number in range(41):
+            noted.probed(GATEWAY, DOWN if number % 2 else UP, 0.1)
+            clock.now += 1
+        for _ in range(30):  # it stays up: nothing new, but the log does not know it yet
+            noted.probed(GATEWAY, UP, 0.1)
+            clock.now += 1
+
+    told = [json.loads(line) for line in lines_of(write, tmp_path)]
+    assert len(told) == LINES_A_MINUTE + 1
+    assert all("left_out" not in line for line in told[:-1])
+    assert told[-2]["status"] == "NOT_SERVING"
+    assert (told[-1]["status"], told[-1]["left_out"]) == ("SERVING", 34)
+    assert told[-1]["message"] == (
+        "gateway is SERVING: gateway answered 200 (was NOT_SERVING for 1 s); "
+        "34 changes before it were left out"
+    )
+
+
+def test_a_caller_that_starts_to_get_another_answer_is_one_line(tmp_path: Path) -> None:
+    """Who, what it asked, what it gets and why, and how long it got the other answer."""
+    clock = Clock()
+    noted = AnswerLog([GATEWAY, "b"], clock)
+    agent = "ELB-HealthChecker/2.0"
+
+    def write() -> None:
+        for answer, health in [("SERVING", UP), ("SERVING", UP), ("UNAVAILABLE", DOWN)] * 2:
+            noted.answered("Check", agent, GATEWAY, answer, health.reason)
+            clock.now += 1.5
+
+    told = [json.loads(line) for line in lines_of(write, tmp_path)]
+    assert [(line["level"], line["answer"], line["held_seconds"]) for line in told] == [
+        ("warning", "UNAVAILABLE", 3),
+        ("info", "SERVING", 1.5),
+        ("warning", "UNAVAILABLE", 3),
+    ]
+    assert {key: told[0][key] for key in told[0] if key != "time"} == {
+        "level": "warning",
+        "event": "answer_changed",
+        "message": "alb gets UNAVAILABLE from Check of gateway: gateway answered 503 "
+        "(got SERVING for 3 s)",
+        "caller": "alb",
+        "user_agent": agent,
+        "method": "Check",
+        "service": "",
+        "answer": "UNAVAILABLE",
+        "reason": "gateway answered 503",
+        "held_seconds": 3,
+    }
+
+
+def test_questions_are_followed_apart_and_unknown_services_together(tmp_path: Path) -> None:
+    """Another kind, method or service is another question; the names of strangers are not told."""
+    noted = AnswerLog([GATEWAY, "b"], Clock())
+
+    def write() -> None:
+        noted.answered("Check", "kube-probe/1.34", GATEWAY, "SERVING", "")
+        noted.answered("Check", "Envoy/HC", GATEWAY, "NOT_SERVING", "")
+        noted.answered("Watch", "kube-probe/1.34", GATEWAY, "NOT_SERVING", "")
+        noted.answered("Check", "kube-probe/1.34", "b", "NOT_SERVING", "")
+        noted.answered("Check", "a", "x", "NOT_FOUND", "unknown service")
+        noted.answered("Check", "b\n" * 99, "y\n", "INVALID_ARGUMENT", "malformed message")
+
+    (line,) = lines_of(write, tmp_path)
+    told = json.loads(line)
+    assert (told["service"], told["user_agent"]) == (None, "b?" * 40 + "…")
+    assert told["message"].startswith("other gets INVALID_ARGUMENT from Check: malformed message")
+
+
+def test_answers_that_flap_have_few_lines(tmp_path: Path) -> None:
+    """A caller that alternates fills no log, and the next line after a minute tells how often."""
+    clock = Clock()
+    noted = AnswerLog([GATEWAY], clock)
+
+    def write() -> None:
+        for number in range(1001):
+            answer = "UNAVAILABLE" if number % 2 else "SERVING"
+            noted.answered("Check", "curl/8", GATEWAY, answer, "")
+            clock.now += 0.01
+        clock.now += 60
+        noted.answered("Check", "curl/8", GATEWAY, "SERVING", "")
+
+    told = [json.loads(line) for line in lines_of(write, tmp_path)]
+    assert len(told) == LINES_A_MINUTE + 1
+    assert (told[-1]["answer"], told[-1]["left_out"]) == ("SERVING", 1000 - LINES_A_MINUTE - 1)
 
 
 def test_a_line_for_people(tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ class Checker:
         """The names of all services, the gateway first."""
         return (*self._targets, LIVENESS)
 
+    @property
+    def draining(self) -> bool:
+        """Whether every service but `liveness` is not serving, whatever its target says."""
+        return self._draining.done()
+
     async def check(self, service: str, *, patience: float | None = None) -> Health:
         """Tell a service's health now.
 

@@ -6,6 +6,7 @@ longer to import and more memory than all the rest of ghealth.
 
 import base64
 import difflib
+import importlib.util
 import json
 import os
 import re
@@ -25,6 +26,8 @@ from ghealth.status import GATEWAY, LIVENESS
 from ghealth.target import Target
 
 PREFIX: Final = "GHEALTH_"
+
+_EXTRA: Final = "prometheus_client"
 
 MASK: Final = "***"
 """Stands for a secret wherever settings are shown."""
@@ -246,6 +249,16 @@ class Environment(BaseSettings):
         _Takes("text or json"),
         Field(description="`text` or `json`; unset: `text` on a terminal, else `json`"),
     ] = None
+    metrics_listen: Annotated[
+        Address | None,
+        NoDecode,
+        PlainValidator(Address.parse),
+        _Takes("host:port, such as [::]:25022"),
+        Field(
+            description="Where to tell operators why, by HTTP: `host:port`; unset: nowhere; needs "
+            "the extra `metrics`"
+        ),
+    ] = None
 
     @classmethod
     def settings_customise_sources(
@@ -262,7 +275,7 @@ class Environment(BaseSettings):
 
 def load() -> Settings | Mistakes:
     """Read the settings from the environment and find every mistake in them at once."""
-    lines = [line for name in sorted(os.environ) if (line := _misnamed(name))]
+    lines = [line for name in sorted(os.environ) if (line := _misnamed(name) or _unmet(name))]
     try:
         environment = Environment()
     except ValidationError as error:
@@ -336,6 +349,13 @@ def _misnamed(name: str) -> str | None:
         f"did you mean {PREFIX}{nearest[0]}?" if nearest else "'ghealth settings' lists them all"
     )
     return f"{name} is no setting: {advice}"
+
+
+def _unmet(name: str) -> str | None:
+    """Say what a variable needs that is not installed, if it does."""
+    if name.upper() != PREFIX + "METRICS_LISTEN" or importlib.util.find_spec(_EXTRA):
+        return None
+    return f"{name} needs packages that are not installed: pip install 'ghealth[metrics]'"
 
 
 def _mistaken(field: str) -> str:

@@ -8,11 +8,14 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
+from ghealth.callers import GOOD, caller_of, presentable
+from ghealth.changes import Change, Changes
 from ghealth.observer import Observer
 from ghealth.status import Health, Status
 
@@ -25,8 +28,16 @@ FLUSH_PATIENCE: Final = 0.5
 """Seconds that the end of the process waits for the last lines to be taken."""
 
 
+LINES_A_MINUTE: Final = 6
+"""Lines about the changes of one thing that are written in a minute, however often it flaps."""
+
+_MINUTE: Final = 60.0
+
+
 class StatusLog(Observer):
     """Writes one line for each change of a service's status, and none for a good check.
+
+    A service that flaps has `LINES_A_MINUTE`; then the next line tells how many were left out.
 
     Args:
         clock: Seconds on a clock that nobody can set back.
@@ -34,27 +45,115 @@ class StatusLog(Observer):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last: dict[str, tuple[Status, float]] = {}
+        self._changes = Changes[Status]()
+        self._sparing = _Sparing()
 
     def probed(self, service: str, health: Health, seconds: float) -> None:  # noqa: ARG002
         """Write a line if the status is another than before."""
-        previous, since = self._last.get(service, (None, 0.0))
-        if health.status is previous:
-            return
         now = self._clock()
-        self._last[service] = (health.status, now)
+        change = self._changes.change(service, health.status, now)
+        due = self._sparing.due(service, change, now)
+        if due is None:
+            return
+        change, left_out = due
         fields: dict[str, object] = {
             "service": service,
             "status": health.status.name,
             "reason": health.reason,
         }
         text = f"{service or 'gateway'} is {health.status.name}: {health.reason}"
-        if previous is not None:
-            held = round(now - since, 3)
+        if change.previous is not None:
+            held = round(change.held_seconds, 3)
             fields |= {"held_seconds": held}
-            text += f" (was {previous.name} for {held:g} s)"
+            text += f" (was {change.previous.name} for {held:g} s)"
         level = logging.INFO if health.status is Status.SERVING else logging.WARNING
-        log_event(_log, level, "status_changed", text, **fields)
+        _log_change(level, "status_changed", text, fields, left_out)
+
+
+class AnswerLog(Observer):
+    """Writes one line when callers of one kind start to get another answer to one question.
+
+    It spares the log as `StatusLog` does.
+
+    Args:
+        services: The names that are known; all others count as one.
+        clock: Seconds on a clock that nobody can set back.
+    """
+
+    def __init__(
+        self, services: Collection[str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._services = frozenset(services)
+        self._clock = clock
+        self._changes = Changes[str]()
+        self._sparing = _Sparing()
+
+    def answered(
+        self, method: str, user_agent: str, service: str | None, answer: str, reason: str
+    ) -> None:
+        """Write a line if the answer is another than such callers got before."""
+        now = self._clock()
+        caller = caller_of(user_agent)
+        known = service if service in self._services else None
+        question = (caller, method, known)
+        change = self._changes.change(question, answer, now)
+        if change is not None and change.previous is None:
+            return
+        due = self._sparing.due(question, change, now)
+        if due is None:
+            return
+        change, left_out = due
+        held = round(change.held_seconds, 3)
+        fields: dict[str, object] = {
+            "caller": caller,
+            "user_agent": presentable(user_agent),
+            "method": method,
+            "service": known,
+            "answer": answer,
+            "reason": reason,
+            "held_seconds": held,
+        }
+        about = "" if known is None else f" of {known or 'gateway'}"
+        text = f"{caller} gets {answer} from {method}{about}: {reason}"
+        text += f" (got {change.previous} for {held:g} s)"
+        level = logging.INFO if answer in GOOD else logging.WARNING
+        _log_change(level, "answer_changed", text, fields, left_out)
+
+
+class _Sparing:
+    """Decides which changes have a line: `LINES_A_MINUTE` for each thing.
+
+    The last change is never lost: it has its line as soon as there may be one again.
+    """
+
+    def __init__(self) -> None:
+        self._written: dict[object, deque[float]] = {}
+        self._left_out: dict[object, tuple[Change[Any], int]] = {}
+
+    def due(
+        self, key: object, change: Change[Any] | None, now: float
+    ) -> tuple[Change[Any], int] | None:
+        """Tell the change that is to be written now, and how many before it were not."""
+        waiting, left_out = self._left_out.get(key, (None, 0))
+        latest = change or waiting
+        if latest is None:
+            return None
+        written = self._written.setdefault(key, deque(maxlen=LINES_A_MINUTE))
+        if len(written) == LINES_A_MINUTE and now - written[0] < _MINUTE:
+            self._left_out[key] = (latest, left_out + (change is not None))
+            return None
+        self._left_out.pop(key, None)
+        written.append(now)
+        return latest, left_out - (change is None)
+
+
+def _log_change(
+    level: int, event: str, text: str, fields: dict[str, object], left_out: int
+) -> None:
+    if left_out:
+        fields |= {"left_out": left_out}
+        text += f"; {left_out} changes before it were left out"
+    log_event(_log, level, event, text, **fields)
 
 
 def log_event(logger: logging.Logger, level: int, event: str, text: str, **fields: object) -> None:

@@ -3,13 +3,14 @@
 import asyncio
 import errno
 import functools
+import itertools
 import logging
 import resource
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
@@ -17,11 +18,14 @@ from ghealth import reflection, servicer
 from ghealth.address import ANY_IPV4, ANY_IPV6, Address
 from ghealth.answers import POLICIES
 from ghealth.checker import Checker
-from ghealth.logs import StatusLog, log_event
+from ghealth.logs import AnswerLog, StatusLog, log_event
 from ghealth.observer import Observers
 from ghealth.probe import HttpProbe, trust
 from ghealth.settings import Settings
-from ghealth.status import GATEWAY
+from ghealth.status import GATEWAY, LIVENESS
+
+if TYPE_CHECKING:
+    from ghealth.operators import Operators
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +98,8 @@ async def serve(
         settings: Checked settings.
         shutdown_trigger: Awaited once; it returns when it is time to stop, with whether callers
             get `DRAIN_DELAY` seconds to notice.
-        on_started: Told the ports of `LISTEN` once they answer, in their order.
+        on_started: Told the ports of `LISTEN` once they answer, in their order, and after them
+            that of `METRICS_LISTEN`, if there is one.
 
     Raises:
         ListenError: If an address is taken or not this machine's. Nothing is left open.
@@ -104,7 +109,11 @@ async def serve(
     asyncio.get_running_loop().set_default_executor(
         ThreadPoolExecutor(LOOK_UPS * len(targets), thread_name_prefix="look-up")
     )
-    observer = Observers((StatusLog(),))
+    services = (*targets, LIVENESS)
+    operators = _operators(settings, services)
+    observer = Observers(
+        (StatusLog(), AnswerLog(services), *(operators.observers if operators else ()))
+    )
     async with AsyncExitStack() as stack:
         tls = trust(tuple(targets.values()))
         checker = Checker(
@@ -134,6 +143,11 @@ async def serve(
             observer=observer,
         )
         server.add_generic_rpc_handlers(health.handlers())
+        sockets = _bound(settings.metrics_listen) if settings.metrics_listen else []
+        if operators:
+            await stack.enter_async_context(
+                operators.serving(sockets, checker, lambda: health.watchers)
+            )
         if settings.reflection:
             server.add_generic_rpc_handlers(reflection.handlers(servicer.descriptions()))
         # Stopping waits out the grace for an open Watch, so watches end before it.
@@ -146,6 +160,10 @@ async def serve(
             str(Address(address.host, port))
             for address, port in zip(settings.listen, ports, strict=True)
         ]
+        told = {"listen": listening}
+        if settings.metrics_listen:
+            ports.append(sockets[0].getsockname()[1])
+            told["metrics_listen"] = [str(Address(settings.metrics_listen.host, ports[-1]))]
         changed = settings.changed()
         log_event(
             _log,
@@ -153,11 +171,11 @@ async def serve(
             "started",
             "; ".join(
                 (
-                    f"listening on {', '.join(listening)}",
+                    f"listening on {', '.join(itertools.chain(*told.values()))}",
                     *(f"{name}={value}" for name, value in changed.items()),
                 )
             ),
-            listen=listening,
+            **told,
             settings=changed,
         )
         on_started(ports)
@@ -188,23 +206,44 @@ def _try_to_bind(address: Address) -> None:
     gRPC does not say why, and settles for less: for a name that has two addresses, one of them
     taken, it listens on the other.
     """
+    for trial in _bound(address):
+        trial.close()
+
+
+def _bound(address: Address) -> list[socket.socket]:
+    """Bind an address: a socket for each that a name stands for."""
+    sockets = []
+    port = address.port
     try:
         found = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            address.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         for family, kind, protocol, _, place in found:
-            with socket.socket(family, kind, protocol) as trial:
-                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    both = address.host == ANY_IPV6
-                    trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
-                trial.bind(place)
+            bound = socket.socket(family, kind, protocol)
+            sockets.append(bound)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                both = address.host == ANY_IPV6
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
+            bound.bind((place[0], port, *place[2:]))
+            port = bound.getsockname()[1]  # a free one is the same for all
     except OSError as error:
+        for bound in sockets:
+            bound.close()
         if address.host == ANY_IPV6 and error.errno in _NO_IPV6:
             # gRPC does the same on a node without IPv6.
-            _try_to_bind(Address(ANY_IPV4, address.port))
-            return
+            return _bound(Address(ANY_IPV4, address.port))
         raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
+    return sockets
+
+
+def _operators(settings: Settings, services: Sequence[str]) -> "Operators | None":
+    """Make what tells operators why, if they want to know; else nothing of it is imported."""
+    if settings.metrics_listen is None:
+        return None
+    from ghealth.operators import Operators  # noqa: PLC0415
+
+    return Operators(services, probe_timeout=settings.probe_timeout, settings=settings.rows)
 
 
 def _raise_descriptor_limit() -> None:

@@ -49,6 +49,7 @@ class Settings:
     max_watches: int
     log_level: str
     log_format: str | None
+    metrics_listen: Address | None
     rows: tuple[Row, ...]
 
     def changed(self) -> dict[str, str]:
