@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
@@ -155,6 +155,76 @@ async def test_a_request_that_never_comes_is_answered_within_its_deadline(serve:
         14,
         "no answer before the caller's deadline",
     )
+
+
+class Details(NamedTuple):
+    """What gRPC asks a handler by, as far as it looks."""
+
+    method: str
+
+
+class Gone:
+    """The context of a call whose caller hung up: gRPC can no longer do one thing for it.
+
+    Args:
+        cannot: The method that raises.
+    """
+
+    def __init__(self, cannot: str) -> None:
+        self._cannot = cannot
+
+    async def read(self) -> bytes:
+        self._try("read")
+        return b""
+
+    async def write(self, _: bytes) -> None:
+        self._try("write")
+
+    async def abort(self, *_: object) -> None:
+        self._try("abort")
+        raise AssertionError("nothing was in the way of an answer")
+
+    def time_remaining(self) -> None:
+        return None
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def _try(self, name: str) -> None:
+        if name == self._cannot:
+            raise grpc.aio.InternalError("Failed to send or receive")
+
+
+@pytest.mark.parametrize(
+    ("path", "cannot"),
+    [
+        ("/grpc.health.v1.Health/Check", "read"),
+        ("/grpc.health.v1.Health/Check", "abort"),
+        ("/grpc.health.v1.Health/Watch", "read"),
+        ("/grpc.health.v1.Health/Watch", "write"),
+        ("/grpc.health.v1.Health/List", "read"),
+        ("/AWS.ALB/healthcheck", "abort"),
+    ],
+)
+async def test_a_caller_that_is_gone_ends_a_call_as_cancelled(
+    path: str, cannot: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What gRPC cannot send or receive any more is no bug of ours: no line, no further answer."""
+    checker = Checker(
+        {GATEWAY: FakeProbe(SICK)},
+        probe_timeout=3,
+        cache_ttl=0,
+        watch_interval=1,
+        observe=Notes(),
+    )
+    answer = functools.partial(POLICIES["code"], status_callers=())
+    service = HealthServicer(checker, answer=answer, max_watches=1)
+    details: Any = Details(path)
+    found: Any = [handler.service(details) for handler in service.handlers()]
+    (method,) = filter(None, found)
+    with pytest.raises(asyncio.CancelledError):
+        await (method.stream_stream or method.stream_unary)(None, Gone(cannot))
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 @pytest.mark.parametrize("path", [wire.CHECK, "/AWS.ALB/healthcheck"])
