@@ -19,11 +19,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, Self
 
 READY, SICK, SILENT = "ready", "sick", "silent"
 ENVOY = Path(sys.prefix) / "bin" / "envoy"
-START_PATIENCE = 20.0
+START_PATIENCE = 60.0
+PORTS = range(20_000, 30_000)
+"""Below those that Linux hands out (net.ipv4.ip_local_port_range)."""
 
 
 class Agent:
@@ -211,12 +214,17 @@ class Gateway:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Find a port that nobody listens on."""
+    """Find a port that is nobody's, and stays so until somebody asks for just this one.
+
+    It is not one of those that the kernel hands out: between this moment and the one in which it
+    is listened on, it would be anybody's, as the near end of any connection.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    while True:
+        port = SystemRandom().choice(PORTS)
+        with socket.socket(family) as trial, suppress(OSError):
+            trial.bind((host, port))
+            return port
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:
