@@ -1,6 +1,13 @@
 from collections.abc import AsyncGenerator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples each time, however slow the machine: a failure is the change's, not the day's.
+settings.register_profile(
+    "ghealth", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ghealth")
 
 
 @pytest.fixture(scope="session")
