@@ -2,6 +2,8 @@
 
 import asyncio
 
+import grpc
+
 from ghealth import reasons
 from ghealth.observer import Observer
 from ghealth.probe import ProbeResult
@@ -55,3 +57,54 @@ class Notes(Observer):
 
     def draining(self) -> None:
         self.drains += 1
+
+
+class FakeContext:
+    """A call, as gRPC lends it to a handler.
+
+    Args:
+        message: What the caller sent; None for one that never sends anything.
+        deadline: Seconds that it leaves, counted from now.
+        cannot: The method that raises, since the caller has hung up.
+    """
+
+    def __init__(
+        self, message: bytes | None, *, deadline: float | None = None, cannot: str = ""
+    ) -> None:
+        self.told: tuple[grpc.StatusCode, str] | None = None
+        self._message = message
+        self._cannot = cannot
+        self._ends = None if deadline is None else _now() + deadline
+
+    async def read(self) -> bytes:
+        """Take the caller's message."""
+        self._try("read")
+        if self._message is None:
+            await asyncio.Event().wait()
+        return self._message or b""
+
+    async def write(self, _: bytes) -> None:
+        """Send a message."""
+        self._try("write")
+
+    async def abort(self, code: grpc.StatusCode, reason: str) -> None:
+        """End the call."""
+        self._try("abort")
+        self.told = (code, reason)
+        raise grpc.aio.AbortError
+
+    def time_remaining(self) -> float | None:
+        """Tell the seconds until the deadline."""
+        return None if self._ends is None else self._ends - _now()
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Tell the headers."""
+        return ()
+
+    def _try(self, name: str) -> None:
+        if name == self._cannot:
+            raise grpc.aio.InternalError("Failed to send or receive")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -5,8 +5,8 @@ import itertools
 import socket
 import ssl
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -68,6 +68,19 @@ async def target(
         for talk in made.talks:
             talk.cancel()
         await asyncio.gather(*made.talks, return_exceptions=True)
+
+
+@contextmanager
+def nobody(host: str = "::") -> Iterator[int]:
+    """Hold a port on which nobody listens; the default host has all addresses of both families.
+
+    Args:
+        host: The address that it is on.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as held:
+        held.bind((host, 0))
+        port: int = held.getsockname()[1]
+        yield port
 
 
 def says(data: bytes) -> Behaviour:

@@ -12,7 +12,7 @@ from ghealth import alb
 from ghealth.address import Address
 from ghealth.alb import Conclusion
 from ghealth.matcher import GRPC_CODES, Matcher
-from tests.peers import is_silent, resets, says, target
+from tests.peers import is_silent, nobody, resets, says, target
 
 Handler = Callable[[Any, Any], Awaitable[bytes]]
 NOT_SERVING = b"\x08\x02"
@@ -41,7 +41,7 @@ async def grpc_server(says: bytes | tuple[grpc.StatusCode, str]) -> AsyncGenerat
 
 
 async def concluded(
-    port: int, path: str = alb.DEFAULT_PATH, matcher: str = "0", seconds: float = 5
+    port: int, path: str = alb.DEFAULT_PATH, matcher: str = "0", seconds: float = 20
 ) -> Conclusion:
     codes = Matcher.parse(matcher, GRPC_CODES)
     return await alb.check(Address("127.0.0.1", port), path, codes, seconds)
@@ -93,27 +93,30 @@ async def test_a_mismatch_in_the_consoles_words() -> None:
 
 
 NO_ANSWER = [
-    (is_silent, "Target.Timeout: Request timed out"),
-    (resets, "Target.FailedHealthChecks: Health checks failed"),
-    (says(b""), "Target.FailedHealthChecks: Health checks failed"),
-    (says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "Target.FailedHealthChecks: Health checks failed"),
+    (is_silent, 0.2, "Target.Timeout: Request timed out"),
+    (resets, 20, "Target.FailedHealthChecks: Health checks failed"),
+    (says(b""), 20, "Target.FailedHealthChecks: Health checks failed"),
+    (
+        says(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+        20,
+        "Target.FailedHealthChecks: Health checks failed",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("behaviour", "reason"), NO_ANSWER)
-async def test_no_answer_in_the_consoles_words(behaviour: Any, reason: str) -> None:
+@pytest.mark.parametrize(("behaviour", "seconds", "reason"), NO_ANSWER)
+async def test_no_answer_in_the_consoles_words(behaviour: Any, seconds: float, reason: str) -> None:
     """Silence is a timeout; a reset, a hang-up and what is no HTTP/2 are failed checks."""
     async with target(behaviour, reads=False) as peer:
-        conclusion = await concluded(peer.port, seconds=0.2)
+        conclusion = await concluded(peer.port, seconds=seconds)
     assert conclusion.text.splitlines()[-2:] == [reason, "unhealthy"]
     assert not conclusion.healthy
 
 
 async def test_nobody_there_is_a_failed_check() -> None:
     """A refused connection is a failed check."""
-    async with target(is_silent) as peer:
-        pass
-    conclusion = await concluded(peer.port)
+    with nobody() as port:
+        conclusion = await concluded(port)
     assert conclusion.text.splitlines()[-2:] == [alb.FAILED, "unhealthy"]
 
 

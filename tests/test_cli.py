@@ -12,6 +12,7 @@ import pytest
 
 from ghealth import __version__, cli
 from tests import processes
+from tests.peers import nobody
 
 SETTINGS_SHOWN = 17
 
@@ -131,9 +132,9 @@ def test_flags_of_grpc_health_probe(dashes: str) -> None:
             f"{dashes}addr=127.0.0.1:{ghealth.port}",
             f"{dashes}service",
             "liveness",
-            f"{dashes}connect-timeout=5s",
+            f"{dashes}connect-timeout=20s",
             f"{dashes}rpc-timeout",
-            "5000ms",
+            "20000ms",
         )
     assert (done.returncode, done.stdout) == (0, "status: SERVING\n")
 
@@ -141,14 +142,16 @@ def test_flags_of_grpc_health_probe(dashes: str) -> None:
 def test_a_check_asks_its_own_environments_ghealth() -> None:
     """Without --addr, a check asks this machine on the port of GHEALTH_LISTEN."""
     with processes.server() as ghealth:
-        done = processes.run("check", "--service=liveness", LISTEN=f"[::]:{ghealth.port}")
+        listen = f"[::]:{ghealth.port}"
+        done = processes.run("check", "--service=liveness", *processes.TIMES, LISTEN=listen)
     assert (done.returncode, done.stdout) == (0, "status: SERVING\n")
 
 
 def test_an_address_without_a_host_is_this_machine() -> None:
     """`-addr=:PORT` is how grpc-health-probe is mostly told whom to ask."""
     with processes.server() as ghealth:
-        done = processes.run("check", f"-addr=:{ghealth.port}", "-service=liveness")
+        addr = f"-addr=:{ghealth.port}"
+        done = processes.run("check", addr, "-service=liveness", *processes.TIMES)
     assert (done.returncode, done.stdout) == (0, "status: SERVING\n")
 
 
@@ -197,8 +200,8 @@ def test_exit_codes_of_a_check() -> None:
     with processes.server(PROBE_URL="http://127.0.0.1:1/") as ghealth:
         assert ghealth.check().returncode == 4
         assert ghealth.check("--service", "nobody").returncode == 3
-        unheard = ghealth.port
-    done = processes.run("check", "--addr", f"127.0.0.1:{unheard}", "--connect-timeout=200ms")
+    with nobody() as port:
+        done = processes.run("check", "--addr", f"127.0.0.1:{port}", "--connect-timeout=200ms")
     assert done.returncode == 2
 
 
@@ -257,7 +260,8 @@ def test_what_an_alb_does_not_take_is_a_mistake(arguments: list[str]) -> None:
 def test_watch_prints_changes_until_interrupted() -> None:
     """Each change is a line with its time; Ctrl-C ends with the code of the last one."""
     with processes.server(PROBE_URL="http://127.0.0.1:1/", DRAIN_DELAY="20") as ghealth:
-        command = [*processes.COMMAND, "check", "--watch", "--addr", f"127.0.0.1:{ghealth.port}"]
+        addr = f"--addr=127.0.0.1:{ghealth.port}"
+        command = [*processes.COMMAND, "check", "--watch", addr, *processes.TIMES]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
             assert watching.stdout is not None
             assert 'responded with "NOT_SERVING"' in watching.stdout.readline()

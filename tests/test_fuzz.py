@@ -18,6 +18,7 @@ import pytest
 
 from dev.gateway import SICK, Agent
 from tests import processes, wire
+from tests.stopwatch import Stopwatch
 
 ROUNDS = 15
 IN_TIME = 1.0
@@ -245,10 +246,11 @@ def ghealth() -> Iterator[processes.Server]:
 
 async def answers_others(ghealth: processes.Server) -> None:
     """Assert that somebody else is told the truth about both services, in time."""
-    async with asyncio.timeout(IN_TIME):
-        well, sick = await asyncio.gather(
-            wire.call(ghealth.port, wire.EMPTY_MESSAGE), wire.call(ghealth.port, SICK_SERVICE)
-        )
+    taking = Stopwatch(ghealth.process.pid)
+    well, sick = await asyncio.gather(
+        wire.call(ghealth.port, wire.EMPTY_MESSAGE), wire.call(ghealth.port, SICK_SERVICE)
+    )
+    assert taking.seconds < IN_TIME
     assert (well.code, well.data) == (0, SERVING)
     assert (sick.code, sick.data) == (14, b"")
 

@@ -2,9 +2,9 @@ import asyncio
 import base64
 import contextlib
 import errno
+import itertools
 import socket
 import ssl
-import time
 from typing import Any
 
 import h11
@@ -18,9 +18,22 @@ from ghealth.matcher import HTTP_CODES, Matcher
 from ghealth.probe import HttpProbe, ProbeResult, trust
 from ghealth.status import GATEWAY, Status
 from tests.fakes import Notes
-from tests.peers import Behaviour, Target, answers, is_silent, repeats, resets, says, target
+from tests.peers import (
+    Behaviour,
+    Target,
+    answers,
+    is_silent,
+    nobody,
+    repeats,
+    resets,
+    says,
+    target,
+)
+from tests.stopwatch import Stopwatch
 
-TIMEOUT = 0.3
+SHORT, LONG = 0.3, 20.0
+"""Seconds for who never comes to an end, and for who does."""
+
 CODES = Matcher.parse("200-299", HTTP_CODES)
 
 
@@ -78,37 +91,38 @@ ENDLESS = (
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "reason"),
+    ("behaviour", "seconds", "reason"),
     [
-        *((behaviour, reasons.CLOSED) for behaviour in CLOSED_EARLY),
-        *((behaviour, reasons.NOT_HTTP) for behaviour in NOT_HTTP),
-        *((behaviour, reasons.no_answer_within(TIMEOUT)) for behaviour in ENDLESS),
-        (resets, reasons.RESET),
+        *((behaviour, LONG, reasons.CLOSED) for behaviour in CLOSED_EARLY),
+        *((behaviour, LONG, reasons.NOT_HTTP) for behaviour in NOT_HTTP),
+        *((behaviour, SHORT, reasons.no_answer_within(SHORT)) for behaviour in ENDLESS),
+        (resets, LONG, reasons.RESET),
     ],
 )
-async def test_every_misbehaviour_is_a_value_in_time(behaviour: Behaviour, reason: str) -> None:
+async def test_every_misbehaviour_is_a_value_in_time(
+    behaviour: Behaviour, seconds: float, reason: str
+) -> None:
     """However a peer misbehaves, the check reads NOT_SERVING with a fixed reason, in time."""
     async with target(behaviour) as gateway:
         checker = Checker(
             {GATEWAY: probe_of(gateway)},
-            probe_timeout=TIMEOUT,
+            probe_timeout=seconds,
             cache_ttl=1,
             watch_interval=1,
             observer=Notes(),
         )
-        started = time.monotonic()
+        taking = Stopwatch()
         health = await checker.check(GATEWAY)
-        assert time.monotonic() - started < TIMEOUT + 0.2
+        assert taking.seconds < SHORT + 0.2
     assert (health.status, health.reason) == (Status.NOT_SERVING, reason)
 
 
 async def test_a_refused_connection_is_a_value() -> None:
     """Nobody listening is a reason."""
-    async with target(is_silent) as gateway:
-        pass
-    for host in ("127.0.0.1", "[::1]", "localhost"):
-        found = await probed(f"http://{host}:{gateway.port}/")
-        assert found == ProbeResult(ready=False, reason=reasons.REFUSED)
+    with nobody() as port:
+        for host in ("127.0.0.1", "[::1]", "localhost"):
+            found = await probed(f"http://{host}:{port}/")
+            assert found == ProbeResult(ready=False, reason=reasons.REFUSED)
 
 
 async def test_a_name_that_does_not_resolve_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +177,7 @@ def test_an_exception_of_our_own_making_is_not_hidden() -> None:
 async def test_a_body_that_streams_for_ever_is_not_read() -> None:
     """Trap 14: the status line and the headers are the answer."""
     behaviour = repeats(b"x" * 1000, first=b"HTTP/1.1 200 OK\r\n\r\n")
-    async with target(behaviour) as gateway, asyncio.timeout(5):
+    async with target(behaviour) as gateway, asyncio.timeout(LONG):
         found = await probed(f"http://127.0.0.1:{gateway.port}/")
     assert found == ProbeResult(ready=True, reason="gateway answered 200")
 
@@ -179,7 +193,7 @@ async def test_each_attempt_has_a_connection_of_its_own() -> None:
 
     async with target(keeps_alive) as gateway:
         probe = probe_of(gateway)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LONG):
             for _ in range(3):
                 closed.clear()
                 assert (await probe()).ready
@@ -197,7 +211,7 @@ async def test_a_cancelled_attempt_leaves_no_connection() -> None:
         await is_silent(reader, writer)
         hung_up.set()
 
-    async with target(waits) as gateway, asyncio.timeout(5):
+    async with target(waits) as gateway, asyncio.timeout(LONG):
         attempt = asyncio.create_task(probe_of(gateway)())
         await asked.wait()
         attempt.cancel()
@@ -212,10 +226,10 @@ async def test_cancelling_an_attempt_at_any_await_leaves_nothing() -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
         assert await reader.read() == b""
 
-    async with target(answers_and_waits) as gateway, asyncio.timeout(20):
+    async with target(answers_and_waits) as gateway, asyncio.timeout(3 * LONG):
         probe = probe_of(gateway)
         before = asyncio.all_tasks()
-        for turns in range(60):
+        for turns in itertools.count():
             attempt = asyncio.create_task(probe())
             for _ in range(turns):
                 await asyncio.sleep(0)
@@ -224,7 +238,9 @@ async def test_cancelling_an_attempt_at_any_await_leaves_nothing() -> None:
             assert attempt.cancelled() or attempt.result().ready
             while asyncio.all_tasks() != before:  # noqa: ASYNC110 - the peer's end on their own
                 await asyncio.sleep(0)
-        assert attempt.result().ready, "the last one was to be cancelled after its end"
+            if not attempt.cancelled():
+                break
+        assert turns > 5, "there are more awaits than that"
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])

@@ -3,21 +3,24 @@ import contextlib
 import functools
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ghealth import servicer
 from ghealth.answers import POLICIES
 from ghealth.checker import Checker
 from ghealth.servicer import SERVICE_NAME, HealthServicer
 from ghealth.status import GATEWAY, Status
 from tests import wire
-from tests.fakes import READY, SICK, FakeProbe, Notes
+from tests.fakes import READY, SICK, FakeContext, FakeProbe, Notes
+from tests.virtual import in_virtual_time
 
 SERVING = health_pb2.HealthCheckResponse(status=1)
 NOT_SERVING = health_pb2.HealthCheckResponse(status=2)
@@ -58,7 +61,7 @@ def serve() -> Serve:
         notes = Notes()
         checker = Checker(
             {GATEWAY: probe, **(more or {})},
-            probe_timeout=3,
+            probe_timeout=60,
             cache_ttl=0,
             watch_interval=0.01,
             observer=notes,
@@ -121,13 +124,12 @@ NO_MESSAGE: tuple[bytes, ...] = ()
 @pytest.mark.parametrize("method", ["Check", "List"])
 @pytest.mark.parametrize("data", [NO_MESSAGE, (b"",), (wire.EMPTY_MESSAGE,)])
 async def test_a_request_without_a_message_is_answered(
-    serve: Serve, method: str, data: tuple[bytes, ...]
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, method: str, data: tuple[bytes, ...]
 ) -> None:
     """Trap 1: END_STREAM on the headers, an empty DATA frame and an empty message mean the same."""
+    monkeypatch.setattr(servicer, "MESSAGE_PATIENCE", 3600)  # nothing is waited for
     async with serve(FakeProbe()) as served:
-        started = time.monotonic()
         reply = await wire.call(served.port, *data, path=f"/{SERVICE_NAME}/{method}")
-        assert time.monotonic() - started < 0.5
     assert reply.code == 0
     assert len(reply.data) > 5
 
@@ -140,59 +142,41 @@ async def test_a_request_that_never_comes_is_taken_as_empty(
     async with serve(FakeProbe()) as served:
         started = time.monotonic()
         reply = await wire.call(served.port, *data, ends=False)
-        assert 0.9 < time.monotonic() - started < 1.5
+        assert time.monotonic() - started >= servicer.MESSAGE_PATIENCE
     assert (reply.code, reply.data) == (0, b"\0\0\0\0\2\x08\1")
 
 
+HALF_A_SECOND_OF_TWENTY = [("grpc-timeout", "20S")]
+
+
+@pytest.fixture
+def _half_a_second_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answer so far ahead of a deadline of 20 s that no machine is too slow to keep it."""
+    monkeypatch.setattr(servicer, "ANSWER_AHEAD", 19.5)
+
+
+@pytest.mark.usefixtures("_half_a_second_is_left")
 async def test_a_request_that_never_comes_is_answered_within_its_deadline(serve: Serve) -> None:
     """If the deadline comes first, nobody knows what was to be asked: not serving, in time."""
     async with serve(FakeProbe()) as served:
-        timeout = [("grpc-timeout", "500m")]
-        started = time.monotonic()
-        reply = await wire.call(served.port, ends=False, headers=timeout)
-        assert 0.4 < time.monotonic() - started < 0.5
+        reply = await wire.call(served.port, ends=False, headers=HALF_A_SECOND_OF_TWENTY)
     assert (reply.code, reply.headers["grpc-message"]) == (
         14,
         "no answer before the caller's deadline",
     )
 
 
-class Details(NamedTuple):
-    """What gRPC asks a handler by, as far as it looks."""
-
-    method: str
-
-
-class Gone:
-    """The context of a call whose caller hung up: gRPC can no longer do one thing for it.
-
-    Args:
-        cannot: The method that raises.
-    """
-
-    def __init__(self, cannot: str) -> None:
-        self._cannot = cannot
-
-    async def read(self) -> bytes:
-        self._try("read")
-        return b""
-
-    async def write(self, _: bytes) -> None:
-        self._try("write")
-
-    async def abort(self, *_: object) -> None:
-        self._try("abort")
-        raise AssertionError("nothing was in the way of an answer")
-
-    def time_remaining(self) -> None:
-        return None
-
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
-
-    def _try(self, name: str) -> None:
-        if name == self._cannot:
-            raise grpc.aio.InternalError("Failed to send or receive")
+def method_of(path: str, probe: FakeProbe) -> Callable[[FakeContext], Awaitable[Any]]:
+    """Find what answers a path, as gRPC does."""
+    checker = Checker(
+        {GATEWAY: probe}, probe_timeout=3, cache_ttl=0, watch_interval=1, observer=Notes()
+    )
+    answer = functools.partial(POLICIES["code"], status_callers=())
+    service = HealthServicer(checker, answer=answer, max_watches=1, observer=Notes())
+    asked: Any = SimpleNamespace(method=path)
+    found: Any = (handler.service(asked) for handler in service.handlers())
+    (method,) = filter(None, found)
+    return functools.partial(method.stream_stream or method.stream_unary, None)
 
 
 @pytest.mark.parametrize(
@@ -210,21 +194,43 @@ async def test_a_caller_that_is_gone_ends_a_call_as_cancelled(
     path: str, cannot: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What gRPC cannot send or receive any more is no bug of ours: no line, no further answer."""
-    checker = Checker(
-        {GATEWAY: FakeProbe(SICK)},
-        probe_timeout=3,
-        cache_ttl=0,
-        watch_interval=1,
-        observe=Notes(),
-    )
-    answer = functools.partial(POLICIES["code"], status_callers=())
-    service = HealthServicer(checker, answer=answer, max_watches=1)
-    details: Any = Details(path)
-    found: Any = [handler.service(details) for handler in service.handlers()]
-    (method,) = filter(None, found)
     with pytest.raises(asyncio.CancelledError):
-        await (method.stream_stream or method.stream_unary)(None, Gone(cannot))
+        await method_of(path, FakeProbe(SICK))(FakeContext(b"", cannot=cannot))
     assert [record for record in caplog.records if record.exc_info] == []
+
+
+NO_TIME = (grpc.StatusCode.UNAVAILABLE, "no answer before the caller's deadline")
+UNREAD = (grpc.StatusCode.UNAVAILABLE, "gateway answered 503")
+LATE = (grpc.StatusCode.UNAVAILABLE, "no answer within 3 s")
+
+
+@pytest.mark.parametrize(
+    ("message", "deadline", "hangs", "after", "told"),
+    [
+        (None, None, False, 1.0, UNREAD),
+        (None, 10.0, False, 1.0, UNREAD),
+        (None, 0.5, False, 0.45, NO_TIME),
+        (None, 0.01, False, 0.0, NO_TIME),
+        (b"", 0.5, True, 0.45, NO_TIME),
+        (b"", None, True, 3.0, LATE),
+        (None, None, True, 4.0, LATE),
+        (None, 2.0, True, 1.95, NO_TIME),
+    ],
+)
+@in_virtual_time
+async def test_when_a_caller_is_answered(
+    message: bytes | None, deadline: float | None, hangs: bool, after: float, told: Any
+) -> None:
+    """A message has 1 s to come, an attempt PROBE_TIMEOUT, and all ends 50 ms before a deadline."""
+    probe = FakeProbe(SICK)
+    if hangs:
+        probe.gate.clear()
+    context = FakeContext(message, deadline=deadline)
+    started = asyncio.get_running_loop().time()
+    with pytest.raises(grpc.aio.AbortError):
+        await method_of(wire.CHECK, probe)(context)
+    assert asyncio.get_running_loop().time() - started == pytest.approx(after, abs=0.001)
+    assert context.told == told
 
 
 @pytest.mark.parametrize("path", [wire.CHECK, "/AWS.ALB/healthcheck"])
@@ -257,20 +263,19 @@ async def test_a_malformed_message_is_an_invalid_argument(
     assert probe.attempts == 0
 
 
+@pytest.mark.usefixtures("_half_a_second_is_left")
 async def test_a_caller_is_answered_before_its_deadline(serve: Serve) -> None:
     """A hanging gateway reads NOT_SERVING just before the caller's own deadline."""
     probe = FakeProbe()
     probe.gate.clear()
     async with serve(probe) as served:
-        started = time.monotonic()
-        assert await served.check(timeout=0.5) == NOT_SERVING
-        assert 0.4 < time.monotonic() - started < 0.5
-        for path in (f"/{SERVICE_NAME}/List", ALB_PATH):
-            started = time.monotonic()
-            timeout = [("grpc-timeout", "500m")]
-            reply = await wire.call(served.port, wire.EMPTY_MESSAGE, path=path, headers=timeout)
-            assert 0.4 < time.monotonic() - started < 0.5
-            assert reply.code == (14 if path == ALB_PATH else 0)
+        assert await served.check(timeout=20) == NOT_SERVING
+        for path, code in ((wire.CHECK, 14), (f"/{SERVICE_NAME}/List", 0), (ALB_PATH, 14)):
+            reply = await wire.call(
+                served.port, wire.EMPTY_MESSAGE, path=path, headers=HALF_A_SECOND_OF_TWENTY
+            )
+            assert reply.code == code
+        assert probe.under_way == 1
 
 
 async def test_watch_tells_changes_and_list_a_snapshot(serve: Serve) -> None:

@@ -9,6 +9,9 @@ import h2.config
 import h2.connection
 import h2.events
 
+PATIENCE = 20.0
+"""Seconds after which no answer will come."""
+
 EMPTY_MESSAGE = b"\0\0\0\0\0"
 CHECK = "/grpc.health.v1.Health/Check"
 USUAL = (
@@ -62,7 +65,7 @@ async def call(
     trailers: Sequence[tuple[str, str]] = (),
     late: float = 0.0,
 ) -> Reply:
-    """Make one call on a connection of its own and take the reply, within 10 s.
+    """Make one call on a connection of its own and take the reply, within PATIENCE.
 
     Args:
         port: Of the server, on 127.0.0.1.
@@ -81,7 +84,7 @@ async def call(
         h2.config.H2Configuration(header_encoding="utf-8", validate_outbound_headers=False)
     )
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             connection.initiate_connection()
             connection.send_headers(1, [*sent, *headers], end_stream=ends and not data)
             if late:

@@ -24,7 +24,7 @@ class Turns:
         self._timer: asyncio.TimerHandle | None = None
 
     async def wait(self, awaitable: Awaitable[Result], turns: int) -> Result:
-        """Wait for something for so many whole turns, and up to one more.
+        """Wait for something for so many turns, the first of which may have begun before.
 
         Args:
             awaitable: What to wait for; it is cancelled when its turns are used up.
@@ -50,7 +50,7 @@ class Turns:
         now = asyncio.get_running_loop().time()
         for limit, left in list(self._left.items()):
             self._left[limit] = left - 1
-            if left == 0:
+            if left == 1:
                 del self._left[limit]
                 limit.reschedule(now)
         if self._left:

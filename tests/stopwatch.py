@@ -1,0 +1,38 @@
+"""Time as a promise means it: without what a starved machine adds to it."""
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+
+class Stopwatch:
+    """Counts from its making, but not while a process wanted a CPU and got none.
+
+    A promise in seconds is about ghealth. On a machine that is busy with something else an answer
+    may come later, and the kernel tells by how much (Documentation/scheduler/sched-stats.rst,
+    /proc/PID/schedstat). Where it tells nothing, all time counts.
+
+    Args:
+        pids: The processes whose work is waited for, beside this one.
+    """
+
+    def __init__(self, *pids: int) -> None:
+        self._pids = (os.getpid(), *pids)
+        self._starved = self._starvation()
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """What has passed so far."""
+        passed = time.monotonic() - self._started
+        return passed - max(0.0, self._starvation() - self._starved)
+
+    def _starvation(self) -> float:
+        """Tell for how long the processes' threads have waited for a CPU in their lives."""
+        waited = 0
+        for pid in self._pids:
+            for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                with suppress(OSError):  # it has just ended
+                    waited += int(thread.read_text().split()[1])
+        return waited / 1e9
