@@ -1,16 +1,20 @@
 import argparse
+import asyncio
+import errno
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ghealth import __version__, cli
+from ghealth import __version__, alb, cli, client, server
+from ghealth.settings import Settings
 from tests import processes
 from tests.peers import nobody
 
@@ -292,6 +296,191 @@ def test_a_taken_port_is_one_line() -> None:
     assert done.returncode == 2
     assert done.stderr == f"ghealth: cannot listen on [::]:{port}: Address already in use\n"
     assert done.stdout == ""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process has threads, so what belongs into a fork is done in place."""
+    monkeypatch.setattr(cli, "in_fork", lambda work: work)
+
+
+class Left(SystemExit):
+    """The process would have ended at once, with this code."""
+
+
+@pytest.fixture
+def _leaving_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What ends a process at once, its loop left open, does so in here with an exception."""
+    make, runners = asyncio.Runner, []
+
+    def runner(**options: Any) -> asyncio.Runner:
+        runners.append(make(**options))
+        return runners[-1]
+
+    def leave(code: int) -> None:
+        raise Left(code)
+
+    monkeypatch.setattr(asyncio, "Runner", runner)
+    monkeypatch.setattr(os, "_exit", leave)
+    yield
+    for made in runners:
+        made.close()
+
+
+Trigger = Callable[[], Awaitable[bool]]
+
+
+def serving_as(
+    monkeypatch: pytest.MonkeyPatch, story: Callable[[Trigger], Awaitable[None]]
+) -> None:
+    """Have `ghealth serve` do something else, up to its signals."""
+
+    async def serve(_: Settings, *, shutdown_trigger: Trigger) -> None:
+        await story(shutdown_trigger)
+
+    monkeypatch.setattr(server, "serve", serve)
+    monkeypatch.setattr("sys.stdout", None)
+
+
+@pytest.mark.usefixtures("_leaving_is_an_exception")
+@pytest.mark.parametrize(("signum", "drains"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_the_first_signal_pulls_the_trigger(
+    monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, drains: bool
+) -> None:
+    """SIGTERM gives callers time to notice, SIGINT does not; the end is a good one."""
+    told = []
+
+    async def story(trigger: Trigger) -> None:
+        os.kill(os.getpid(), signum)
+        told.append(await trigger())
+
+    serving_as(monkeypatch, story)
+    with pytest.raises(Left) as left:
+        cli.main([])
+    assert (left.value.code, told) == (0, [drains])
+
+
+@pytest.mark.usefixtures("_leaving_is_an_exception")
+def test_the_second_signal_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is still under way, a second signal is the end, with the code that shells give."""
+
+    async def story(trigger: Trigger) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await trigger()
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(20)
+
+    serving_as(monkeypatch, story)
+    with pytest.raises(Left) as left:
+        cli.main(["serve"])
+    assert left.value.code == 128 + signal.SIGINT
+
+
+@pytest.mark.usefixtures("_leaving_is_an_exception")
+def test_an_address_that_is_not_to_be_had_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong with `LISTEN` is one line, exit code 2."""
+
+    async def story(_: Trigger) -> None:
+        raise server.ListenError("cannot listen on x")
+
+    serving_as(monkeypatch, story)
+    assert cli.main(["serve"]) == 2
+    assert capsys.readouterr().err == "ghealth: cannot listen on x\n"
+
+
+def test_a_finding_is_printed_and_its_code_returned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A check asks what its flags say, once, and prints what it found."""
+    asked = []
+
+    async def check(question: client.Question) -> client.Finding:
+        asked.append(question)
+        return client.Finding(client.ExitCode.RPC_FAILED, "found")
+
+    monkeypatch.setattr(client, "check", check)
+    assert cli.main(["check", "--addr=[::1]:1", "--service=a", "--connect-timeout=2s"]) == 3
+    assert asked == [client.Question("[::1]:1", "a", connect_timeout=2, rpc_timeout=1)]
+    assert capsys.readouterr().out == "found\n"
+
+
+def test_a_watch_ends_with_the_code_of_its_last_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C is how a watch ends, and no failure."""
+
+    async def watch(
+        _: client.Question, *, pause: Callable[[], Awaitable[None]]
+    ) -> AsyncGenerator[client.Finding, None]:
+        yield client.Finding(client.ExitCode.SERVING, "one")
+        yield client.Finding(client.ExitCode.NOT_SERVING, "two")
+        signal.raise_signal(signal.SIGINT)
+        await pause()
+
+    monkeypatch.setattr(client, "watch", watch)
+    assert cli.main(["check", "--addr=127.0.0.1:1", "--watch"]) == 4
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]
+
+
+@pytest.mark.usefixtures("_leaving_is_an_exception")
+@pytest.mark.parametrize(("healthy", "code"), [(True, 0), (False, 4)])
+def test_an_albs_conclusion_is_printed_with_its_warnings(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    healthy: bool,
+    code: int,
+) -> None:
+    """The verdict is the exit code; what makes it worthless is on standard error."""
+
+    async def check(*asked: Any) -> alb.Conclusion:
+        return alb.Conclusion(healthy, " ".join(map(str, asked)), warnings=("beware",))
+
+    monkeypatch.setattr(alb, "check", check)
+    with pytest.raises(Left) as left:
+        cli.main(["check", "--addr=127.0.0.1:1", "--as=alb", "--path=/a.B/C", "--matcher=0,12"])
+    assert left.value.code == code
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("127.0.0.1:1 /a.B/C 0,12 5.0\n", "warning: beware\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (BrokenPipeError(), 128 + signal.SIGPIPE, ""),
+        (OSError(errno.ENOSPC, "No space left"), 1, "ghealth: cannot write: No space left\n"),
+    ],
+)
+def test_output_that_nobody_takes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    error: OSError,
+    code: int,
+    text: str,
+) -> None:
+    """A reader that has left and a disk that is full end a command without a stack."""
+
+    def broken(_: argparse.Namespace) -> Any:
+        raise error
+
+    monkeypatch.setattr(cli, "_settings", broken)
+    with (tmp_path / "out").open("w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        assert cli.main(["settings"]) == code
+    assert capsys.readouterr().err == text
+
+
+def test_the_module_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`python -m ghealth` does what `ghealth` does."""
+    monkeypatch.setattr("sys.argv", ["ghealth", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("ghealth", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"ghealth {__version__}\n"
 
 
 def test_interrupting_anything_else_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,15 @@
+import os
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from ghealth import fork
 
 PATIENCE = 20
 
@@ -71,3 +79,54 @@ def test_nothing_is_left_behind() -> None:
     """
     done = run_program(program)
     assert done.stdout == "none\n", done.stderr
+
+
+class Exited(SystemExit):
+    """The fork would have ended, with this code."""
+
+
+@pytest.mark.parametrize(("result", "code"), [(42, 0), (lambda: 0, 1)])
+def test_the_life_of_a_fork(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], result: Any, code: int
+) -> None:
+    """It hands over what it can and ends, whatever the result; a stack says why it could not."""
+    handled: dict[Any, Any] = {}
+    monkeypatch.setattr(signal, "signal", handled.setdefault)
+    monkeypatch.setattr(os, "_exit", Mock(side_effect=Exited))
+    reader, writer = os.pipe()
+    with pytest.raises(Exited):
+        fork._work(lambda: result, writer)
+    os._exit.assert_called_once_with(code)  # type: ignore[attr-defined]
+    assert handled == dict.fromkeys((signal.SIGTERM, signal.SIGINT), signal.SIG_DFL)
+    with os.fdopen(reader, "rb") as pipe:
+        assert code or pickle.load(pipe) == result
+    assert bool(capsys.readouterr().err) == bool(code)
+
+
+def forking(monkeypatch: pytest.MonkeyPatch, child: int, status: int = 0, said: bytes = b"") -> Any:
+    """Begin to work where a fork is what it is told to be, in this process."""
+    made = os.pipe()
+    os.write(made[1], said)
+    monkeypatch.setattr(os, "pipe", lambda: made)
+    monkeypatch.setattr(os, "fork", lambda: child)
+    monkeypatch.setattr(os, "waitpid", lambda _pid, _options: (child, status))
+    monkeypatch.setattr(fork, "_work", Mock(side_effect=Exited))
+    return fork.in_fork(os.getpid)
+
+
+def test_a_fork_works_and_does_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fork never comes back to what its parent was about to do."""
+    with pytest.raises(Exited):
+        forking(monkeypatch, child=0)
+
+
+def test_a_parent_reads_what_its_fork_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good end brings the result."""
+    assert forking(monkeypatch, child=1, said=pickle.dumps(42))() == 42
+
+
+def test_a_parent_takes_no_result_of_a_bad_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the fork said before it failed does not count."""
+    result = forking(monkeypatch, child=1, status=256, said=pickle.dumps(42))
+    with pytest.raises(RuntimeError, match="a fork ended with 1"):
+        result()
