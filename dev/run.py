@@ -52,6 +52,9 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: started in the background by a shell, this program would be deaf to it, and so
+    # would be those that it ends by it.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     sys.exit(main())

@@ -1,7 +1,11 @@
+import signal
 from collections.abc import AsyncGenerator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Whoever is started in the background by a shell is deaf to Ctrl-C, and so is all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples each time, however slow the machine: a failure is the change's, not the day's.
 settings.register_profile(
