@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test interop interop-table soak mutants lint fmt tables lock clean
+.PHONY: help env run test page-test page-pictures interop interop-table soak mutants lint fmt tables lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -28,6 +28,12 @@ test: env ## every test, with branch coverage
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+page-test: env ## the operators' page in a real browser (needs chromium)
+	$(BIN)/python -m dev.page
+
+page-pictures: env ## the same, and take its pictures into docs/
+	$(BIN)/python -m dev.page --pictures
 
 interop: env ## what real callers conclude: the kubelet, Envoy, grpc-go, grpc-js, grpcurl, curl
 	$(BIN)/python -m interop --page docs/callers.md

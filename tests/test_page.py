@@ -102,7 +102,7 @@ def test_it_says_what_matters_first() -> None:
     said = seen(snapshot_of("plain", draining=True)).said
     order = [
         "Draining: everyone",
-        "plain\n since 2026-11-24 03:04:05 UTC",
+        "plain\n for 0.0 s, since 2026-11-24 03:04:05 UTC",
         "watched by 2",
         "Changes of status",
         "What the gateway said",

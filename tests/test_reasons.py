@@ -24,3 +24,18 @@ def test_each_reason_of_an_attempt_counts_as_one_result(reason: str, result: str
     """The results are few, and the only one that is a success is `ok`."""
     assert result_of(reason, ready=False) == result
     assert result_of(reasons.answered(404), ready=True) is Result.OK
+
+
+def test_the_results_are_few_and_fixed() -> None:
+    """They are a label of the metrics, and part of the contract."""
+    assert [str(result) for result in Result] == [
+        "ok",
+        "status",
+        "timeout",
+        "refused",
+        "reset",
+        "protocol",
+        "tls",
+        "dns",
+        "error",
+    ]

@@ -22,18 +22,17 @@ small, .soft { opacity: .75 }
 .now b { font-size: 1.15rem }
 .good { color: var(--good); border-left-color: var(--good) }
 .bad { color: var(--bad); border-left-color: var(--bad); font-weight: 600 }
-.now * , .now { color: inherit }
+.now, .now * { color: inherit }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .25rem .6rem .25rem 0;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
 th { font-weight: 600; background: var(--soft) }
-td.n { font-variant-numeric: tabular-nums; white-space: nowrap }
-code { font-size: .9em; overflow-wrap: anywhere }
+td.n, td.good, td.bad, th { font-variant-numeric: tabular-nums; white-space: nowrap }
 @media (max-width: 40rem) {
   thead { display: none }
   tr { display: block; border-bottom: 1px solid var(--line); padding: .35rem 0 }
-  td { display: flex; gap: .5rem; border: 0; padding: .05rem 0 }
-  td::before { content: attr(data-name); flex: 0 0 6.5rem; opacity: .75; font-weight: 400 }
+  td { display: inline-block; border: 0; padding: 0 .7rem 0 0; max-width: 100% }
+  td.named::before { content: attr(data-name) ": "; opacity: .75 }
 }
 """
 
@@ -54,7 +53,8 @@ class _Cell:
 
     Args:
         text: What it says, not yet escaped.
-        kind: Its class: `good`, `bad`, `n` for what is not to be broken, or none.
+        kind: Its class: `good`, `bad`, `n` for what is not to be broken, `named` for what a phone
+            shows its column's name with, or none.
     """
 
     text: str
@@ -81,7 +81,7 @@ def rendered(snapshot: dict[str, Any]) -> str:
         parts.append(
             "<p class=bad>Draining: everyone is told “not serving”, “liveness” excepted.</p>"
         )
-    parts += map(_now, snapshot["services"])
+    parts += (_now(service, snapshot["time"]) for service in snapshot["services"])
     parts += [
         "<h2>Changes of status</h2>",
         _table(("time", "service", "status", "reason", "held before"), _changes(snapshot)),
@@ -96,7 +96,11 @@ def rendered(snapshot: dict[str, Any]) -> str:
         _table(
             ("variable", "value", "default"),
             (
-                [_Cell(row["variable"]), _Cell(row["value"] or "-"), _Cell(row["default"] or "-")]
+                [
+                    _Cell(row["variable"]),
+                    _Cell(row["value"] or "-"),
+                    _Cell(row["default"] or "-", "named"),
+                ]
                 for row in snapshot["settings"]
             ),
         ),
@@ -109,9 +113,12 @@ def _title(snapshot: dict[str, Any]) -> str:
     return f"{snapshot['services'][0]['status']}: ghealth"
 
 
-def _now(service: dict[str, Any]) -> str:
+def _now(service: dict[str, Any], now: str) -> str:
     serving = service["status"] == "SERVING"
-    since = f" since {_moment(service['since'])} UTC" if service["since"] else ""
+    since = ""
+    if service["since"]:
+        held = datetime.fromisoformat(now) - datetime.fromisoformat(service["since"])
+        since = f" for {_duration(held.total_seconds())}, since {_moment(service['since'])} UTC"
     watchers = f"; watched by {service['watchers']}" if service["watchers"] else ""
     return (
         f"<p class='now {'good' if serving else 'bad'}'>{escape(_name(service['service']))}: "
@@ -129,7 +136,7 @@ def _changes(snapshot: dict[str, Any]) -> Iterable[Sequence[_Cell]]:
             _Cell(_name(change["service"])),
             _Cell(change["status"], "good" if serving else "bad"),
             _Cell(change["reason"]),
-            _Cell("-" if held is None else _duration(held), "n"),
+            _Cell("-" if held is None else _duration(held), "n named"),
         )
 
 
@@ -149,7 +156,7 @@ def _answers(snapshot: dict[str, Any]) -> Iterable[Sequence[_Cell]]:
         service = "unknown service" if answer["service"] is None else _name(answer["service"])
         yield (
             _Cell(_clock(answer["time"]), "n"),
-            _Cell(answer["caller"]),
+            _Cell(answer["caller"], "n"),
             _Cell(
                 answer["method"]
                 if answer["method"] == "List"
@@ -157,8 +164,8 @@ def _answers(snapshot: dict[str, Any]) -> Iterable[Sequence[_Cell]]:
             ),
             _Cell(answer["answer"], "good" if answer["good"] else "bad"),
             _Cell(answer["reason"]),
-            _Cell(answer["concludes"]),
-            _Cell(answer["user_agent"]),
+            _Cell(answer["concludes"], "named"),
+            _Cell(answer["user_agent"], "named"),
         )
 
 
