@@ -5,8 +5,11 @@ from pathlib import Path
 
 from ghealth import reasons
 from ghealth.answers import POLICIES
+from ghealth.callers import Caller
 from ghealth.environment import defaults
-from ghealth.status import Health, Status
+from ghealth.metrics import Metrics
+from ghealth.reasons import Result
+from ghealth.status import ALIVE, GATEWAY, Health, Status
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,12 +66,61 @@ def answers() -> str:
     return "\n".join([head, "|---|---|---|", *rows])
 
 
+def metrics() -> str:
+    """Tell every metric with its type, labels and meaning."""
+    made = Metrics([GATEWAY], probe_timeout=3.0)
+    made.answered("Check", "", GATEWAY, "SERVING", "")
+    rows = []
+    for family in made.families({GATEWAY: ALIVE}, {}):
+        suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+        labels = [label for label in family.samples[0].labels if label != "le"]
+        kind = "gauge" if family.type == "info" else family.type
+        shown = ", ".join(f"`{label}`" for label in labels) or "-"
+        rows.append(f"| `{family.name}{suffix}` | {kind} | {shown} | {family.documentation} |")
+    head = "| metric | type | labels | meaning |"
+    return "\n".join([head, "|---|---|---|---|", *rows])
+
+
+RESULTS = {
+    Result.OK: "ready",
+    Result.STATUS: "a status code that is no success code",
+    Result.TIMEOUT: "no answer within `PROBE_TIMEOUT`",
+    Result.REFUSED: "nobody listens",
+    Result.RESET: "the connection was reset, or closed without an answer",
+    Result.PROTOCOL: "the answer is not HTTP",
+    Result.TLS: "the certificate or the handshake",
+    Result.DNS: "the name does not resolve",
+    Result.ERROR: "it cannot be reached, or a bug of ghealth's",
+}
+
+
+def results() -> str:
+    """Tell every result that attempts are counted by, and the reasons that count as it."""
+    counted: dict[str, list[str]] = {result: [] for result in Result}
+    for reason in REASONS:
+        if reason not in (reasons.DRAINING, reasons.CALLER_LEFT_NO_TIME):
+            counted[reasons.result_of(reason, ready=False)].append(f"`{reason}`")
+    counted[Result.OK].append(f"`{reasons.answered(200)}`")
+    rows = [
+        f"| `{result}` | {RESULTS[result]} | {', '.join(counted[result])} |" for result in Result
+    ]
+    return "\n".join(["| result | what happened | reasons |", "|---|---|---|", *rows])
+
+
+def callers() -> str:
+    """Tell every kind of caller."""
+    return ", ".join(f"`{caller}`" for caller in Caller)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
     "reasons": reasons_given,
     "answers": answers,
+    "metrics": metrics,
+    "results": results,
+    "callers": callers,
 }
-PAGES = (ROOT / "README.md", ROOT / "docs" / "callers.md")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def filled(text: str) -> str:

@@ -178,3 +178,9 @@ def test_the_scrape_configuration_is_one(tmp_path: Path) -> None:
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(made_up))
     done = promtool("check", "config", "prometheus.yaml", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_for_operators_explains_every_alert() -> None:
+    """Whoever is woken by one finds it in docs/operations.md, and none that there is not."""
+    page = (FOLDER.parent.parent / "docs" / "operations.md").read_text()
+    assert set(re.findall(r"`(Ghealth\w+)`", page)) == {rule["alert"] for rule in alerts()}

@@ -148,15 +148,21 @@ class Metrics(Observer):
         Returns:
             The content type and the content.
         """
-        scrape = _Scrape([*self._families(healths, watchers), *self._process.collect()])
+        scrape = _Scrape([*self.families(healths, watchers), *self._process.collect()])
         if "application/openmetrics-text" in accept:
             content = openmetrics.generate_latest(scrape)  # type: ignore[no-untyped-call]
             return openmetrics.CONTENT_TYPE_LATEST, content
         return CONTENT_TYPE_PLAIN_0_0_4, generate_latest(scrape)
 
-    def _families(
+    def families(
         self, healths: Mapping[str, Health], watchers: Mapping[str, int]
     ) -> Iterator[Metric]:
+        """Tell ghealth's own metrics.
+
+        Args:
+            healths: As for `rendered`.
+            watchers: The same.
+        """
         serving = GaugeMetricFamily(
             "ghealth_serving", "Whether a caller is told that it serves.", labels=["service"]
         )
