@@ -269,7 +269,7 @@ async def comes_back_to(fewest: int, ghealth: processes.Server) -> None:
 async def send(ghealth: processes.Server, family: str, number: int) -> asyncio.StreamWriter:
     """Send a burst on a connection of its own, which stays open."""
     _, writer = await asyncio.open_connection("127.0.0.1", ghealth.port)
-    writer.write(BURSTS[family](Random(f"{family} {number}")))  # noqa: S311
+    writer.write(BURSTS[family](Random(f"{family} {number}")))
     return writer
 
 

@@ -180,7 +180,7 @@ def attacked() -> Iterator[processes.Server]:
 
 async def test_everyone_else_is_answered_during_an_attack(attacked: processes.Server) -> None:
     """With 128 descriptors and 1,000 strangers in 30 s, each Check is right and in time."""
-    chance = random.Random(1)  # noqa: S311 - to vary, not to hide
+    chance = random.Random(1)
     await asks_until(time.monotonic(), attacked)
     before = state_of(attacked.process.pid)
     asking = asyncio.create_task(asks_until(time.monotonic() + SECONDS, attacked))

@@ -1,0 +1,1 @@
+"""Rollouts and interruptions behind a model of an ALB, request by request."""

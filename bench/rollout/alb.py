@@ -1,0 +1,290 @@
+"""A model of an ALB's target group, as far as AWS documents one: no real ALB was asked.
+
+Each rule stands where it is applied, with its source. "Health checks" is the page "Health checks
+for Application Load Balancer target groups" of the Elastic Load Balancing user guide; "attributes"
+its "Edit target group attributes"; "target group health" its page of that name; "errors" the
+section "The load balancer generates an HTTP error" of its "Troubleshoot your Application Load
+Balancers".
+Where AWS says nothing, the rule says so and where its number comes from.
+
+Time is the event loop's; the durations of `Rules` are in it, scaled already.
+"""
+
+import asyncio
+import enum
+import itertools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final, Generic, Protocol, TypeVar
+
+AddressT = TypeVar("AddressT")
+
+Check = Callable[[AddressT], Awaitable[bool]]
+"""Makes one health check, on a connection of its own; True if the matcher passes."""
+
+
+class Health(enum.Enum):
+    """What a node thinks of a target (Health checks, "Target health status")."""
+
+    INITIAL = "initial"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+    DRAINING = "draining"
+    UNUSED = "unused"
+
+
+class Closed(Protocol):
+    """What a node does with a target's connections when its deregistration is complete."""
+
+    def __call__(self) -> None:
+        """Cut what is still under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings of a target group and what the model adds to them.
+
+    Args:
+        interval: Seconds between a node's checks of one target.
+        timeout: Seconds after which a check without an answer has failed.
+        healthy_threshold: Passes in a row that bring an unhealthy target back.
+        unhealthy_threshold: Failures in a row that take one out.
+        deregistration: Seconds from a deregistration to the cut of what is under way.
+        routing_lag: Least and most seconds in which a node still routes to a deregistered target.
+        cross_zone: Whether a node routes to targets of every zone.
+    """
+
+    interval: float
+    timeout: float
+    healthy_threshold: int
+    unhealthy_threshold: int
+    deregistration: float
+    routing_lag: tuple[float, float]
+    cross_zone: bool = True
+
+
+@dataclass(eq=False, slots=True)
+class Target(Generic[AddressT]):
+    """A target as one node sees it.
+
+    Args:
+        address: Whatever `Check` and the callers take.
+        zone: Its availability zone.
+        closed: Called when its deregistration is complete.
+    """
+
+    address: AddressT
+    zone: str
+    health: Health = Health.INITIAL
+    in_flight: int = 0
+    routed_until: float = 0.0
+    closed: list[Closed] = field(default_factory=list)
+    _passes: int = 0
+    _failures: int = 0
+
+    def note(self, passed: bool, rules: Rules) -> None:  # noqa: FBT001 - a check's only outcome
+        """Count a check."""
+        self._passes, self._failures = (self._passes + 1, 0) if passed else (0, self._failures + 1)
+        # Health checks: "After your target is registered, it must pass one health check"; and the
+        # table of settings: the thresholds are numbers of consecutive checks.
+        needed = 1 if self.health is Health.INITIAL else rules.healthy_threshold
+        if self.health in (Health.INITIAL, Health.UNHEALTHY) and self._passes >= needed:
+            self.health = Health.HEALTHY
+        elif (
+            self.health in (Health.INITIAL, Health.HEALTHY)
+            and self._failures >= rules.unhealthy_threshold
+        ):
+            self.health = Health.UNHEALTHY
+
+
+class Node(Generic[AddressT]):
+    """One load balancer node: its own opinion of each target, and where it routes.
+
+    Args:
+        zone: Its availability zone.
+        rules: Of the target group.
+        check: Makes one health check.
+        random: Decides the phases of the checks and the lags.
+    """
+
+    def __init__(self, zone: str, rules: Rules, check: Check[AddressT], random: Random) -> None:
+        self.zone: Final = zone
+        self.targets: dict[AddressT, Target[AddressT]] = {}
+        self.began = asyncio.get_running_loop().time()
+        self._rules = rules
+        self._check = check
+        self._random = random
+        self._turn = itertools.count()
+        self._tasks: dict[AddressT, asyncio.Task[None]] = {}
+
+    def register(self, address: AddressT, zone: str) -> None:
+        """Take a target in; one that is draining begins anew."""
+        target = self.targets.get(address)
+        if target is not None and target.health is not Health.DRAINING:
+            return
+        self._end_task(address)
+        fresh = Target(address, zone)
+        if target is not None:
+            fresh.in_flight, fresh.closed = target.in_flight, target.closed
+        self.targets[address] = fresh
+        self._tasks[address] = asyncio.create_task(self._watch(fresh))
+
+    def deregister(self, address: AddressT) -> None:
+        """Let a target go: no further checks, and new requests only for the lag.
+
+        The lag: kubernetes-sigs/aws-load-balancer-controller#1064, #2366 and others report new
+        requests for ten to tens of seconds, where AWS says that they stop (attributes,
+        "Deregistration delay"). Only a target that was routed to goes on being so.
+        """
+        target = self.targets.get(address)
+        if target is None or target.health is Health.DRAINING:
+            return
+        self._end_task(address)
+        now = asyncio.get_running_loop().time()
+        if target in self.routable():
+            target.routed_until = now + self._random.uniform(*self._rules.routing_lag)
+        target.health = Health.DRAINING
+        self._tasks[address] = asyncio.create_task(self._drain(target, now))
+
+    def routable(self) -> list[Target[AddressT]]:
+        """Tell where new requests go.
+
+        Health checks: each node routes "only to the healthy targets in the enabled Availability
+        Zones". Target group health, "Routing failover": when the healthy targets in a zone fall
+        below the threshold (1 by default), to all that are available to the node, unhealthy ones
+        included; the count is of the node's own zone with cross-zone off, of all zones with it on.
+        """
+        mine = [
+            target
+            for target in self.targets.values()
+            if self._rules.cross_zone or target.zone == self.zone
+        ]
+        now = asyncio.get_running_loop().time()
+        lagging = [t for t in mine if t.health is Health.DRAINING and now < t.routed_until]
+        registered = [t for t in mine if t.health is not Health.DRAINING]
+        healthy = [t for t in registered if t.health is Health.HEALTHY]
+        return (healthy or registered) + lagging
+
+    def pick(self) -> Target[AddressT] | None:
+        """Choose the target of a request, by turns; None is a 503.
+
+        Attributes, "Routing algorithm": round robin is the default. Errors, HTTP 503: the target
+        groups "have no registered targets".
+        """
+        candidates = self.routable()
+        return candidates[next(self._turn) % len(candidates)] if candidates else None
+
+    async def close(self) -> None:
+        """End all checks."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self, target: Target[AddressT]) -> None:
+        """Check one target on a schedule of its own.
+
+        Health checks: every node checks every target, every interval, and "the time that it takes
+        for the target to respond does not affect the interval for the next health check request".
+        When the first one comes is not documented: anywhere in the first interval.
+        """
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._random.uniform(0, self._rules.interval)
+        while True:
+            await asyncio.sleep(due - loop.time())
+            try:
+                async with asyncio.timeout(self._rules.timeout):
+                    passed = await self._check(target.address)
+            except TimeoutError:
+                passed = False
+            target.note(passed, self._rules)
+            due = max(due + self._rules.interval, loop.time())
+
+    async def _drain(self, target: Target[AddressT], began: float) -> None:
+        """Complete a deregistration.
+
+        Attributes, "Deregistration delay": after the delay the target is unused, and errors, HTTP
+        502: what is under way by then fails. With nothing in flight it is complete at once (here:
+        as soon as the lag is over, since until then something may come).
+        """
+        loop = asyncio.get_running_loop()
+        end = began + self._rules.deregistration
+        while loop.time() < end and (loop.time() < target.routed_until or target.in_flight):
+            await asyncio.sleep(min(self._rules.interval / 10, end - loop.time()))
+        target.health = Health.UNUSED
+        del self.targets[target.address]
+        del self._tasks[target.address]
+        for closed in target.closed:
+            closed()
+
+    def _end_task(self, address: AddressT) -> None:
+        if task := self._tasks.pop(address, None):
+            task.cancel()
+
+
+class TargetGroup(Generic[AddressT]):
+    """A target group and the nodes that serve it.
+
+    Args:
+        zones: One node in each.
+        rules: Its settings.
+        check: Makes one health check.
+        random: Decides what is not documented.
+    """
+
+    def __init__(
+        self, zones: list[str], rules: Rules, check: Check[AddressT], random: Random
+    ) -> None:
+        self._rules = rules
+        self._check = check
+        self._random = random
+        self._registered: dict[AddressT, str] = {}
+        self._turn = itertools.count()
+        self.nodes: list[Node[AddressT]] = []
+        for zone in zones:
+            self.add_node(zone)
+
+    def add_node(self, zone: str) -> None:
+        """Let the load balancer grow: the new node checks every target for itself.
+
+        When clients find it is not documented: here after one interval, as its name comes into DNS.
+        """
+        node = Node(zone, self._rules, self._check, self._random)
+        for address, its_zone in self._registered.items():
+            node.register(address, its_zone)
+        self.nodes.append(node)
+
+    def node(self) -> Node[AddressT]:
+        """Choose the node that a client's request comes to: they take turns."""
+        now = asyncio.get_running_loop().time()
+        in_dns = [n for n in self.nodes if now - n.began >= self._rules.interval]
+        nodes = in_dns or self.nodes
+        return nodes[next(self._turn) % len(nodes)]
+
+    def register(self, address: AddressT, zone: str) -> None:
+        """Register a target with every node."""
+        self._registered[address] = zone
+        for node in self.nodes:
+            node.register(address, zone)
+
+    def deregister(self, address: AddressT) -> None:
+        """Deregister a target from every node."""
+        self._registered.pop(address, None)
+        for node in self.nodes:
+            node.deregister(address)
+
+    def is_healthy(self, address: AddressT) -> bool:
+        """Tell what a readiness gate waits for: every node's good opinion.
+
+        An assumption: the API shows one state and does not say whose.
+        """
+        return all(
+            address in node.targets and node.targets[address].health is Health.HEALTHY
+            for node in self.nodes
+        )
+
+    async def close(self) -> None:
+        """End all checks."""
+        for node in self.nodes:
+            await node.close()

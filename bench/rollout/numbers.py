@@ -1,0 +1,104 @@
+"""Every number of a run, in the cluster's own seconds, and the one factor that scales them.
+
+What deploy/ recommends is here once; `differences` compares it with deploy/.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+SCALE: Final = 5.0
+"""The cluster's seconds in one of this machine's. What is real (starting ghealth and the bridges,
+calls, the work of Envoy) is not scaled: it counts five times as long as it would in a cluster,
+which speaks against whatever has to be started."""
+
+# ---- what deploy/ recommends --------------------------------------------------------------------
+
+PRESTOP: Final = 30.0
+DRAIN: Final = 30.0
+"""`terminationDrainDuration`: from SIGTERM to Envoy's end."""
+
+GRACE: Final = 70.0
+"""`terminationGracePeriodSeconds` is at least this: PRESTOP + DRAIN + DRAIN_DELAY + SHUTDOWN_GRACE
+and 5 to spare, rounded up."""
+
+DRAIN_DELAY: Final = 0.0
+"""Of a native sidecar: SIGTERM comes after Envoy has ended."""
+
+INTERVAL, TIMEOUT, HEALTHY_THRESHOLD, UNHEALTHY_THRESHOLD = 10.0, 5.0, 2, 2
+DEREGISTRATION: Final = 30.0
+GRPC_PATH, GRPC_MATCHER = "/grpc.health.v1.Health/Check", "0"
+
+ANNOTATIONS: Final[Mapping[str, str]] = {
+    "healthcheck-interval-seconds": f"{INTERVAL:.0f}",
+    "healthcheck-timeout-seconds": f"{TIMEOUT:.0f}",
+    "healthy-threshold-count": f"{HEALTHY_THRESHOLD}",
+    "unhealthy-threshold-count": f"{UNHEALTHY_THRESHOLD}",
+}
+"""Of an Ingress, after `alb.ingress.kubernetes.io/`; the same for both target groups."""
+
+# ---- ghealth's own defaults ---------------------------------------------------------------------
+
+CACHE_TTL, PROBE_TIMEOUT, SHUTDOWN_GRACE = 1.0, 3.0, 1.0
+
+# ---- what is outside: sources beside each -------------------------------------------------------
+
+ROUTING_LAG: Final = (10.0, 30.0)
+"""Seconds after deregistration in which a node still sends new requests: kubernetes-sigs/
+aws-load-balancer-controller#1064 and #2366, users' measurements; AWS documents none."""
+
+CONTROLLER_LAG: Final = (1.0, 3.0)
+"""From a change of the endpoints to the API call: an assumption, the same for all."""
+
+CONNECT_TIMEOUT, IDLE_TIMEOUT = 10.0, 60.0
+"""User guide, "Troubleshoot your Application Load Balancers", HTTP 504."""
+
+STARTUP_PERIOD, READINESS_PERIOD, READINESS_FAILURES, READINESS_TIMEOUT = 1.0, 15.0, 4, 3.0
+"""Of istio-proxy: Istio's defaults since 1.20 (upgrade notes; `global.proxy.readiness…`)."""
+
+ENVOY_START: Final = 5.0
+"""From the container's start to its first configuration; the real Envoy here has it at once, so the
+rest is injected. An assumption, the same for all."""
+
+SLOW_START: Final = 40.0
+SPOT_NOTICE: Final = 120.0
+"""EC2 user guide, "Spot Instance interruption notices"."""
+
+ENVOY_DRAIN_TIME: Final = 45.0
+"""`--drain-time-s`, Istio's default (`drainDuration`)."""
+
+PLEG: Final = 1.0
+"""The kubelet looks at its containers once a second."""
+
+
+def differences(deploy: Path) -> list[str]:
+    """Tell what deploy/ says otherwise, a line each; nothing where it says nothing.
+
+    Args:
+        deploy: The directory; it may be missing.
+    """
+    patterns = {
+        rf"alb\.ingress\.kubernetes\.io/{name}:\s*[\"']?([\w.-]+)": value
+        for name, value in ANNOTATIONS.items()
+    } | {
+        r"deregistration_delay\.timeout_seconds=(\d+)": f"{DEREGISTRATION:.0f}",
+        r"terminationDrainDuration:\s*[\"']?(\d+)s": f"{DRAIN:.0f}",
+        r"preStop:\s+sleep:\s+seconds:\s*(\d+)": f"{PRESTOP:.0f}",
+        r"GHEALTH_DRAIN_DELAY[\"']?,?\s+value:\s*[\"']?(\d+)": f"{DRAIN_DELAY:.0f}",
+    }
+    found = []
+    for file in sorted([*deploy.rglob("*.yaml"), *deploy.rglob("*.yml")]):
+        text = file.read_text()
+        for pattern, ours in patterns.items():
+            found += [
+                f"{file}: {match[0].split()[0]} {match[1]}, but the runs were made with {ours}"
+                for match in re.finditer(pattern, text)
+                if match[1] != ours
+            ]
+        found += [
+            f"{file}: terminationGracePeriodSeconds {match[1]} is less than {GRACE:.0f}"
+            for match in re.finditer(r"terminationGracePeriodSeconds:\s*(\d+)", text)
+            if int(match[1]) < GRACE
+        ]
+    return found
