@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test page-test page-pictures interop interop-table soak mutants lint fmt tables lock clean
+.PHONY: help env run test page-test page-pictures interop interop-table soak rollout rollout-smoke mutants lint fmt tables lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -43,6 +43,12 @@ interop-table: env ## the same, and write its tables into docs/callers.md
 
 soak: env ## all callers and faults at random for SECONDS (300), every answer checked
 	$(BIN)/python -m dev.soak --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
+
+rollout: env ## requests that fail behind a model of an ALB, in every event (about 20 min); ARGS='--events hang --seeds 2'
+	$(BIN)/python -m bench.rollout $(or $(ARGS),--write)
+
+rollout-smoke: env ## a few of these, in under two minutes
+	$(BIN)/python -m bench.rollout --smoke
 
 mutants: env ## break the code in every small way, and see that a test notices
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements/mutants.txt

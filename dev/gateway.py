@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -167,13 +167,17 @@ class Gateway:
         agent: Whom the listener asks.
         port: Where it listens; 0 takes a free one, kept over restarts.
         host: The address of the listener.
+        options: Further ones of Envoy's command line.
     """
 
-    def __init__(self, agent: Agent, port: int = 0, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, agent: Agent, port: int = 0, host: str = "127.0.0.1", options: Sequence[str] = ()
+    ) -> None:
         self.port = port or free_port(host)
         self.url = f"http://localhost:{self.port}/healthz/ready"
         self.admin_port = free_port()
         self._host = host
+        self._options = options
         self._config = json.dumps(envoy_config(agent.port, self.port, self.admin_port, host))
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -184,7 +188,7 @@ class Gateway:
             RuntimeError: If it does not; the text is what Envoy said.
         """
         command = [str(ENVOY), "--config-yaml", self._config, "--disable-hot-restart"]
-        command += ["--concurrency", "1", "--log-level", "warning"]
+        command += ["--concurrency", "1", "--log-level", "warning", *self._options]
         with tempfile.TemporaryFile() as said, ExitStack() as stack:
             # Whatever interrupts the wait, no Envoy is left running.
             stack.callback(self.stop)

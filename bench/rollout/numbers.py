@@ -27,7 +27,7 @@ DRAIN_DELAY: Final = 0.0
 """Of a native sidecar: SIGTERM comes after Envoy has ended."""
 
 INTERVAL, TIMEOUT, HEALTHY_THRESHOLD, UNHEALTHY_THRESHOLD = 10.0, 5.0, 2, 2
-DEREGISTRATION: Final = 30.0
+DEREGISTRATION: Final = 60.0
 GRPC_PATH, GRPC_MATCHER = "/grpc.health.v1.Health/Check", "0"
 
 ANNOTATIONS: Final[Mapping[str, str]] = {

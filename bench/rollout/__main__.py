@@ -1,0 +1,162 @@
+"""Make runs, several at a time, and tell what came of them.
+
+    python -m bench.rollout [--smoke] [--events NAME,…] [--seeds N] [--jobs N] [--add] [--write]
+
+Each run is a process of its own, at loopback addresses of its own.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from bench.rollout import report
+from bench.rollout.events import EVENTS, Event
+from dev.tables import ROOT
+
+RESULTS: Final = Path(__file__).with_name("results.json")
+PAGE: Final = ROOT / "docs" / "rollouts.md"
+BEGIN, END = "<!-- rollout: made by `make rollout` -->", "<!-- end of rollout -->"
+
+PLANNED_SEEDS, SEEDS, JOBS = 20, 5, 3
+PATIENCE: Final = 180.0
+
+SMOKE: Final = ("scale-in", "sick", "hang", "restart")
+SMOKE_CONTENDERS: Final = "ghealth,http,pass-through"
+
+FOR_PICTURES: Final = ("checks",)
+
+
+async def make_run(event: Event, seed: int, slot: int, names: str) -> dict[str, Any]:
+    """Make one run in a process of its own.
+
+    Raises:
+        RuntimeError: If it did not come to its end.
+    """
+    command = [sys.executable, "-m", "bench.rollout.run", event.name, f"{seed}", f"{slot}"]
+    process = await asyncio.create_subprocess_exec(
+        *command, *([names] if names else []), stdout=asyncio.subprocess.PIPE, cwd=ROOT
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    if process.returncode:
+        raise RuntimeError(f"{event.name}, seed {seed}: exit code {process.returncode}")
+    run: dict[str, Any] = json.loads(said)
+    return run
+
+
+async def make_runs(
+    wanted: list[tuple[Event, int]], jobs: int, names: str = ""
+) -> list[dict[str, Any]]:
+    """Make runs, `jobs` at a time."""
+    slots = list(range(1, jobs + 1))
+    turn = asyncio.Semaphore(jobs)
+    began = time.monotonic()
+
+    async def make(event: Event, seed: int) -> dict[str, Any]:
+        async with turn:
+            slot = slots.pop()
+            try:
+                run = await make_run(event, seed, slot, names)
+            finally:
+                slots.append(slot)
+            failed = {name: result["failed"] for name, result in run["contenders"].items()}
+            print(f"{time.monotonic() - began:5.0f} s  {event.name} {seed}: {failed}", flush=True)
+            return run
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(make(event, seed)) for event, seed in wanted]
+    return [task.result() for task in tasks]
+
+
+def slim(run: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what only a picture needs, but of the runs that are drawn."""
+    if run["event"] in report.PICTURES and run["seed"] == 1:
+        return run
+    contenders = {
+        name: {key: value for key, value in result.items() if key not in FOR_PICTURES}
+        for name, result in run["contenders"].items()
+    }
+    return {**run, "contenders": contenders, "pods": {}}
+
+
+def filled(page: str, runs: list[dict[str, Any]]) -> str:
+    """Fill in the tables of the page."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n{report.tables(runs)}\n{END}{rest.partition(END)[2]}"
+
+
+def pictures(runs: list[dict[str, Any]]) -> dict[Path, str]:
+    """Draw the runs that are drawn, by file."""
+    return {
+        ROOT / "docs" / f"rollout-{run['event']}.svg": report.picture(run)
+        for run in runs
+        if run["event"] in report.PICTURES and run["seed"] == 1
+    }
+
+
+def save(runs: list[dict[str, Any]]) -> None:
+    """Write the results, one run a line."""
+    lines = ",\n".join(json.dumps(run) for run in runs)
+    RESULTS.write_text(f"[\n{lines}\n]\n")
+
+
+def write_page(runs: list[dict[str, Any]]) -> None:
+    """Write the tables and the pictures of the page."""
+    PAGE.write_text(filled(PAGE.read_text(), runs))
+    for path, drawing in pictures(runs).items():
+        path.write_text(drawing)
+
+
+def main() -> int:
+    """Make the runs that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="a few runs, nothing written")
+    parser.add_argument("--events", help="their names, comma-separated; all of them by default")
+    parser.add_argument("--seeds", help="N or FIRST-LAST; 20 of planned events, 5 of others")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="runs at a time")
+    parser.add_argument("--add", action="store_true", help="keep the other runs of results.json")
+    parser.add_argument("--write", action="store_true", help="write results and page")
+    arguments = parser.parse_args()
+    names = SMOKE if arguments.smoke else tuple((arguments.events or "").split(","))
+    events = [event for event in EVENTS if names == ("",) or event.name in names]
+    if arguments.smoke:
+        arguments.seeds = arguments.seeds or "1"
+    wanted = [(event, seed) for event in events for seed in seeds_of(event, arguments.seeds)]
+    runs = asyncio.run(
+        make_runs(wanted, arguments.jobs, SMOKE_CONTENDERS if arguments.smoke else "")
+    )
+    problems = report.broken(runs)
+    if arguments.add and RESULTS.exists():
+        fresh = {(run["event"], run["seed"]) for run in runs}
+        old = json.loads(RESULTS.read_text())
+        runs += [run for run in old if (run["event"], run["seed"]) not in fresh]
+    order = [event.name for event in EVENTS]
+    runs.sort(key=lambda run: (order.index(run["event"]), run["seed"]))
+    if arguments.write:
+        save([slim(run) for run in runs])
+        write_page(runs)
+    print(report.tables(runs))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def seeds_of(event: Event, text: str | None) -> range:
+    """Tell the seeds to run an event with."""
+    if not text:
+        return range(1, 1 + (PLANNED_SEEDS if event.planned else SEEDS))
+    first, _, last = text.rpartition("-")
+    return range(int(first or 1), int(last) + 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Who is compared: what each runs beside the gateway, and how its target group asks."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from bench.rollout import bridges
+from bench.rollout.numbers import GRPC_MATCHER, GRPC_PATH, SCALE, TIMEOUT
+from bench.rollout.upstream import open_connection
+from ghealth import alb
+from ghealth.address import Address
+from ghealth.matcher import GRPC_CODES, Matcher
+
+GHEALTH: Final = "ghealth"
+BRIDGES: Final = (GHEALTH, bridges.PASS_THROUGH, bridges.STOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a pod listens; the same in every pod of a run, at an address of its own.
+
+    Args:
+        traffic: Calls.
+        readiness: What is 15021 in a cluster.
+        bridges: What is 25021, of each bridge.
+    """
+
+    traffic: int
+    readiness: int
+    bridges: dict[str, int]
+
+
+Check = Callable[[str, Ports], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A target group and what it needs in the pod.
+
+    Args:
+        name: In results.
+        title: In tables.
+        bridge: The sidecar without which the pod is not ready; None needs none.
+        check: The health check of its target group.
+    """
+
+    name: str
+    title: str
+    bridge: str | None
+    check: Check
+
+
+def grpc_check(port: Callable[[Ports], int], path: str, matcher: str) -> Check:
+    """Make the check of a gRPC target group, as an ALB was seen to make it."""
+    codes = Matcher.parse(matcher, GRPC_CODES)
+
+    async def check(host: str, ports: Ports) -> bool:
+        address = Address(host, port(ports))
+        return (await alb.check(address, path, codes, TIMEOUT / SCALE)).healthy
+
+    return check
+
+
+async def http_check(host: str, ports: Ports) -> bool:
+    """Check as an HTTP2 target group does (kubernetes-sigs/aws-load-balancer-controller#2694)."""
+    try:
+        connection = await open_connection(host, ports.readiness)
+    except OSError:
+        return False
+    try:
+        answer = await connection.request(
+            [
+                (":method", "GET"),
+                (":scheme", "http"),
+                (":path", "/healthz/ready"),
+                (":authority", host),
+                ("user-agent", alb.USER_AGENT),
+            ]
+        )
+    except ConnectionError:
+        return False
+    finally:
+        connection.close()
+    return answer[":status"] == "200"
+
+
+def beside(bridge: str) -> Check:
+    """Make the recommended check of a bridge."""
+    return grpc_check(lambda ports: ports.bridges[bridge], GRPC_PATH, GRPC_MATCHER)
+
+
+HTTP, TWIN = "http", "twin"
+
+CONTENDERS: Final = (
+    Contender(GHEALTH, "ghealth", GHEALTH, beside(GHEALTH)),
+    Contender(HTTP, "HTTP check on 15021", None, http_check),
+    Contender(
+        bridges.PASS_THROUGH,
+        "pass-through bridge",
+        bridges.PASS_THROUGH,
+        beside(bridges.PASS_THROUGH),
+    ),
+    Contender(bridges.STOCK, "OK + NOT_SERVING", bridges.STOCK, beside(bridges.STOCK)),
+    Contender(
+        "default",
+        "default path, matcher 12",
+        None,
+        grpc_check(lambda ports: ports.traffic, "/AWS.ALB/healthcheck", "12"),
+    ),
+    Contender(
+        "any",
+        "matcher 0-99",
+        None,
+        grpc_check(lambda ports: ports.traffic, "/AWS.ALB/healthcheck", "0-99"),
+    ),
+    Contender(TWIN, "HTTP check, ghealth's pods", GHEALTH, http_check),
+)

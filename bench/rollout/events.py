@@ -1,0 +1,161 @@
+"""What happens to the gateways, in the cluster's seconds. A new event is a function and a row."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from bench.rollout import numbers
+from bench.rollout.fleet import Fleet
+from bench.rollout.numbers import SCALE
+
+
+async def after(seconds: float) -> None:
+    """Let the cluster's seconds pass."""
+    await asyncio.sleep(seconds / SCALE)
+
+
+async def restart(fleet: Fleet) -> None:
+    """Replace every pod, one at a time."""
+    await fleet.roll()
+
+
+async def scale_in(fleet: Fleet) -> None:
+    """Delete one pod."""
+    await fleet.remove_pod(fleet.current[0])
+
+
+async def scale_in_bare(fleet: Fleet) -> None:
+    """Delete one pod with Istio's defaults: no preStop, 5 s of drain."""
+    await fleet.remove_pod(fleet.current[0], prestop=0, drain=5)
+    await after(numbers.ROUTING_LAG[1])
+
+
+async def scale_out(fleet: Fleet) -> None:
+    """Add a pod that waits long for its configuration."""
+    await fleet.until_healthy(await fleet.add_pod(numbers.SLOW_START))
+    await after(5)
+
+
+async def spot(fleet: Fleet) -> None:
+    """Take a node away: notice, the pod is evicted and replaced, the machine ends."""
+    pod = fleet.current[0]
+    end = asyncio.get_running_loop().time() + numbers.SPOT_NOTICE / SCALE
+    fleet.remove_pod(pod)
+    await fleet.until_healthy(await fleet.add_pod())
+    await asyncio.sleep(end - asyncio.get_running_loop().time())
+    await fleet.ended()
+
+
+async def hang(fleet: Fleet) -> None:
+    """Stop one Envoy as it stands for 100 s."""
+    pod = fleet.current[0]
+    pod.hang()
+    await after(100)
+    pod.heal()
+    await after(25)
+
+
+async def sick(fleet: Fleet) -> None:
+    """Let one gateway answer 503 for 100 s, serving on."""
+    pod = fleet.current[0]
+    pod.sicken()
+    await after(100)
+    pod.heal()
+    await after(25)
+
+
+async def all_sick(fleet: Fleet) -> None:
+    """Let every gateway answer 503 for 100 s."""
+    pods = fleet.current
+    for pod in pods:
+        pod.sicken()
+    await after(100)
+    for pod in pods:
+        pod.heal()
+    await after(25)
+
+
+async def node_added(fleet: Fleet) -> None:
+    """Let the load balancer grow by a node while one gateway answers 503."""
+    pod = fleet.current[0]
+    pod.sicken()
+    await after(26)
+    for member in fleet.members:
+        member.group.add_node("a")
+    await after(20)
+    pod.heal()
+    await after(25)
+
+
+async def bridge_killed(fleet: Fleet) -> None:
+    """Kill the bridges of one pod; the kubelet starts them anew."""
+    for bridge in fleet.current[0].bridges.values():
+        bridge.end()
+    await after(40)
+
+
+async def bridges_crash(fleet: Fleet) -> None:
+    """End every bridge of the fleet, and let none come back for 60 s."""
+    pods = fleet.current
+    for pod in pods:
+        pod.crashing = True
+        for bridge in pod.bridges.values():
+            bridge.end()
+    await after(60)
+    for pod in pods:
+        pod.crashing = False
+    await after(25)
+
+
+async def image_missing(fleet: Fleet) -> None:
+    """Lose a node while the bridge's image cannot be pulled: the new pod does not become ready."""
+    fleet.missing = set(fleet.current[0].bridges)
+    fleet.remove_pod(fleet.current[0])
+    await fleet.until_healthy(await fleet.add_pod())
+    await fleet.ended()
+
+
+ALL: Final = ("ghealth", "http", "pass-through", "stock", "default", "any")
+SIDECARS: Final = ("ghealth", "http", "pass-through", "stock", "twin")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of the table.
+
+    Args:
+        name: In results.
+        title: In the table.
+        happens: What happens.
+        planned: Whether nothing may fail.
+        bounded: Whether a sick pod has to be out in time.
+        contenders: Who takes part.
+        deregistration: The target groups' deregistration delay.
+    """
+
+    name: str
+    title: str
+    happens: Callable[[Fleet], Awaitable[None]]
+    planned: bool = False
+    bounded: bool = False
+    contenders: tuple[str, ...] = ALL
+    deregistration: float = numbers.DEREGISTRATION
+
+
+EVENTS: Final = (
+    Event("restart", "rolling restart", restart, planned=True),
+    Event("scale-in", "scale in", scale_in, planned=True),
+    Event("scale-out", "scale out, slow start", scale_out, planned=True),
+    Event("spot", "spot interruption", spot, planned=True),
+    Event("upgrade", "upgrade of the sidecar", restart, planned=True, contenders=SIDECARS),
+    Event("hang", "one gateway hangs", hang, bounded=True),
+    Event("sick", "one gateway answers 503", sick, bounded=True),
+    Event("node-added", "a node is added beside a 503", node_added, bounded=True),
+    Event("all-sick", "all gateways answer 503", all_sick),
+    Event("bridge-killed", "sidecar killed in one pod", bridge_killed, contenders=SIDECARS),
+    Event("bridges-crash", "sidecar crashes everywhere", bridges_crash, contenders=SIDECARS),
+    Event("image-missing", "node lost, image missing", image_missing, contenders=SIDECARS),
+    Event("bare", "scale in, Istio's own defaults", scale_in_bare),
+    Event("short-delay", "rolling restart, deregistration delay 30 s", restart, deregistration=30),
+)

@@ -1,0 +1,255 @@
+"""The cluster around the pods: the Deployment, the load balancer's controller, and who looks on.
+
+All contenders of a run share its pods: the same Envoys, moments, calls and schedules of checks.
+Each has a target group of its own, and a view of its own of which pods are ready: its sidecar
+counts, and no other.
+"""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Final
+
+from bench.rollout import numbers
+from bench.rollout.alb import Rules, TargetGroup
+from bench.rollout.contenders import BRIDGES, Contender, Ports
+from bench.rollout.numbers import SCALE
+from bench.rollout.pods import Pod
+from bench.rollout.traffic import Caller
+from dev.gateway import free_port, listens, wait_until
+
+REPLICAS: Final = 3
+ZONES: Final = ("a", "b")
+LOOK: Final = 0.02
+"""Seconds of this machine's between two looks at who is routed to."""
+
+RULES: Final = Rules(
+    interval=numbers.INTERVAL / SCALE,
+    timeout=numbers.TIMEOUT / SCALE,
+    healthy_threshold=numbers.HEALTHY_THRESHOLD,
+    unhealthy_threshold=numbers.UNHEALTHY_THRESHOLD,
+    deregistration=numbers.DEREGISTRATION / SCALE,
+    routing_lag=(numbers.ROUTING_LAG[0] / SCALE, numbers.ROUTING_LAG[1] / SCALE),
+)
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was seen of one target group, in the cluster's seconds.
+
+    Args:
+        sick: Seconds for which a sick pod was routed to, a node's share each.
+        out_after: The longest time from a pod's falling ill to the last routing to it while ill.
+        left_out: Seconds for which a well pod was not routed to, a node's share each.
+    """
+
+    sick: float = 0.0
+    out_after: float = 0.0
+    left_out: float = 0.0
+
+
+@dataclass(slots=True)
+class Member:
+    """A contender in a run: its target group, its clients, and what was seen of it."""
+
+    contender: Contender
+    group: TargetGroup[str]
+    caller: Caller
+    seen: Seen = field(default_factory=Seen)
+    checks: list[tuple[float, str, bool]] = field(default_factory=list)
+
+
+class Fleet:
+    """The pods of a run and its target groups.
+
+    Args:
+        slot: Which part of the loopback range the pods' addresses come from.
+        seed: Decides all that is left to chance.
+        contenders: Who takes part.
+        deregistration: The target groups' deregistration delay, in the cluster's seconds.
+    """
+
+    def __init__(
+        self,
+        slot: int,
+        seed: int,
+        contenders: Iterable[Contender],
+        deregistration: float = numbers.DEREGISTRATION,
+    ) -> None:
+        self._rules = replace(RULES, deregistration=deregistration / SCALE)
+        self.seed: Final = seed
+        self.random = Random(seed)
+        self.pods: list[Pod] = []
+        self.members: list[Member] = []
+        self.missing: set[str] = set()
+        self.longest_pause = 0.0
+        self._slot = slot
+        self._echo_port = free_port()
+        self._fell_ill: dict[Pod, float] = {}
+        self._ends: set[asyncio.Task[None]] = set()
+        system = Random()
+        first = system.randrange(20_000, 29_000)
+        numbers_of = dict(zip(BRIDGES, range(first + 2, first + 5), strict=True))
+        self._ports = Ports(first, first + 1, numbers_of)
+        for contender in contenders:
+            self.members.append(self._member(contender, seed))
+        used = {member.contender.bridge for member in self.members}
+        self._kinds = [kind for kind in BRIDGES if kind in used]
+
+    def _member(self, contender: Contender, seed: int) -> Member:
+        checks: list[tuple[float, str, bool]] = []
+
+        async def check(host: str) -> bool:
+            passed = await contender.check(host, self._ports)
+            checks.append((asyncio.get_running_loop().time(), host, passed))
+            return passed
+
+        group = TargetGroup(list(ZONES), self._rules, check, Random(seed))
+        return Member(contender, group, Caller(group, self._ports, seed), checks=checks)
+
+    # ---- what events do -------------------------------------------------------------------------
+
+    async def add_pod(self, configured_after: float = numbers.ENVOY_START) -> Pod:
+        """Start a pod and wait until it has its configuration."""
+        number = len(self.pods) + 1
+        pod = Pod(
+            f"127.0.{self._slot}.{number}",
+            ZONES[number % len(ZONES)],
+            self._ports,
+            self._echo_port,
+            self._kinds,
+            self.missing,
+        )
+        self.pods.append(pod)
+        await pod.start(configured_after)
+        return pod
+
+    def remove_pod(
+        self, pod: Pod, prestop: float = numbers.PRESTOP, drain: float = numbers.DRAIN
+    ) -> "asyncio.Task[None]":
+        """Delete a pod; its end goes on by itself."""
+        pod.deleting = True
+        end = asyncio.create_task(pod.terminate(prestop, drain))
+        self._ends.add(end)
+        end.add_done_callback(self._ends.discard)
+        return end
+
+    async def until_healthy(self, pod: Pod, patience: float = 60.0) -> None:
+        """Wait for a pod's readiness gates: one for each target group that has to have it."""
+
+        def missing() -> list[Member]:
+            return [
+                member
+                for member in self.members
+                if member.contender.bridge not in self.missing
+                and not member.group.is_healthy(pod.host)
+            ]
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience / SCALE):
+                while missing():
+                    await asyncio.sleep(LOOK)
+
+    async def roll(self) -> None:
+        """Replace every pod: one more at a time, and none taken before the new one is healthy."""
+        for old in [pod for pod in self.pods if not pod.deleting]:
+            await self.until_healthy(await self.add_pod())
+            self.remove_pod(old)
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Wait for the pods that are being deleted."""
+        await asyncio.gather(*self._ends)
+
+    @property
+    def current(self) -> list[Pod]:
+        """The pods that are to stay."""
+        return [pod for pod in self.pods if not pod.deleting]
+
+    # ---- a run ----------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the service, the first pods, the controllers, the clients and the onlooker."""
+        echo = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bench.rollout.echo", f"{self._echo_port}"
+        )
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await asyncio.to_thread(wait_until, lambda: listens(self._echo_port))
+            await asyncio.gather(*(self.add_pod(0.0) for _ in range(REPLICAS)))
+            tasks += [asyncio.create_task(self._control(member)) for member in self.members]
+            await asyncio.gather(*(self.until_healthy(pod) for pod in self.pods))
+            tasks += [asyncio.create_task(member.caller.run()) for member in self.members]
+            tasks.append(asyncio.create_task(self._look_on()))
+            await asyncio.sleep(self.random.uniform(0, RULES.interval))
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*(member.caller.finish() for member in self.members))
+            await asyncio.gather(*(member.group.close() for member in self.members))
+            await asyncio.gather(*self._ends, *(pod.kill() for pod in self.pods if not pod.gone))
+            echo.kill()
+            await echo.wait()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _control(self, member: Member) -> None:
+        """Be the load balancer's controller: register the pods whose containers are ready."""
+        applied: set[Pod] = set()
+        random = Random(self.seed)
+
+        def wanted() -> set[Pod]:
+            bridge = member.contender.bridge
+            return {
+                pod
+                for pod in self.current
+                if pod.proxy_ready and (bridge is None or pod.bridges[bridge].seen_running)
+            }
+
+        while True:
+            if wanted() != applied:
+                await asyncio.sleep(random.uniform(*numbers.CONTROLLER_LAG) / SCALE)
+                now = wanted()
+                for pod in self.pods:
+                    if pod in applied - now:
+                        member.group.deregister(pod.host)
+                    elif pod in now - applied:
+                        member.group.register(pod.host, pod.zone)
+                applied = now
+            await asyncio.sleep(LOOK)
+
+    async def _look_on(self) -> None:
+        """Compare where requests go with the truth, at every moment."""
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        while True:
+            await asyncio.sleep(LOOK)
+            now = loop.time()
+            self.longest_pause = max(self.longest_pause, now - before - LOOK)
+            for pod in self.pods:
+                if pod.proxy_ready and not pod.deleting and not pod.well:
+                    self._fell_ill.setdefault(pod, before)
+                elif pod.well:
+                    self._fell_ill.pop(pod, None)
+            for member in self.members:
+                self._judge(member, now, (now - before) * SCALE)
+            before = now
+
+    def _judge(self, member: Member, now: float, seconds: float) -> None:
+        routable = [{t.address for t in node.routable()} for node in member.group.nodes]
+        for pod in self.current:
+            share = sum(pod.host in hosts for hosts in routable) / len(routable)
+            if pod in self._fell_ill:
+                member.seen.sick += share * seconds
+                if share:
+                    ill_for = (now - self._fell_ill[pod]) * SCALE
+                    member.seen.out_after = max(member.seen.out_after, ill_for)
+            elif pod.well:
+                member.seen.left_out += (1 - share) * seconds

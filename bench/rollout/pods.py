@@ -1,0 +1,246 @@
+"""A gateway pod: a real Envoy, a stand-in for pilot-agent, and the bridges as native sidecars."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from typing import Any, Final
+
+from bench.rollout import numbers
+from bench.rollout.asking import http_status, is_ready
+from bench.rollout.contenders import GHEALTH, Ports
+from bench.rollout.numbers import SCALE
+from dev.gateway import READY, SICK, Agent, Gateway
+from tests.processes import environment
+
+_UPSTREAM: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+class Proxy(Gateway):
+    """The gateway of `dev.gateway`, with a route for the calls beside its readiness listener.
+
+    Args:
+        agent: Whom the readiness listener asks.
+        host: The pod's address.
+        ports: Where the pod listens.
+        echo_port: Of the service behind.
+    """
+
+    def __init__(self, agent: Agent, host: str, ports: Ports, echo_port: int) -> None:
+        drain_time = f"{numbers.ENVOY_DRAIN_TIME / SCALE:.0f}"
+        super().__init__(agent, ports.readiness, host, ("--drain-time-s", drain_time))
+        config = json.loads(self._config)
+        resources = config["static_resources"]
+        listener = json.loads(json.dumps(resources["listeners"][0]))
+        listener["name"] = "traffic"
+        listener["address"]["socket_address"]["port_value"] = ports.traffic
+        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+        manager["stat_prefix"] = "traffic"
+        route = {"match": {"prefix": "/echo."}, "route": {"cluster": "echo", "timeout": "0s"}}
+        manager["route_config"]["virtual_hosts"][0]["routes"] = [route]
+        resources["listeners"].append(listener)
+        resources["clusters"].append(_echo_cluster(resources["clusters"][0], echo_port))
+        self._config = json.dumps(config)
+
+
+def _echo_cluster(like: dict[str, Any], port: int) -> dict[str, Any]:
+    cluster: dict[str, Any] = json.loads(json.dumps(like))
+    assignment = cluster["load_assignment"]
+    cluster["name"] = assignment["cluster_name"] = "echo"
+    address = assignment["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
+    address["socket_address"]["port_value"] = port
+    http2 = {
+        "@type": f"type.googleapis.com/{_UPSTREAM}",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }
+    return cluster | {"typed_extension_protocol_options": {_UPSTREAM: http2}}
+
+
+class Bridge:
+    """A native sidecar and the kubelet's part in its life: started anew when it ends.
+
+    Args:
+        kind: Of `contenders.BRIDGES`.
+        host: The pod's address.
+        ports: Where the pod listens.
+    """
+
+    def __init__(self, kind: str, host: str, ports: Ports) -> None:
+        port = ports.bridges[kind]
+        self._command = [sys.executable, "-m", "bench.rollout.bridges", kind, host]
+        self._command += [str(port), str(ports.readiness)]
+        self._environment = environment()
+        if kind == GHEALTH:
+            self._command = [sys.executable, "-m", "ghealth"]
+            self._environment = environment(
+                LISTEN=f"{host}:{port}",
+                PROBE_URL=f"http://{host}:{ports.readiness}/healthz/ready",
+                CACHE_TTL=f"{numbers.CACHE_TTL / SCALE}",
+                PROBE_TIMEOUT=f"{numbers.PROBE_TIMEOUT / SCALE}",
+                SHUTDOWN_GRACE=f"{numbers.SHUTDOWN_GRACE / SCALE}",
+                DRAIN_DELAY=f"{numbers.DRAIN_DELAY / SCALE}",
+            )
+        self._process: subprocess.Popen[bytes] | None = None
+        self.seen_running = False
+
+    def start(self) -> None:
+        """Start the container."""
+        self._process = subprocess.Popen(
+            self._command, env=self._environment, stdout=subprocess.DEVNULL
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def end(self, signum: signal.Signals = signal.SIGKILL) -> None:
+        """Send it a signal and wait for its end."""
+        if self._process is not None and self.running:
+            self._process.send_signal(signum)
+            self._process.wait()
+
+
+class Pod:
+    """A gateway pod and what the kubelet knows of it.
+
+    Args:
+        host: Its address.
+        zone: Its availability zone.
+        ports: Where it listens.
+        echo_port: Of the service behind.
+        kinds: The bridges beside the gateway.
+        without: Those of them whose image cannot be pulled.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        zone: str,
+        ports: Ports,
+        echo_port: int,
+        kinds: Iterable[str],
+        without: Iterable[str] = (),
+    ) -> None:
+        self.host: Final = host
+        self.zone: Final = zone
+        self.bridges = {kind: Bridge(kind, host, ports) for kind in kinds}
+        self.missing = set(without)
+        self.crashing = False
+        self.deleting = False
+        self.gone = False
+        self.proxy_ready = False
+        self.hung = False
+        self.states: list[tuple[float, str]] = []
+        self._readiness = ports.readiness
+        self._agent = Agent()
+        self._agent.state = SICK
+        self.proxy = Proxy(self._agent, host, ports, echo_port)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def well(self) -> bool:
+        """The truth: configured, running, and not told to stop."""
+        return self._agent.state == READY and not self.hung
+
+    async def start(self, configured_after: float = numbers.ENVOY_START) -> None:
+        """Start the sidecars, then the gateway, which has its configuration after a while."""
+        self._agent.__enter__()
+        self._note("starting")
+        for kind, bridge in self.bridges.items():
+            if kind not in self.missing:
+                bridge.start()
+        begun = asyncio.get_running_loop().time()
+        await asyncio.to_thread(self.proxy.start)
+        took = asyncio.get_running_loop().time() - begun
+        await asyncio.sleep(max(0.0, configured_after / SCALE - took))
+        self.heal()
+        self._tasks = [
+            asyncio.create_task(self._probe()),
+            asyncio.create_task(self._look_after_bridges()),
+        ]
+
+    def sicken(self) -> None:
+        """Answer 503 from now on, and serve on."""
+        self._agent.state = SICK
+        self._note("503")
+
+    def hang(self) -> None:
+        """Stop Envoy as it stands."""
+        self.hung = True
+        self._signal(signal.SIGSTOP)
+        self._note("hung")
+
+    def heal(self) -> None:
+        """Be well again."""
+        if self.hung:
+            self._signal(signal.SIGCONT)
+        self.hung, self._agent.state = False, READY
+        self._note("ready")
+
+    async def terminate(self, prestop: float, drain: float) -> None:
+        """End as Kubernetes and pilot-agent do it; `deleting` is what others see at once.
+
+        pilot-agent: on SIGTERM its own readiness turns 503, Envoy drains gracefully, and is killed
+        after the drain. Native sidecars get SIGTERM after that.
+        """
+        self.deleting = True
+        self._note("preStop")
+        await asyncio.sleep(prestop / SCALE)
+        self._agent.state = SICK
+        self._note("draining")
+        with contextlib.suppress(OSError):
+            path = "/drain_listeners?graceful"
+            await http_status("127.0.0.1", self.proxy.admin_port, path, "POST")
+        await asyncio.sleep(drain / SCALE)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End at once, as when the machine goes away."""
+        self.deleting = self.gone = True
+        self._note("gone")
+        self._agent.state = SICK
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        self.proxy.stop()
+        for bridge in self.bridges.values():
+            bridge.end(signal.SIGTERM)
+        self._agent.stop()
+
+    async def _probe(self) -> None:
+        """Be the kubelet: istio-proxy's startupProbe, then its readinessProbe."""
+        loop = asyncio.get_running_loop()
+        timeout = numbers.READINESS_TIMEOUT / SCALE
+        while not await is_ready(self.host, self._readiness, timeout):
+            await asyncio.sleep(numbers.STARTUP_PERIOD / SCALE)
+        self.proxy_ready = True
+        due, failures = loop.time(), 0
+        while True:
+            due += numbers.READINESS_PERIOD / SCALE
+            await asyncio.sleep(due - loop.time())
+            ready = await is_ready(self.host, self._readiness, timeout)
+            failures = 0 if ready else failures + 1
+            if ready or failures >= numbers.READINESS_FAILURES:
+                self.proxy_ready = ready
+
+    async def _look_after_bridges(self) -> None:
+        """Be the kubelet: see which containers run, and start anew those that ended."""
+        while True:
+            for kind, bridge in self.bridges.items():
+                bridge.seen_running = bridge.running
+                if not bridge.running and not self.crashing and kind not in self.missing:
+                    bridge.start()
+            await asyncio.sleep(numbers.PLEG / SCALE)
+
+    def _signal(self, signum: signal.Signals) -> None:
+        if self.proxy.process is not None:
+            self.proxy.process.send_signal(signum)
+
+    def _note(self, state: str) -> None:
+        self.states.append((asyncio.get_running_loop().time(), state))
