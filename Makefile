@@ -5,8 +5,13 @@ PYTHON ?= $(shell dev/find-python)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/ghealth/__init__.py)
+REVISION = $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2> /dev/null || echo unknown)
+IMAGE ?= ghealth:$(VERSION)
+ENGINE ?= $(shell dev/find-engine)
+
 .DEFAULT_GOAL := help
-.PHONY: help env run test page-test page-pictures interop interop-table soak rollout rollout-smoke mutants lint fmt tables lock clean
+.PHONY: help env run test page-test page-pictures interop interop-table soak rollout rollout-smoke mutants image image-test lint fmt tables lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -54,6 +59,14 @@ mutants: env ## break the code in every small way, and see that a test notices
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements/mutants.txt
 	$(BIN)/python -m dev.mutants
 
+image: ## the image, by docker, podman or buildah: IMAGE=ghealth:VERSION, PLATFORM=linux/arm64
+	@test -n "$(ENGINE)" || { echo "an image needs docker (running), podman or buildah to build it" >&2; exit 1; }
+	$(ENGINE) $(if $(PLATFORM),--platform $(PLATFORM)) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) --tag $(IMAGE) .
+
+image-test: env ## build the image on a Debian made here, run it confined beside a real Envoy; as root
+	$(BIN)/python -m dev.image.build
+	unshare --net sh -c 'ip link set lo up && exec "$$0" "$$@"' $(BIN)/python -m pytest dev/image
+
 lint: env ## ruff, mypy --strict, the layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -72,4 +85,4 @@ lock: env ## write requirements/*.txt anew from pyproject.toml
 	$(BIN)/python -m dev.lock
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) mutants interop/.bin interop/node/node_modules .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .image mutants interop/.bin interop/node/node_modules .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -31,6 +31,8 @@ def main() -> None:
     locked = lock("image", image, lock("run", run))
     groups = project["dependency-groups"]
     dev = lock("dev", [*image, *groups["dev"]], locked)
+    lock("build", groups["build"], dev)
+    lock("deploy", [*image, *groups["dev"], *groups["deploy"]], dev)
     lock("mutants", [*image, *groups["dev"], *groups["mutants"]], dev)
 
 
