@@ -11,7 +11,7 @@ IMAGE ?= ghealth:$(VERSION)
 ENGINE ?= $(shell dev/find-engine)
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test page-test page-pictures interop interop-table soak rollout rollout-smoke mutants image image-test lint fmt tables lock clean
+.PHONY: help env run test page-test page-pictures interop interop-table soak rollout rollout-smoke mutants image image-test deploy-check dist version lint fmt tables lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -67,6 +67,18 @@ image-test: env ## build the image on a Debian made here, run it confined beside
 	$(BIN)/python -m dev.image.build
 	unshare --net sh -c 'ip link set lo up && exec "$$0" "$$@"' $(BIN)/python -m pytest dev/image
 
+deploy-check: env ## render and check all of deploy/, and break each checked value; hadolint, actionlint
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements/deploy.txt
+	$(BIN)/python -m dev.deploy
+	$(BIN)/python -m pytest dev/deploy
+
+dist: env ## the wheel and the sdist, in dist/
+	rm -rf dist
+	$(BIN)/hatchling build
+
+version: ## print the version
+	@echo $(VERSION)
+
 lint: env ## ruff, mypy --strict, the layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -85,4 +97,4 @@ lock: env ## write requirements/*.txt anew from pyproject.toml
 	$(BIN)/python -m dev.lock
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .image mutants interop/.bin interop/node/node_modules .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .image mutants dev/deploy/.bin interop/.bin interop/node/node_modules .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
