@@ -11,12 +11,12 @@ WORKDIR /src
 RUN ["python3", "-m", "venv", "/build"]
 
 # The libraries first: they change less often than ghealth.
-COPY requirements/build.txt requirements/run.txt requirements/
+COPY requirements/build.txt requirements/image.txt requirements/
 # The scripts that libraries bring (httpx) are of no use here.
 RUN /build/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes \
         --only-binary=:all: --no-compile -r requirements/build.txt \
     && /build/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes \
-        --only-binary=:all: --no-compile --target /opt/ghealth -r requirements/run.txt \
+        --only-binary=:all: --no-compile --target /opt/ghealth -r requirements/image.txt \
     && rm -rf /opt/ghealth/bin
 
 COPY pyproject.toml README.md LICENSE ./

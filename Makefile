@@ -72,9 +72,10 @@ deploy-check: env ## render and check all of deploy/, and break each checked val
 	$(BIN)/python -m dev.deploy
 	$(BIN)/python -m pytest dev/deploy
 
-dist: env ## the wheel and the sdist, in dist/
+dist: env ## the wheel and the sdist, in dist/; the wheel is tried in an empty environment
 	rm -rf dist
 	$(BIN)/hatchling build
+	$(BIN)/python -m pytest dev/test_dist.py
 
 version: ## print the version
 	@echo $(VERSION)

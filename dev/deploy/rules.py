@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from dev.deploy.recipes import Recipe
-from ghealth.settings import PREFIX, Settings
+from ghealth.environment import PREFIX, defaults
 from ghealth.status import LIVENESS
 
-_DEFAULTS: Final = Settings.model_construct()
+_DEFAULTS: Final = defaults()
 PORT: Final = _DEFAULTS.listen[0].port
-READINESS_PORT: Final = _DEFAULTS.probe_url.port
+READINESS_PORT: Final = _DEFAULTS.target.port
 
 ANY: Final = object()
 """Expected where the value is the user's, but there has to be one."""
@@ -256,7 +256,7 @@ def _environment_faults(entries: list[Any]) -> Iterator[str]:
     if not all(isinstance(value, str) for value in given.values()):
         yield "ghealth.env has a value that is no string"
         return
-    known = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
+    known = {row.variable for row in _DEFAULTS.rows}
     for name in sorted(set(given) - known):
         yield f"ghealth.env: {name} is no setting"
     if mistakes := _mistakes(frozenset(given.items())):
@@ -374,11 +374,14 @@ def text_faults(texts: Mapping[str, str]) -> Iterator[str]:
     Args:
         texts: Each file of deploy/, by its path from there.
     """
-    known = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
+    known = {row.variable for row in _DEFAULTS.rows}
     for name, text in texts.items():
         for variable in sorted(set(re.findall(rf"{PREFIX}[A-Z0-9_]+", text)) - known):
             if variable != f"{PREFIX}PORT":  # what Kubernetes injects
                 yield f"{name}: {variable} is no setting"
+        for link in re.findall(r"\]\(([^):#]+)\)", text):
+            if not any(f"{other}/".startswith(f"{link}/") for other in texts):
+                yield f"{name}: {link} is not there"
         for port in sorted(set(re.findall(r"\b25\d{3}\b", text)) - {str(PORT)}):
             yield f"{name}: {port} is not the port"
         for found in re.finditer(

@@ -269,6 +269,7 @@ def test_a_component_touches_the_gateway_alone(rendered: dict[str, Recipe]) -> N
         ("helm/values-native.yaml", "GHEALTH_DRAIN_DELAY", "GHEALTH_DRAIN_DELAYS"),
         ("aws/targetgroupbinding.yaml", "25021", "25022"),
         ("README.md", "25021", "25012"),
+        ("README.md", "(aws/ingress)", "(aws/ingresses)"),
     ],
 )
 def test_the_texts_are_checked(file: str, before: str, after: str) -> None:

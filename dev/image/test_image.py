@@ -1,5 +1,6 @@
 """The image that ships, run as a gateway pod runs it: bare, confined, beside a real Envoy."""
 
+import http.client
 import json
 import signal
 import statistics
@@ -14,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from dev.gateway import SICK, Agent
+from dev.gateway import ENVOY, SICK, Agent, listens, wait_until
 from dev.image import container as containers
 from dev.image.build import IMAGE, ROOT, RUN_BASE
 from dev.image.container import PATIENCE, container, podman
@@ -61,6 +62,25 @@ def test_beside_a_gateway_it_tells_the_truth(agent: Agent) -> None:
         assert verdict.returncode == 4
         assert "Health checks failed with these codes: [14]" in verdict.stdout
         assert subprocess.run([GHEALTH, "check"], check=False).returncode == 4
+
+
+def test_the_compose_files_gateway_turns_sick_and_well() -> None:
+    """deploy/local: POST to Envoy's admin port makes the gateway unready, and ready again."""
+    config = ROOT / "deploy" / "local" / "envoy.yaml"
+    with (
+        container(CACHE_TTL="0") as ghealth,
+        subprocess.Popen([ENVOY, "--config-path", config, "--log-level", "error"]) as envoy,
+    ):
+        try:
+            assert wait_until(lambda: listens(15021) and listens(15000), PATIENCE)
+            for command, exit_code in (("ok", 0), ("fail", 4), ("ok", 0)):
+                admin = http.client.HTTPConnection("127.0.0.1", 15000, timeout=PATIENCE)
+                admin.request("POST", f"/healthcheck/{command}")
+                assert admin.getresponse().status == 200
+                admin.close()
+                assert ghealth.exec("ghealth", "check").returncode == exit_code
+        finally:
+            envoy.kill()
 
 
 def test_the_image_is_a_command(agent: Agent) -> None:
