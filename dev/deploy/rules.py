@@ -81,7 +81,7 @@ _OF_HTTP: Final = {
     "listen-ports": '[{"HTTP": 80}, {"HTTPS": 443}]',
     "ssl-redirect": "443",
     "healthcheck-port": str(READINESS_PORT),
-    "healthcheck-path": _DEFAULTS.probe_url.path,
+    "healthcheck-path": _DEFAULTS.target.path,
     "success-codes": "200",
 }
 
@@ -100,7 +100,7 @@ _TARGET_GROUPS: Final = {
         "healthCheckConfig": _CHECKS
         | {
             "healthCheckPort": str(READINESS_PORT),
-            "healthCheckPath": _DEFAULTS.probe_url.path,
+            "healthCheckPath": _DEFAULTS.target.path,
             "matcher": {"httpCode": "200"},
         },
         "targetGroupAttributes": _DEREGISTRATION,
