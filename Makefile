@@ -11,7 +11,7 @@ IMAGE ?= ghealth:$(VERSION)
 ENGINE ?= $(shell dev/find-engine)
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test page-test page-pictures interop interop-table soak rollout rollout-smoke mutants image image-test deploy-check dist version lint fmt tables lock clean
+.PHONY: help env run test page-test page-pictures cost interop interop-table soak rollout rollout-smoke mutants image image-test deploy-check dist version lint fmt tables lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -39,6 +39,10 @@ page-test: env ## the operators' page in a real browser (needs chromium)
 
 page-pictures: env ## the same, and take its pictures into docs/
 	$(BIN)/python -m dev.page --pictures
+
+cost: env ## what the operators' port costs (needs h2load, of nghttp2-client)
+	$(BIN)/python -m dev.cost
+	$(BIN)/python -m dev.cost --hostile
 
 interop: env ## what real callers conclude: the kubelet, Envoy, grpc-go, grpc-js, grpcurl, curl
 	$(BIN)/python -m interop --page docs/callers.md

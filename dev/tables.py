@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ghealth import reasons
 from ghealth.answers import POLICIES
-from ghealth.callers import Caller
+from ghealth.callers import CALLERS
 from ghealth.environment import defaults
 from ghealth.metrics import Metrics
 from ghealth.reasons import Result
@@ -109,7 +109,7 @@ def results() -> str:
 
 def callers() -> str:
     """Tell every kind of caller."""
-    return ", ".join(f"`{caller}`" for caller in Caller)
+    return ", ".join(f"`{caller}`" for caller in CALLERS)
 
 
 TABLES: dict[str, Callable[[], str]] = {

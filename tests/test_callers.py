@@ -1,6 +1,17 @@
 import pytest
 
-from ghealth.callers import Caller, caller_of, conclusion, presentable
+from ghealth.callers import (
+    ALB,
+    CALLERS,
+    ENVOY,
+    GRPC,
+    KUBELET,
+    OTHER,
+    PROBE,
+    caller_of,
+    conclusion,
+    presentable,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +33,7 @@ from ghealth.callers import Caller, caller_of, conclusion, presentable
 def test_a_user_agent_tells_the_kind_of_a_caller(user_agent: str, caller: str) -> None:
     """The kinds are those of docs/callers.md; what is unknown is `other`."""
     assert caller_of(user_agent) == caller
+    assert caller in CALLERS
 
 
 def test_a_user_agent_is_shown_in_bounded_printable_ascii() -> None:
@@ -35,25 +47,25 @@ def test_a_user_agent_is_shown_in_bounded_printable_ascii() -> None:
 @pytest.mark.parametrize(
     ("caller", "method", "answer", "concludes"),
     [
-        (Caller.ALB, "Check", "SERVING", "healthy, with matcher 0"),
-        (Caller.ALB, "Check", "NOT_SERVING", "healthy: it reads the code, which is 0"),
-        (Caller.ALB, "Check", "UNAVAILABLE", "unhealthy"),
-        (Caller.ALB, "healthcheck", "UNIMPLEMENTED", "healthy, with matcher 12"),
-        (Caller.OTHER, "healthcheck", "UNAVAILABLE", "unhealthy"),
-        (Caller.KUBELET, "Check", "SERVING", "success"),
-        (Caller.KUBELET, "Check", "NOT_FOUND", "failure"),
-        (Caller.ENVOY, "Check", "NOT_SERVING", "unhealthy"),
-        (Caller.PROBE, "Check", "SERVING", "exit 0"),
-        (Caller.PROBE, "Check", "NOT_SERVING", "exit 4"),
-        (Caller.PROBE, "Check", "NOT_FOUND", "exit 3"),
-        (Caller.GRPC, "Watch", "SERVING", "serving"),
-        (Caller.GRPC, "Watch", "SERVICE_UNKNOWN", "not serving"),
-        (Caller.GRPC, "List", "OK", "a list"),
-        (Caller.OTHER, "Check", "UNAVAILABLE", "unhealthy, if it reads the code"),
+        (ALB, "Check", "SERVING", "healthy, with matcher 0"),
+        (ALB, "Check", "NOT_SERVING", "healthy: it reads the code, which is 0"),
+        (ALB, "Check", "UNAVAILABLE", "unhealthy"),
+        (ALB, "healthcheck", "UNIMPLEMENTED", "healthy, with matcher 12"),
+        (OTHER, "healthcheck", "UNAVAILABLE", "unhealthy"),
+        (KUBELET, "Check", "SERVING", "success"),
+        (KUBELET, "Check", "NOT_FOUND", "failure"),
+        (ENVOY, "Check", "NOT_SERVING", "unhealthy"),
+        (PROBE, "Check", "SERVING", "exit 0"),
+        (PROBE, "Check", "NOT_SERVING", "exit 4"),
+        (PROBE, "Check", "NOT_FOUND", "exit 3"),
+        (GRPC, "Watch", "SERVING", "serving"),
+        (GRPC, "Watch", "SERVICE_UNKNOWN", "not serving"),
+        (GRPC, "List", "OK", "a list"),
+        (OTHER, "Check", "UNAVAILABLE", "unhealthy, if it reads the code"),
     ],
 )
 def test_each_caller_concludes_what_it_is_known_to(
-    caller: Caller, method: str, answer: str, concludes: str
+    caller: str, method: str, answer: str, concludes: str
 ) -> None:
     """What an answer means depends on who reads it."""
     assert conclusion(caller, method, answer) == concludes

@@ -1,4 +1,4 @@
-from ghealth.callers import Caller
+from ghealth.callers import OTHER
 from ghealth.history import KEPT, Answered, Changed, History, Probed
 from ghealth.status import DRAINING, GATEWAY, LIVENESS, Health, Status
 
@@ -65,6 +65,4 @@ def test_its_memory_is_bounded() -> None:
         history.answered("Check", f"{number} " + "x" * 8000, "y" * 8000, "NOT_FOUND", "no")
     assert len(history.probes) == len(history.changes) == len(history.answers) == KEPT
     latest = history.answers[0]
-    assert latest == Answered(
-        1100, "Check", Caller.OTHER, "59 " + "x" * 78, None, "NOT_FOUND", "no"
-    )
+    assert latest == Answered(1100, "Check", OTHER, "59 " + "x" * 78, None, "NOT_FOUND", "no")

@@ -4,9 +4,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from ghealth.callers import LONGEST_USER_AGENT, Caller, caller_of
+from ghealth.callers import LONGEST_USER_AGENT, caller_of
 from ghealth.changes import Changes
 from ghealth.observer import Observer
 from ghealth.status import DRAINING, LIVENESS, Health, Status
@@ -32,8 +32,7 @@ class Probed:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):  # which takes a third of the time that a frozen dataclass takes
     """What one caller was told.
 
     Args:
@@ -48,7 +47,7 @@ class Answered:
 
     time: float
     method: str
-    caller: Caller
+    caller: str
     user_agent: str
     service: str | None
     answer: str

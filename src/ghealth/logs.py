@@ -134,6 +134,8 @@ class _Sparing:
         self, key: object, change: Change[Any] | None, now: float
     ) -> tuple[Change[Any], int] | None:
         """Tell the change that is to be written now, and how many before it were not."""
+        if change is None and not self._left_out:
+            return None
         waiting, left_out = self._left_out.get(key, (None, 0))
         latest = change or waiting
         if latest is None:

@@ -1,7 +1,7 @@
 """What observers are told, and how they are kept from changing an answer."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ghealth.status import Health
 
@@ -52,28 +52,39 @@ class Observers(Observer):
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = tuple(observers)
+        # Only who cares is told: answers wait for it.
+        self._probed = [o.probed for o in observers if type(o).probed is not Observer.probed]
+        self._answered = [
+            o.answered for o in observers if type(o).answered is not Observer.answered
+        ]
+        self._draining = [o.draining for o in observers]
 
     def probed(self, service: str, health: Health, seconds: float) -> None:
         """Tell all of an attempt's outcome."""
-        for observer in self._observers:
-            _guarded(observer.probed, service, health, seconds)
+        for tell in self._probed:
+            try:
+                tell(service, health, seconds)
+            except Exception:
+                _failed()
 
     def answered(
         self, method: str, user_agent: str, service: str | None, answer: str, reason: str
     ) -> None:
         """Tell all what a caller is told."""
-        for observer in self._observers:
-            _guarded(observer.answered, method, user_agent, service, answer, reason)
+        for tell in self._answered:
+            try:
+                tell(method, user_agent, service, answer, reason)
+            except Exception:
+                _failed()
 
     def draining(self) -> None:
         """Tell all of the drain."""
-        for observer in self._observers:
-            _guarded(observer.draining)
+        for tell in self._draining:
+            try:
+                tell()
+            except Exception:
+                _failed()
 
 
-def _guarded(tell: Callable[..., None], *arguments: object) -> None:
-    try:
-        tell(*arguments)
-    except Exception:
-        _log.exception("observing failed", extra={"event": "internal_error"})
+def _failed() -> None:
+    _log.exception("observing failed", extra={"event": "internal_error"})
