@@ -16,7 +16,7 @@ EXPLAINED = {
     "+    late = ProbeResult(ready=None,": "as false as False",
     "+        result = ProbeResult(ready=None,": "the same",
     "+            return ProbeResult(ready=None,": "the same",
-    "+    if self._clock() - started >= self._probe_timeout:": "nobody meets the limit to the bit",
+    "+    if seconds >= self._probe_timeout:": "nobody meets the limit to the bit",
     'decode("ASCII")': "another name of the same codec",
     "(health, None, status_callers)": "the two policies behind look at the health alone",
     "(health, user_agent, None)": "the same",

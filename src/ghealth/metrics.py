@@ -137,7 +137,7 @@ class Metrics(Observer):
     def rendered(
         self, accept: str, healths: Mapping[str, Health], watchers: Mapping[str, int]
     ) -> tuple[str, bytes]:
-        """Render all metrics as they are now.
+        """Render all metrics as they are now. It may run in a thread while counting goes on.
 
         Args:
             accept: The header of this name; OpenMetrics for who names it, Prometheus' own text
@@ -195,7 +195,7 @@ class Metrics(Observer):
             "Checks by who asked and what it got: a status, or the gRPC code of an error.",
             labels=["caller", "service", "answer"],
         )
-        for labels, count in self._checks.items():
+        for labels, count in list(self._checks.items()):  # at once, while it may grow
             checks.add_metric(labels, count)
         yield checks
 

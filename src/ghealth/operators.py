@@ -91,15 +91,19 @@ class Operators:
                 return Response(TEXT, b"ok\n")
             case "/metrics":
                 healths = await _healths(checker)
-                return Response(*self._metrics.rendered(accept, healths, watchers()))
+                # A hundred services take tens of milliseconds, which no answer is to wait for.
+                rendered = self._metrics.rendered
+                return Response(
+                    *await asyncio.to_thread(rendered, accept, healths, dict(watchers()))
+                )
             case "/history.json":
                 snapshot = json.dumps(
                     await self._snapshot(checker, watchers()), ensure_ascii=False, indent=1
                 )
                 return Response(JSON, snapshot.encode())
             case "/":
-                rendered = page.rendered(await self._snapshot(checker, watchers()))
-                return Response(HTML, rendered.encode(), headers=page.HEADERS)
+                html = page.rendered(await self._snapshot(checker, watchers()))
+                return Response(HTML, html.encode(), headers=page.HEADERS)
             case _:
                 return None
 
