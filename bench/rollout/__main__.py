@@ -22,10 +22,17 @@ PAGE: Final = ROOT / "docs" / "rollouts.md"
 BEGIN, END = "<!-- rollout: made by `make rollout` -->", "<!-- end of rollout -->"
 
 PLANNED_SEEDS, SEEDS, JOBS = 20, 5, 3
+
+PAIR: Final = "ghealth,http"
+"""Who takes part in the runs of planned events beyond `SEEDS`, twice as many at a time."""
+
 PATIENCE: Final = 180.0
 
 SMOKE: Final = ("scale-in", "sick", "hang", "restart")
 SMOKE_CONTENDERS: Final = "ghealth,http,pass-through"
+
+SHOWN: Final = 20
+"""Failures that are kept one by one; of more, the counts are."""
 
 FOR_PICTURES: Final = ("checks",)
 
@@ -82,7 +89,11 @@ def slim(run: dict[str, Any]) -> dict[str, Any]:
     if run["event"] in report.PICTURES and run["seed"] == 1:
         return run
     contenders = {
-        name: {key: value for key, value in result.items() if key not in FOR_PICTURES}
+        name: {
+            key: value
+            for key, value in result.items()
+            if key not in FOR_PICTURES and (key != "failures" or len(value) <= SHOWN)
+        }
         for name, result in run["contenders"].items()
     }
     return {**run, "contenders": contenders, "pods": {}}
@@ -131,9 +142,11 @@ def main() -> int:
     if arguments.smoke:
         arguments.seeds = arguments.seeds or "1"
     wanted = [(event, seed) for event in events for seed in seeds_of(event, arguments.seeds)]
-    runs = asyncio.run(
-        make_runs(wanted, arguments.jobs, SMOKE_CONTENDERS if arguments.smoke else "")
-    )
+    few = [(event, seed) for event, seed in wanted if seed <= SEEDS]
+    more = [(event, seed) for event, seed in wanted if seed > SEEDS]
+    names_of_few = SMOKE_CONTENDERS if arguments.smoke else ""
+    runs = asyncio.run(make_runs(few, arguments.jobs, names_of_few))
+    runs += asyncio.run(make_runs(more, 2 * arguments.jobs, PAIR))
     problems = report.broken(runs)
     if arguments.add and RESULTS.exists():
         fresh = {(run["event"], run["seed"]) for run in runs}

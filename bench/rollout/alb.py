@@ -255,11 +255,15 @@ class TargetGroup(Generic[AddressT]):
             node.register(address, its_zone)
         self.nodes.append(node)
 
+    def in_dns(self) -> list[Node[AddressT]]:
+        """Tell which nodes clients come to."""
+        now = asyncio.get_running_loop().time()
+        known = [node for node in self.nodes if now - node.began >= self._rules.interval]
+        return known or self.nodes
+
     def node(self) -> Node[AddressT]:
         """Choose the node that a client's request comes to: they take turns."""
-        now = asyncio.get_running_loop().time()
-        in_dns = [n for n in self.nodes if now - n.began >= self._rules.interval]
-        nodes = in_dns or self.nodes
+        nodes = self.in_dns()
         return nodes[next(self._turn) % len(nodes)]
 
     def register(self, address: AddressT, zone: str) -> None:

@@ -243,7 +243,7 @@ class Fleet:
             before = now
 
     def _judge(self, member: Member, now: float, seconds: float) -> None:
-        routable = [{t.address for t in node.routable()} for node in member.group.nodes]
+        routable = [{t.address for t in node.routable()} for node in member.group.in_dns()]
         for pod in self.current:
             share = sum(pod.host in hosts for hosts in routable) / len(routable)
             if pod in self._fell_ill:

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from bench.rollout.numbers import DRAIN, GRACE, PRESTOP, differences
+from bench.rollout.numbers import DEREGISTRATION, DRAIN, GRACE, PRESTOP, differences
 
 ROOT = Path(__file__).parents[2]
 
@@ -8,7 +8,7 @@ AGREES = f"""
 metadata:
   annotations:
     alb.ingress.kubernetes.io/healthcheck-interval-seconds: "10"
-    alb.ingress.kubernetes.io/target-group-attributes: deregistration_delay.timeout_seconds=30
+    alb.ingress.kubernetes.io/target-group-attributes: deregistration_delay.timeout_seconds={DEREGISTRATION:.0f}
 spec:
   terminationGracePeriodSeconds: 75
   lifecycle:
@@ -30,7 +30,7 @@ def test_every_number_that_differs_is_told(tmp_path: Path) -> None:
     assert differences(tmp_path) == []
     for ours, other in (
         ('seconds: "10"', 'seconds: "15"'),
-        ("timeout_seconds=30", "timeout_seconds=20"),
+        ("delay.timeout_seconds=60", "delay.timeout_seconds=30"),
         (f"seconds: {PRESTOP:.0f}", "seconds: 5"),
         ("PeriodSeconds: 75", "PeriodSeconds: 30"),
     ):
