@@ -11,7 +11,7 @@ IMAGE ?= ghealth:$(VERSION)
 ENGINE ?= $(shell dev/find-engine)
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test page-test page-pictures cost interop interop-table soak rollout rollout-smoke mutants image image-test deploy-check dist version lint fmt tables lock clean
+.PHONY: help env run test page-test page-pictures cost interop interop-table soak bench bench-check rollout rollout-smoke mutants image image-test deploy-check dist version lint fmt tables lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -52,6 +52,19 @@ interop-table: env ## the same, and write its tables into docs/callers.md
 
 soak: env ## all callers and faults at random for SECONDS (300), every answer checked
 	$(BIN)/python -m dev.soak --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
+
+.venv-bench/.installed: requirements/image.txt src/ghealth/*.py
+	$(PYTHON) -m venv --clear .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements/image.txt
+	echo "$(CURDIR)/src" > "$$(.venv-bench/bin/python -c 'import site; print(site.getsitepackages()[0])')/ghealth.pth"
+	.venv-bench/bin/python -m compileall -q .venv-bench/lib src
+	@touch $@
+
+bench: env .venv-bench/.installed ## ghealth beside a Go bridge and others; ARGS="--rows 2 --rounds 4", --write for the page
+	$(BIN)/python -m bench $(ARGS)
+
+bench-check: env .venv-bench/.installed ## compare with bench/baseline.json: ratios in wide bands, counts exactly
+	$(BIN)/python -m bench.check
 
 rollout: env ## requests that fail behind a model of an ALB, in every event (about 20 min); ARGS='--events hang --seeds 2'
 	$(BIN)/python -m bench.rollout $(or $(ARGS),--write)

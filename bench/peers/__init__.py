@@ -1,0 +1,1 @@
+"""What ghealth is measured beside."""
