@@ -66,12 +66,20 @@ class FakeContext:
         message: What the caller sent; None for one that never sends anything.
         deadline: Seconds that it leaves, counted from now.
         cannot: The method that raises, since the caller has hung up.
+        reads: Whether it takes what it is sent; what is sent to one that does not hangs.
     """
 
     def __init__(
-        self, message: bytes | None, *, deadline: float | None = None, cannot: str = ""
+        self,
+        message: bytes | None,
+        *,
+        deadline: float | None = None,
+        cannot: str = "",
+        reads: bool = True,
     ) -> None:
         self.told: tuple[grpc.StatusCode, str] | None = None
+        self.sent: list[bytes] = []
+        self._reads = reads
         self._message = message
         self._cannot = cannot
         self._ends = None if deadline is None else _now() + deadline
@@ -83,9 +91,12 @@ class FakeContext:
             await asyncio.Event().wait()
         return self._message or b""
 
-    async def write(self, _: bytes) -> None:
+    async def write(self, message: bytes) -> None:
         """Send a message."""
         self._try("write")
+        self.sent.append(message)
+        if not self._reads:
+            await asyncio.Event().wait()
 
     async def abort(self, code: grpc.StatusCode, reason: str) -> None:
         """End the call."""

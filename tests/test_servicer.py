@@ -3,7 +3,7 @@ import contextlib
 import functools
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -166,13 +166,15 @@ async def test_a_request_that_never_comes_is_answered_within_its_deadline(serve:
     )
 
 
-def method_of(path: str, probe: FakeProbe) -> Callable[[FakeContext], Awaitable[Any]]:
+def method_of(
+    path: str, probe: FakeProbe, max_watches: int = 1
+) -> Callable[[FakeContext], Coroutine[Any, Any, Any]]:
     """Find what answers a path, as gRPC does."""
     checker = Checker(
         {GATEWAY: probe}, probe_timeout=3, cache_ttl=0, watch_interval=1, observer=Notes()
     )
     answer = functools.partial(POLICIES["code"], status_callers=())
-    service = HealthServicer(checker, answer=answer, max_watches=1, observer=Notes())
+    service = HealthServicer(checker, answer=answer, max_watches=max_watches, observer=Notes())
     asked: Any = SimpleNamespace(method=path)
     found: Any = (handler.service(asked) for handler in service.handlers())
     (method,) = filter(None, found)
@@ -197,6 +199,25 @@ async def test_a_caller_that_is_gone_ends_a_call_as_cancelled(
     with pytest.raises(asyncio.CancelledError):
         await method_of(path, FakeProbe(SICK))(FakeContext(b"", cannot=cannot))
     assert [record for record in caplog.records if record.exc_info] == []
+
+
+@in_virtual_time
+async def test_a_watcher_whose_message_hangs_holds_up_no_other() -> None:
+    """Trap 8: nothing is held while a watcher is told, and drain reaches all the others."""
+    probe = FakeProbe()
+    watch = method_of("/grpc.health.v1.Health/Watch", probe, max_watches=2)
+    stalled, reading = FakeContext(b"", reads=False), FakeContext(b"")
+    watching = [asyncio.create_task(watch(context)) for context in (stalled, reading)]
+    await asyncio.sleep(0.5)
+    for says in (SICK, READY):
+        probe.says = says
+        await asyncio.sleep(1)
+    told = [health_pb2.HealthCheckResponse.FromString(message) for message in reading.sent]
+    assert told == [SERVING, NOT_SERVING, SERVING]
+    assert len(stalled.sent) == 1
+    for task in watching:
+        task.cancel()
+    await asyncio.wait(watching)
 
 
 NO_TIME = (grpc.StatusCode.UNAVAILABLE, "no answer before the caller's deadline")
