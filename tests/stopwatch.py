@@ -29,10 +29,18 @@ class Stopwatch:
         return passed - max(0.0, self._starvation() - self._starved)
 
     def _starvation(self) -> float:
-        """Tell for how long the processes' threads have waited for a CPU in their lives."""
-        waited = 0
-        for pid in self._pids:
-            for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-                with suppress(OSError):  # it has just ended
-                    waited += int(thread.read_text().split()[1])
-        return waited / 1e9
+        return sum(map(starvation, self._pids))
+
+
+def starvation(pid: int) -> float:
+    """Tell the seconds for which the threads of a process have waited for a CPU in their lives.
+
+    Args:
+        pid: The process; of one that has ended it is nothing.
+    """
+    waited = 0
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):  # it has just ended
+                waited += int((thread / "schedstat").read_text().split()[1])
+    return waited / 1e9
