@@ -23,9 +23,14 @@ class Stopwatch:
         self._started = time.monotonic()
 
     @property
+    def on_the_wall(self) -> float:
+        """All the seconds that have passed, for a figure."""
+        return time.monotonic() - self._started
+
+    @property
     def seconds(self) -> float:
-        """What has passed so far."""
-        passed = time.monotonic() - self._started
+        """The seconds that count, for a promise."""
+        passed = self.on_the_wall
         return passed - max(0.0, self._starvation() - self._starved)
 
     def _starvation(self) -> float:

@@ -152,6 +152,27 @@ async def test_a_good_answer_after_the_timeout_by_the_clock_is_a_timeout() -> No
 
 
 @in_virtual_time
+async def test_a_target_that_flaps_is_told_as_it_was_a_moment_ago() -> None:
+    """Ten changes a second, in the middle of attempts too: no SERVING is older than CACHE_TTL."""
+    probe = FakeProbe()
+    checker = checker_of(probe)
+    said, seen = float("-inf"), set()
+    for number in range(200):
+        probe.gate.clear()
+        asking = asyncio.create_task(checker.check(GATEWAY))
+        await asyncio.sleep(0.05)
+        probe.says = (READY, SICK)[number % 2]
+        if probe.under_way and probe.says is READY:
+            said = now()
+        probe.gate.set()
+        health = await asking
+        seen.add(health.status)
+        assert health.status is not Status.SERVING or now() - said <= 1
+        await asyncio.sleep(0.045)
+    assert seen == {Status.SERVING, Status.NOT_SERVING}
+
+
+@in_virtual_time
 async def test_a_caller_without_patience_is_answered_and_the_attempt_goes_on() -> None:
     """A caller that cannot wait reads NOT_SERVING in time; the others get the real outcome."""
     probe = FakeProbe()

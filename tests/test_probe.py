@@ -3,6 +3,7 @@ import base64
 import contextlib
 import errno
 import itertools
+import logging
 import socket
 import ssl
 from typing import Any
@@ -30,6 +31,9 @@ from tests.peers import (
     target,
 )
 from tests.stopwatch import Stopwatch
+
+figures = logging.getLogger(__name__)
+"""Shown by `pytest --log-cli-level=info`."""
 
 SHORT, LONG = 0.3, 20.0
 """Seconds for who never comes to an end, and for who does."""
@@ -113,6 +117,7 @@ async def test_every_misbehaviour_is_a_value_in_time(
         )
         taking = Stopwatch()
         health = await checker.check(GATEWAY)
+        figures.info("%s in %.3f s", health.reason, taking.on_the_wall)
         assert taking.seconds < SHORT + 0.2
     assert (health.status, health.reason) == (Status.NOT_SERVING, reason)
 
