@@ -18,8 +18,9 @@ from interop.callers import CALLERS, FOLLOWERS, Follower, Row
 from interop.stage import STATES, Ghealth, stage
 from interop.tools import BuildError, Tool, prepare
 
-AT_ONCE: Final = 4
-"""Callers that ask at a time: few enough for two cores to keep everyone's time limits."""
+AT_ONCE: Final = 2
+"""Callers that ask at a time: few enough for two cores to keep everyone's time limits, of which the
+kubelet's and grpc-health-probe's are a second, with an answer 50 ms before it."""
 
 _BEGIN: Final = "<!-- interop: made by `make interop-table` -->\n"
 _END: Final = "<!-- end of interop -->"

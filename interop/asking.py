@@ -25,7 +25,7 @@ Follow = Callable[[int], AbstractContextManager[Callable[[], str]]]
 """Given ghealth's port, lends what tells a follower's opinion of the moment."""
 
 HOST: Final = "127.0.0.1"
-PATIENCE: Final = 10.0
+PATIENCE: Final = 30.0
 """Seconds in which everyone has to conclude something."""
 
 _GATEWAY: Final = health_pb2.HealthCheckRequest()
@@ -108,7 +108,8 @@ def _running(*command: str | Path) -> Iterator[Callable[[], list[str]]]:
 @contextmanager
 def grpc_go_channel(port: int) -> Iterator[Callable[[], str]]:
     """Follow by a channel of grpc-go; its opinion is its state."""
-    with _running(GO_PROGRAMS / "clienthealth", f"-addr={HOST}:{port}") as states:
+    command = (GO_PROGRAMS / "clienthealth", f"-addr={HOST}:{port}", "-duration=1h")
+    with _running(*command) as states:
         yield lambda: (states() or ["not started"])[-1]
 
 

@@ -82,7 +82,7 @@ def _node(method: str) -> Ask:
 
 
 def _grpcurl(pattern: str, *arguments: str) -> Ask:
-    return program(pattern, GO_PROGRAMS / "grpcurl", "-plaintext", "-max-time", "5", *arguments)
+    return program(pattern, GO_PROGRAMS / "grpcurl", "-plaintext", "-max-time", "20", *arguments)
 
 
 def _list_by(version: str) -> Ask:
@@ -97,7 +97,7 @@ _LIST: Final = _grpcurl(rf"^({_HEALTH})$", _AT, "list")
 _DESCRIBE: Final = _grpcurl(r"(rpc Check) ", _AT, "describe", _HEALTH)
 _CURL: Final = program(
     r"^(grpc-status: \d+)",
-    *("curl", "--silent", "--show-error", "--max-time", "5", "--http2-prior-knowledge"),
+    *("curl", "--silent", "--show-error", "--max-time", "20", "--http2-prior-knowledge"),
     *("--header", "content-type: application/grpc", "--header", "te: trailers"),
     *("--data-binary", "@-", "--dump-header", "-", "--output", "/dev/null"),
     f"http://{_AT}/{_HEALTH}/Check",
