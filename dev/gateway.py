@@ -95,7 +95,7 @@ class Agent:
             self._server.server_close()
 
 
-def envoy_config(agent_port: int, port: int, admin_port: int, host: str) -> dict[str, Any]:
+def envoy_config(agent_port: int, port: int, host: str) -> dict[str, Any]:
     """Write the bootstrap of an Envoy with nothing but the readiness listener."""
 
     def at(address: str, number: int) -> dict[str, Any]:
@@ -130,7 +130,6 @@ def envoy_config(agent_port: int, port: int, admin_port: int, host: str) -> dict
     }
     endpoint = {"endpoint": {"address": at("127.0.0.1", agent_port)}}
     return {
-        "admin": {"address": at("127.0.0.1", admin_port)},
         "static_resources": {
             "listeners": [
                 {
@@ -178,10 +177,9 @@ class Gateway:
     ) -> None:
         self.port = port or free_port(host)
         self.url = f"http://localhost:{self.port}/healthz/ready"
-        self.admin_port = free_port()
         self._host = host
         self._options = options
-        self._config = json.dumps(envoy_config(agent.port, self.port, self.admin_port, host))
+        self._config = json.dumps(envoy_config(agent.port, self.port, host))
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

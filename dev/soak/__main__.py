@@ -149,12 +149,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=SystemRandom().randrange(10**6))
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}, {arguments.seconds:g} s, {CONNECTIONS} connections", flush=True)
-    port = free_port()
     with contextlib.ExitStack() as stack:
         witness = stack.enter_context(Witness())
         envoy = stack.enter_context(Gateway(witness))
         never = stack.enter_context(Agent())
         never.state = SICK
+        port = free_port()
         log = stack.enter_context(tempfile.TemporaryFile("w+"))
         environment = processes.environment(
             LISTEN=f"127.0.0.1:{port}",

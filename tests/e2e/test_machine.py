@@ -108,8 +108,8 @@ async def test_with_64_descriptors_it_serves() -> None:
 
 def test_a_full_disk_under_the_log_changes_nothing() -> None:
     """With a standard output that takes nothing more, it answers, and ends as told."""
-    port = free_port()
     with Path("/dev/full").open("w") as full, gateway() as (envoy, agent):
+        port = free_port()
         agent.state = SICK
         settings = processes.environment(LISTEN=f"127.0.0.1:{port}", PROBE_URL=envoy.url)
         with subprocess.Popen(processes.COMMAND, stdout=full, env=settings) as process:
