@@ -29,9 +29,7 @@ run: env ## a real Envoy on 15021, ghealth on 25021, and what a check says; Ctrl
 	@exec $(BIN)/python -m dev.run
 
 test: env ## every test, with branch coverage
-	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 page-test: env ## the operators' page in a real browser (needs chromium)
