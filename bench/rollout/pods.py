@@ -13,7 +13,7 @@ from bench.rollout import numbers
 from bench.rollout.asking import http_status, is_ready
 from bench.rollout.contenders import GHEALTH, Ports
 from bench.rollout.numbers import SCALE
-from dev.gateway import READY, SICK, Agent, Gateway
+from dev.gateway import READY, SICK, Agent, Gateway, free_port
 from tests.processes import environment
 
 _UPSTREAM: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -40,7 +40,10 @@ class Proxy(Gateway):
     def __init__(self, agent: Agent, host: str, ports: Ports, echo_port: int) -> None:
         drain_time = f"{numbers.ENVOY_DRAIN_TIME / SCALE:.0f}"
         super().__init__(agent, ports.readiness, host, ("--drain-time-s", drain_time))
+        self.admin_port = free_port(host)
         config = json.loads(self._config)
+        address = {"address": host, "port_value": self.admin_port}
+        config["admin"] = {"address": {"socket_address": address}}
         resources = config["static_resources"]
         listener = json.loads(json.dumps(resources["listeners"][0]))
         listener["name"] = "traffic"
@@ -202,7 +205,7 @@ class Pod:
         self._note("draining")
         with contextlib.suppress(OSError):
             path = "/drain_listeners?graceful"
-            await http_status("127.0.0.1", self.proxy.admin_port, path, "POST")
+            await http_status(self.host, self.proxy.admin_port, path, "POST")
         await asyncio.sleep(drain / SCALE)
         await self.kill()
 
