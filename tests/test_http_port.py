@@ -9,7 +9,7 @@ import pytest
 from ghealth import http_port
 from ghealth.http_port import MAX_CONNECTIONS, MAX_HEAD, Response, serving
 
-LARGE = b"x" * 1_000_000
+LARGE = b"x" * 10_000_000
 
 
 async def respond(path: str, accept: str) -> Response | None:
@@ -93,6 +93,7 @@ async def test_a_large_answer_arrives_whole() -> None:
         (get("/\xff"), 400),
         (get("/", "X: " + "y" * 3 * MAX_HEAD), 431),
         (get("/" + "y" * 3 * MAX_HEAD), 431),
+        (get("/", "X: " + "y" * 1_000_000), 431),
         (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * MAX_HEAD, 431),
     ],
 )
