@@ -111,6 +111,22 @@ def test_a_service_that_flaps_has_few_lines_and_none_is_lost_for_good(tmp_path: 
     )
 
 
+def test_what_flaps_takes_no_lines_from_what_does_not(tmp_path: Path) -> None:
+    """While the changes of one service are left out, another's change has its line at once."""
+    clock = Clock()
+    noted = StatusLog(clock)
+
+    def write() -> None:
+        for number in range(20):
+            noted.probed(GATEWAY, DOWN if number % 2 else UP, 0.1)
+            noted.probed("b", DOWN if number == 15 else UP, 0.1)
+            clock.now += 1
+
+    told = [json.loads(line) for line in lines_of(write, tmp_path)]
+    steady = [(line["status"], line.get("held_seconds")) for line in told if line["service"]]
+    assert steady == [("SERVING", None), ("NOT_SERVING", 15), ("SERVING", 1)]
+
+
 def test_a_caller_that_starts_to_get_another_answer_is_one_line(tmp_path: Path) -> None:
     """Who, what it asked, what it gets and why, and how long it got the other answer."""
     clock = Clock()
