@@ -193,7 +193,10 @@ class Fleet:
             results = await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(member.caller.finish() for member in self.members))
             await asyncio.gather(*(member.group.close() for member in self.members))
-            await asyncio.gather(*self._ends, *(pod.kill() for pod in self.pods if not pod.gone))
+            for end in self._ends:
+                end.cancel()
+            await asyncio.gather(*self._ends, return_exceptions=True)
+            await asyncio.gather(*(pod.kill() for pod in self.pods if not pod.gone))
             echo.kill()
             await echo.wait()
         for result in results:

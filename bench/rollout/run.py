@@ -5,6 +5,7 @@ python -m bench.rollout.run EVENT SEED SLOT [CONTENDER,…]
 
 import asyncio
 import json
+import signal
 import sys
 from collections import Counter
 from statistics import quantiles
@@ -28,6 +29,8 @@ async def run(event: Event, seed: int, slot: int, names: tuple[str, ...]) -> dic
     contenders = [contender for contender in CONTENDERS if contender.name in names]
     fleet = Fleet(slot, seed, contenders, event.deregistration)
     loop = asyncio.get_running_loop()
+    if (me := asyncio.current_task()) is not None:
+        loop.add_signal_handler(signal.SIGTERM, me.cancel)  # whoever ends it leaves no Envoy behind
     async with fleet.running():
         began = loop.time()
         await event.happens(fleet)

@@ -8,7 +8,8 @@ AGREES = f"""
 metadata:
   annotations:
     alb.ingress.kubernetes.io/healthcheck-interval-seconds: "10"
-    alb.ingress.kubernetes.io/target-group-attributes: deregistration_delay.timeout_seconds={DEREGISTRATION:.0f}
+    alb.ingress.kubernetes.io/target-group-attributes: >-
+      deregistration_delay.timeout_seconds={DEREGISTRATION:.0f}
 spec:
   terminationGracePeriodSeconds: 75
   lifecycle:
