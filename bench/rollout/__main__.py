@@ -21,10 +21,10 @@ RESULTS: Final = Path(__file__).with_name("results.json")
 PAGE: Final = ROOT / "docs" / "rollouts.md"
 BEGIN, END = "<!-- rollout: made by `make rollout` -->", "<!-- end of rollout -->"
 
-PLANNED_SEEDS, SEEDS, JOBS = 20, 5, 3
+PLANNED_SEEDS, SEEDS, JOBS = 20, 3, 2
 
 PAIR: Final = "ghealth,http"
-"""Who takes part in the runs of planned events beyond `SEEDS`, twice as many at a time."""
+"""Who takes part in the runs of planned events beyond `SEEDS`, three times as many at a time."""
 
 PATIENCE: Final = 180.0
 
@@ -132,7 +132,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="a few runs, nothing written")
     parser.add_argument("--events", help="their names, comma-separated; all of them by default")
-    parser.add_argument("--seeds", help="N or FIRST-LAST; 20 of planned events, 5 of others")
+    parser.add_argument("--seeds", help="N or FIRST-LAST; 20 of planned events, 3 of others")
     parser.add_argument("--jobs", type=int, default=JOBS, help="runs at a time")
     parser.add_argument("--add", action="store_true", help="keep the other runs of results.json")
     parser.add_argument("--write", action="store_true", help="write results and page")
@@ -146,7 +146,7 @@ def main() -> int:
     more = [(event, seed) for event, seed in wanted if seed > SEEDS]
     names_of_few = SMOKE_CONTENDERS if arguments.smoke else ""
     runs = asyncio.run(make_runs(few, arguments.jobs, names_of_few))
-    runs += asyncio.run(make_runs(more, 2 * arguments.jobs, PAIR))
+    runs += asyncio.run(make_runs(more, 3 * arguments.jobs, PAIR))
     problems = report.broken(runs)
     if arguments.add and RESULTS.exists():
         fresh = {(run["event"], run["seed"]) for run in runs}

@@ -23,7 +23,7 @@ from dev.gateway import free_port, listens, wait_until
 
 REPLICAS: Final = 3
 ZONES: Final = ("a", "b")
-LOOK: Final = 0.02
+LOOK: Final = 0.05
 """Seconds of this machine's between two looks at who is routed to."""
 
 RULES: Final = Rules(
