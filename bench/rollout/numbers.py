@@ -30,13 +30,18 @@ INTERVAL, TIMEOUT, HEALTHY_THRESHOLD, UNHEALTHY_THRESHOLD = 10.0, 5.0, 2, 2
 DEREGISTRATION: Final = 60.0
 GRPC_PATH, GRPC_MATCHER = "/grpc.health.v1.Health/Check", "0"
 
-ANNOTATIONS: Final[Mapping[str, str]] = {
-    "healthcheck-interval-seconds": f"{INTERVAL:.0f}",
-    "healthcheck-timeout-seconds": f"{TIMEOUT:.0f}",
-    "healthy-threshold-count": f"{HEALTHY_THRESHOLD}",
-    "unhealthy-threshold-count": f"{UNHEALTHY_THRESHOLD}",
+_NUMBER: Final = r"""["']?(\d+)"""
+WHERE: Final[Mapping[str, float]] = {
+    # An Ingress's annotations, and the fields of a TargetGroupConfiguration.
+    rf"\b(?:healthcheck-interval-seconds|healthCheckInterval):\s*{_NUMBER}": INTERVAL,
+    rf"\b(?:healthcheck-timeout-seconds|healthCheckTimeout):\s*{_NUMBER}": TIMEOUT,
+    rf"\b(?:healthy-threshold-count|healthyThresholdCount):\s*{_NUMBER}": HEALTHY_THRESHOLD,
+    rf"\b(?:unhealthy-threshold-count|unhealthyThresholdCount):\s*{_NUMBER}": UNHEALTHY_THRESHOLD,
+    rf"deregistration_delay\.timeout_seconds(?:=|\s+value:\s*){_NUMBER}": DEREGISTRATION,
+    rf"\bterminationDrainDuration:\s*{_NUMBER}s": DRAIN,
+    rf"\bpreStop:\s+sleep:.*\n\s+seconds:\s*{_NUMBER}": PRESTOP,
 }
-"""Of an Ingress, after `alb.ingress.kubernetes.io/`; the same for both target groups."""
+"""Where deploy/ says the numbers: a pattern, and what the runs were made with."""
 
 # ---- ghealth's own defaults ---------------------------------------------------------------------
 
@@ -78,27 +83,18 @@ def differences(deploy: Path) -> list[str]:
     Args:
         deploy: The directory; it may be missing.
     """
-    patterns = {
-        rf"alb\.ingress\.kubernetes\.io/{name}:\s*[\"']?([\w.-]+)": value
-        for name, value in ANNOTATIONS.items()
-    } | {
-        r"deregistration_delay\.timeout_seconds=(\d+)": f"{DEREGISTRATION:.0f}",
-        r"terminationDrainDuration:\s*[\"']?(\d+)s": f"{DRAIN:.0f}",
-        r"preStop:\s+sleep:\s+seconds:\s*(\d+)": f"{PRESTOP:.0f}",
-        r"GHEALTH_DRAIN_DELAY[\"']?,?\s+value:\s*[\"']?(\d+)": f"{DRAIN_DELAY:.0f}",
-    }
     found = []
     for file in sorted([*deploy.rglob("*.yaml"), *deploy.rglob("*.yml")]):
         text = file.read_text()
-        for pattern, ours in patterns.items():
+        for pattern, ours in WHERE.items():
             found += [
-                f"{file}: {match[0].split()[0]} {match[1]}, but the runs were made with {ours}"
+                f"{file}: {' '.join(match[0].split())}, but the runs were made with {ours:.0f}"
                 for match in re.finditer(pattern, text)
-                if match[1] != ours
+                if float(match[1]) != ours
             ]
         found += [
-            f"{file}: terminationGracePeriodSeconds {match[1]} is less than {GRACE:.0f}"
-            for match in re.finditer(r"terminationGracePeriodSeconds:\s*(\d+)", text)
-            if int(match[1]) < GRACE
+            f"{file}: {match[0]} is less than {GRACE:.0f}"
+            for match in re.finditer(rf"\bterminationGracePeriodSeconds:\s*{_NUMBER}", text)
+            if float(match[1]) < GRACE
         ]
     return found
