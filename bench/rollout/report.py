@@ -8,7 +8,7 @@ from typing import Any, Final
 from bench.rollout.contenders import CONTENDERS, GHEALTH, HTTP
 from bench.rollout.events import EVENTS, Event
 from bench.rollout.fleet import LOOK
-from bench.rollout.numbers import INTERVAL, SCALE, TIMEOUT, UNHEALTHY_THRESHOLD
+from bench.rollout.numbers import INTERVAL, PROBE_TIMEOUT, SCALE, TIMEOUT, UNHEALTHY_THRESHOLD
 
 Run = dict[str, Any]
 
@@ -85,6 +85,11 @@ def _left(results: list[Run]) -> str:
 # ---- what must hold -----------------------------------------------------------------------------
 
 
+def is_void(run: Run) -> bool:
+    """Tell whether the machine paused for longer than the shortest timeout, ghealth's probe's."""
+    return bool(run["longest_pause_ms"] > PROBE_TIMEOUT / SCALE * 1000)
+
+
 def broken(runs: Iterable[Run]) -> list[str]:
     """Tell which promises the runs break, a line each."""
     found = []
@@ -94,6 +99,11 @@ def broken(runs: Iterable[Run]) -> list[str]:
         event = events[run["event"]]
         ghealth, http = run["contenders"][GHEALTH], run["contenders"][HTTP]
         where = f"{event.title}, seed {run['seed']}"
+        if is_void(run):
+            found.append(
+                f"{where}: no verdict, this machine paused for {run['longest_pause_ms']} ms"
+            )
+            continue
         if event.planned and ghealth["failed"]:
             found.append(f"{where}: {ghealth['failed']} calls failed: {ghealth['results']}")
         # How late the onlooker may be, and everybody else on this machine.
