@@ -24,7 +24,9 @@ def locked(name: str) -> str:
     [
         ("run", RUN),
         ("image", IMAGE),
+        ("build", GROUPS["build"]),
         ("dev", IMAGE + GROUPS["dev"]),
+        ("deploy", IMAGE + GROUPS["deploy"]),
         ("mutants", IMAGE + GROUPS["mutants"]),
     ],
 )
@@ -38,15 +40,21 @@ def test_the_locks_agree() -> None:
     """What the tests install of the run-time packages is what the image installs."""
     image = set(re.findall(r"^([\w-]+==\S+)", locked("image"), re.MULTILINE))
     assert set(re.findall(r"^([\w-]+==\S+)", locked("run"), re.MULTILINE)) < image
-    for lock in ("dev", "mutants"):
+    for lock in ("dev", "deploy", "mutants"):
         assert image <= set(re.findall(r"^([\w-]+==\S+)", locked(lock), re.MULTILINE))
 
 
-@pytest.mark.parametrize("lock", ["run", "image", "dev", "mutants"])
+@pytest.mark.parametrize("lock", ["run", "image", "build", "dev", "deploy", "mutants"])
 def test_the_locks_name_no_index(lock: str) -> None:
     """A lock has versions and hashes: where the packages come from is the machine's business."""
     assert "://" not in locked(lock)
     assert "index" not in locked(lock)
+
+
+def test_the_image_builds_the_wheel_with_what_the_tests_do() -> None:
+    """The build stage's lock is part of the tests' lock."""
+    build = re.findall(r"^([\w-]+==\S+)", locked("build"), re.MULTILINE)
+    assert set(build) <= set(re.findall(r"^([\w-]+==\S+)", locked("dev"), re.MULTILINE))
 
 
 def test_the_grpc_packages_are_pinned_equal() -> None:
