@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/ghealth/__init__.py)
 REVISION = $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2> /dev/null || echo unknown)
-IMAGE ?= ghealth:$(VERSION)
+IMAGE ?= ghealth
 ENGINE ?= $(shell dev/find-engine)
 
 .DEFAULT_GOAL := help
@@ -74,7 +74,7 @@ mutants: env ## break the code in every small way, and see that a test notices
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements/mutants.txt
 	$(BIN)/python -m dev.mutants
 
-image: ## the image, by docker, podman or buildah: IMAGE=ghealth:VERSION, PLATFORM=linux/arm64
+image: ## the image, by docker, podman or buildah: IMAGE=name:tag, PLATFORM=linux/arm64
 	@test -n "$(ENGINE)" || { echo "an image needs docker (running), podman or buildah to build it" >&2; exit 1; }
 	$(ENGINE) $(if $(PLATFORM),--platform $(PLATFORM)) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) --tag $(IMAGE) .
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +20,8 @@ _PACKAGES: Final = ("ca-certificates", "python3", "python3-venv")
 _STORAGE: Final = ROOT / ".image"
 """Kept, so that the bases are made once; `make clean` takes it away."""
 
-_RUN: Final = Path("/run/ghealth-image")
-"""What containers/storage keeps about this boot; short, for the sockets in it."""
+_RUN: Final = Path(f"/run/ghealth-image-{zlib.crc32(bytes(ROOT)):08x}")
+"""What is kept about this boot, for this checkout; a short path, for the sockets in it."""
 
 _CONFIGURATION: Final = """\
 [containers]

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,18 @@ class Container:
         """Tell what the kernel knows of its process."""
         status = Path(f"/proc/{self.inspect()['State']['Pid']}/status").read_text()
         return {name: value.strip() for name, _, value in map(_parted, status.splitlines())}
+
+    def memory(self) -> tuple[int, int]:
+        """Tell the limit of its memory and the most that it had, in bytes, cache included."""
+        groups = Path(f"/proc/{self.inspect()['State']['Pid']}/cgroup").read_text()
+        if version_1 := re.search(r"^\d+:memory:(.*)$", groups, re.MULTILINE):
+            group = Path(f"/sys/fs/cgroup/memory{version_1[1]}")
+            files = ("memory.limit_in_bytes", "memory.max_usage_in_bytes")
+        else:
+            group = Path(f"/sys/fs/cgroup{groups.strip().removeprefix('0::')}")
+            files = ("memory.max", "memory.peak")
+        limit, peak = (int((group / file).read_text()) for file in files)
+        return limit, peak
 
     def lines(self) -> list[dict[str, Any]]:
         """Tell the lines of its log."""

@@ -44,6 +44,7 @@ def test_the_image_says_what_it_is(figures: dict[str, str]) -> None:
     assert labels["org.opencontainers.image.revision"].removesuffix("-dirty") == revision
     added = image["RootFS"]["Layers"][len(base["RootFS"]["Layers"]) :]
     assert len(added) == 1
+    figures["layers"] = f"those of the base and {len(added)}"
     figures["size, a whole Debian below included"] = f"{image['Size'] / MIB:.0f} MiB"
     figures["size of ghealth's layer on its base"] = (
         f"{(image['Size'] - base['Size']) / MIB:.0f} MiB"
@@ -194,8 +195,12 @@ def test_memory_is_enough(
         assert all(next(watch).status == 2 for watch in watches)
         # A check inside, which costs a second interpreter for a moment, fits in beside it.
         assert ghealth.exec("ghealth", "check").returncode == 4
-        peak = ghealth.process()["VmHWM"]
-        figures[f"peak with {watchers} watches, of {memory} MiB"] = peak
+        resident = ghealth.process()["VmHWM"]
+        limit, peak = ghealth.memory()
+        assert limit == memory * MIB
+        figures[f"peak with {watchers} watches, of {memory} MiB"] = (
+            f"{resident} resident, {peak / MIB:.0f} MiB with the kernel's cache"
+        )
         state = ghealth.inspect()["State"]
         assert (state["Running"], state["OOMKilled"]) == (True, False)
 
