@@ -103,7 +103,7 @@ def test_make_lists_its_targets() -> None:
 def test_every_test_that_a_promise_names_exists() -> None:
     """docs/behaviour.md names no test that is not there."""
     named = set(re.findall(r"`(test_[a-z0-9_]+)`", (ROOT / "docs" / "behaviour.md").read_text()))
-    files = (ROOT / "tests").rglob("test_*.py")
+    files = [file for folder in ("tests", "dev") for file in (ROOT / folder).rglob("test_*.py")]
     there = set(re.findall(r"def (test_\w+)", "\n".join(file.read_text() for file in files)))
     assert named <= there
     assert len(named) > 30
