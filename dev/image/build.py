@@ -139,6 +139,9 @@ def main() -> int:
         check_machine()
         _STORAGE.mkdir(exist_ok=True)
         (_STORAGE / "containers.conf").write_text(_CONFIGURATION)
+        # podman's record of containers, none of which outlives a run: with it, podman refuses to
+        # work in a checkout that was moved.
+        shutil.rmtree(_STORAGE / "storage" / "libpod", ignore_errors=True)
         make_bases()
         make_image()
         check_arm64()
