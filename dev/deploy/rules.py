@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from dev.deploy.recipes import Recipe
@@ -17,13 +18,20 @@ from ghealth.status import LIVENESS
 
 _DEFAULTS: Final = defaults()
 PORT: Final = _DEFAULTS.listen[0].port
+OPERATORS_PORT: Final = 25022
+"""Where the files about METRICS_LISTEN have it; it has no default."""
 READINESS_PORT: Final = _DEFAULTS.target.port
+
+_DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 
 ANY: Final = object()
 """Expected where the value is the user's, but there has to be one."""
 
 ALB_GOES_ON: Final = 30
 """Seconds for which an ALB may go on sending new requests, and old ones may go on."""
+
+DEREGISTRATION: Final = 2 * ALB_GOES_ON
+"""Seconds after which an ALB cuts what it sent: preStop + drain (docs/rollouts.md)."""
 
 SPARE: Final = 5
 """Seconds of the grace period that are left over for the runtime."""
@@ -66,7 +74,7 @@ _OF_BOTH: Final = {
     "healthcheck-timeout-seconds": "5",
     "healthy-threshold-count": "2",
     "unhealthy-threshold-count": "2",
-    "target-group-attributes": "deregistration_delay.timeout_seconds=30",
+    "target-group-attributes": f"deregistration_delay.timeout_seconds={DEREGISTRATION}",
 }
 _OF_GRPC: Final = {
     "group.order": "1",
@@ -92,7 +100,9 @@ _CHECKS: Final = {
     "healthyThresholdCount": 2,
     "unhealthyThresholdCount": 2,
 }
-_DEREGISTRATION: Final = [{"key": "deregistration_delay.timeout_seconds", "value": "30"}]
+_DEREGISTRATION: Final = [
+    {"key": "deregistration_delay.timeout_seconds", "value": f"{DEREGISTRATION}"}
+]
 _TARGET_GROUPS: Final = {
     "targetReference": {"name": "istio-ingressgateway"},
     "defaultConfiguration": {
@@ -306,7 +316,7 @@ def _drain_faults(
     if sleep < ALB_GOES_ON:
         yield f"istio-proxy.lifecycle: {sleep} s do not cover an ALB that goes on sending"
     if int(drain[1]) < ALB_GOES_ON:
-        yield f"terminationDrainDuration: {drain[1]} s are less than the deregistration delay"
+        yield f"terminationDrainDuration: {drain[1]} s do not cover what an ALB sent last"
     if recipe.native and delay:
         yield "DRAIN_DELAY: SIGTERM comes when Envoy has gone; the pod's end is only delayed"
     if not recipe.native and delay < alive:
@@ -380,9 +390,10 @@ def text_faults(texts: Mapping[str, str]) -> Iterator[str]:
             if variable != f"{PREFIX}PORT":  # what Kubernetes injects
                 yield f"{name}: {variable} is no setting"
         for link in re.findall(r"\]\(([^):#]+)\)", text):
-            if not any(f"{other}/".startswith(f"{link}/") for other in texts):
+            if not (_DEPLOY / name).parent.joinpath(link).exists():
                 yield f"{name}: {link} is not there"
-        for port in sorted(set(re.findall(r"\b25\d{3}\b", text)) - {str(PORT)}):
+        ports = {str(PORT)} | ({str(OPERATORS_PORT)} if "METRICS_LISTEN" in text else set())
+        for port in sorted(set(re.findall(r"\b25\d{3}\b", text)) - ports):
             yield f"{name}: {port} is not the port"
         for found in re.finditer(
             r"^[ #]*type: (ClusterIP|LoadBalancer|NodePort)$", text, re.MULTILINE
