@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,6 +94,24 @@ async def test_it_tells_what_is_said_and_why(run: Run) -> None:
     assert "&lt;b&gt;?" in shown
     assert 'ghealth_serving{service="gateway"} 0.0' in metrics
     assert 'answer="UNAVAILABLE",caller="alb",service="gateway"} 1.0' in metrics
+
+
+async def test_the_history_has_the_keys_that_are_documented(run: Run) -> None:
+    """docs/operations.md names every key, and no other."""
+    page = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
+    table = page.partition("`/history.json` is one object:")[2].partition("\n\nAsking")[0]
+    rows = {
+        keys: re.findall(r"`(\w+)`", meaning)
+        for _, keys, meaning, _ in (line.split("|") for line in table.splitlines() if "`" in line)
+    }
+    async with target(answers(503)) as gateway, run(PROBE_URL=url_of(gateway), **ON) as running:
+        await wire.call(running.port, wire.EMPTY_MESSAGE, headers=ALB)
+        told = await history(running.ports[-1])
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(told)
+    for keys, inner in rows.items():
+        if inner:
+            (key,) = re.findall(r"`(\w+)`", keys)
+            assert sorted(inner) == sorted(told[key][0])
 
 
 async def test_a_scrape_asks_when_nobody_else_does(run: Run) -> None:
