@@ -64,7 +64,7 @@ bench: env .venv-bench/.installed ## ghealth beside a Go bridge and others; ARGS
 bench-check: env .venv-bench/.installed ## compare with bench/baseline.json: ratios in wide bands, counts exactly
 	$(BIN)/python -m bench.check
 
-rollout: env ## requests that fail behind a model of an ALB, in every event (about 20 min); ARGS='--events hang --seeds 2'
+rollout: env ## requests that fail behind a model of an ALB, in every event (15 min); ARGS='--events hang --seeds 2'
 	$(BIN)/python -m bench.rollout $(or $(ARGS),--write)
 
 rollout-smoke: env ## a few of these, in under two minutes
