@@ -133,7 +133,8 @@ def test_an_envoy_that_is_stopped_in_its_tracks(scene: Scene) -> None:
 
 def test_another_path_of_the_listener(scene: Scene) -> None:
     """A path that the listener does not know is 404: not ready."""
-    with processes.server(PROBE_URL=scene.envoy.url.replace("healthz", "other")) as ghealth:
+    url = scene.envoy.url.replace("healthz", "other")
+    with processes.server(PROBE_URL=url, PROBE_TIMEOUT="20") as ghealth:
         assert ghealth.check().returncode == 4
         assert ghealth.next("status_changed")["reason"] == "gateway answered 404"
 
@@ -155,7 +156,7 @@ def test_the_probe_is_asked_as_often_as_promised() -> None:
     """Twenty callers cause at most two attempts, and with nobody asking there is none."""
     with (
         gateway() as (envoy, agent),
-        processes.server(PROBE_URL=envoy.url, CACHE_TTL="60") as ghealth,
+        processes.server(PROBE_URL=envoy.url, PROBE_TIMEOUT="20", CACHE_TTL="60") as ghealth,
     ):
         assert agent.asked == 0
         askers = [Asker(ghealth.port) for _ in range(20)]
@@ -174,7 +175,7 @@ def test_localhost_without_an_etc_hosts(host: str, tmp_path: Path) -> None:
     with (
         Agent() as agent,
         Gateway(agent, host=host) as envoy,
-        processes.server(*hide, PROBE_URL=envoy.url) as ghealth,
+        processes.server(*hide, PROBE_URL=envoy.url, PROBE_TIMEOUT="20") as ghealth,
     ):
         assert ghealth.check().stdout == "status: SERVING\n"
 
@@ -240,7 +241,7 @@ def test_a_stopped_and_continued_process_serves_nothing_stale() -> None:
     """Trap 15: an answer from before a SIGSTOP is not served after the SIGCONT."""
     with (
         gateway() as (envoy, agent),
-        processes.server(PROBE_URL=envoy.url, CACHE_TTL="1") as ghealth,
+        processes.server(PROBE_URL=envoy.url, PROBE_TIMEOUT="20", CACHE_TTL="1") as ghealth,
     ):
         asker = Asker(ghealth.port)
         assert asker.check() == SERVING
