@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import json
 import pickle
 from typing import Any
@@ -312,3 +313,10 @@ def test_secrets_are_masked_in_mistakes_too(
     (line,) = mistakes(monkeypatch, **{f"GHEALTH_{variable}": held})
     assert "s3cret" not in line
     assert "***" in line
+
+
+def test_an_extra_that_is_missing_is_told_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METRICS_LISTEN without its packages is one line that says what to install."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    (line,) = mistakes(monkeypatch, GHEALTH_METRICS_LISTEN="[::]:25022")
+    assert line.endswith("are not installed: pip install 'ghealth[metrics]'")

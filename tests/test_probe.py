@@ -6,13 +6,15 @@ import itertools
 import logging
 import socket
 import ssl
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import h11
 import pytest
 import trustme
 
-from ghealth import __version__, reasons
+from ghealth import __version__, probe, reasons
 from ghealth.checker import Checker
 from ghealth.environment import target_of
 from ghealth.matcher import HTTP_CODES, Matcher
@@ -153,8 +155,9 @@ async def test_a_place_without_a_route_is_a_value(monkeypatch: pytest.MonkeyPatc
         assert found == ProbeResult(ready=False, reason=reasons.UNREACHABLE)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_lack_of_descriptors_is_not_the_gateways_fault(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     """While this process may open no socket, an attempt waits for one instead of blaming."""
     loop = asyncio.get_running_loop()
@@ -168,8 +171,45 @@ async def test_a_lack_of_descriptors_is_not_the_gateways_fault(
 
     async with target(answers(200)) as gateway:
         monkeypatch.setattr(loop, "create_connection", sometimes)
-        assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
+        assert (await probed(f"http://{host}:{gateway.port}/")).ready
     assert errors == []
+
+
+def finds(*addresses: str) -> Callable[..., list[Any]]:
+    """Resolve every name to these addresses."""
+
+    def look_up(_host: str, port: int, **_: object) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses]
+
+    return look_up
+
+
+@pytest.mark.parametrize("first_hangs", [True, False])
+async def test_a_name_has_more_than_one_address(
+    monkeypatch: pytest.MonkeyPatch, first_hangs: bool
+) -> None:
+    """Where the first address refuses, or stays silent for a while, the next one is tried."""
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+
+    async def connects(factory: Any, host: str, *args: Any, **kwargs: Any) -> Any:
+        if first_hangs and host == "127.0.0.2":
+            await asyncio.Event().wait()
+        return await connect(factory, host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", finds("127.0.0.2", "127.0.0.1"))
+    monkeypatch.setattr(probe, "NEXT_ADDRESS", 0.01)
+    async with target(answers(200)) as gateway:
+        monkeypatch.setattr(loop, "create_connection", connects)
+        async with asyncio.timeout(LONG):
+            assert (await probed(f"http://gateway.test:{gateway.port}/")).ready
+
+
+async def test_what_is_no_name_has_no_address() -> None:
+    """A label that is too long for DNS is a name that does not resolve, and no bug."""
+    aim = replace(target_of("http://localhost/"), host="a" * 64)
+    found = await HttpProbe(aim, success_codes=CODES, headers={}, tls=None)()
+    assert found == ProbeResult(ready=False, reason=reasons.NAME_UNRESOLVED)
 
 
 def test_an_exception_of_our_own_making_is_not_hidden() -> None:
