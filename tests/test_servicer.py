@@ -558,3 +558,15 @@ async def test_watchers_are_counted_by_service(serve: Serve) -> None:
         ("x", "SERVICE_UNKNOWN"): 1,
         (None, "UNAVAILABLE"): 1,
     }
+
+
+async def test_a_call_whose_caller_is_gone_ends_as_a_cancelled_one() -> None:
+    """What gRPC raises when it can neither send nor receive is no bug: nobody is told of it."""
+    notes = Notes()
+
+    async def gone(_: object) -> bytes:
+        raise grpc.aio.InternalError("the caller is gone")
+
+    with pytest.raises(asyncio.CancelledError):
+        await servicer._answering("Check", gone, notes)(None, Any)  # type: ignore[arg-type]
+    assert notes.answers == []
