@@ -113,4 +113,4 @@ lock: env ## write requirements/*.txt anew from pyproject.toml
 	$(BIN)/python -m dev.lock
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .image mutants dev/deploy/.bin interop/.bin interop/node/node_modules .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .venv-bench .image mutants dev/deploy/.bin interop/.bin interop/node/node_modules .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

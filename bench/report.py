@@ -9,8 +9,8 @@ from bench.rows import Row
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "performance.md"
 PICTURE: Final = ROOT / "docs" / "performance.svg"
-BEGIN: Final = "<!-- results: made by `make bench ARGS=--write` -->"
-END: Final = "<!-- end of results -->"
+_MADE: Final = "<!-- {}: made by `make bench ARGS=--write` -->"
+_END: Final = "<!-- end of {} -->"
 
 _COLUMNS: Final = (GHEALTH, GO, STOCK, FLOOR, "floor on uvloop", "bare imports")
 
@@ -42,17 +42,47 @@ def table(results: dict[str, Row]) -> str:
     return "\n".join(lines)
 
 
+_NODES, _INTERVAL, _KUBELET = 6, 10, 0.1
+
+
+def fleet(results: dict[str, Row]) -> str:
+    """Work out what fleets take.
+
+    Args:
+        results: What was measured.
+    """
+    per_check = results["7 ten checks a second"][GHEALTH]["CPU ms a check"]
+    per_second = results["7 idle"][GHEALTH]["CPU ms a second"]
+    memory = results["5 memory"][GHEALTH]
+    lines = ["| pods | checks a second | CPU, cores in all | resident in all | of it anonymous |"]
+    lines.append("|---|---|---|---|---|")
+    for pods in (10, 1000):
+        checks = pods * (_NODES / _INTERVAL + _KUBELET)
+        cores = (checks * per_check + pods * per_second) / 1e3
+        resident, anonymous = (memory[f"{kind} MiB"] * pods for kind in ("resident", "anonymous"))
+        lines.append(
+            f"| {pods:,} | {checks:,.0f} | {cores:.2g} | {_size(resident)} | {_size(anonymous)} |"
+        )
+    return "\n".join(lines)
+
+
+def _size(mib: float) -> str:
+    return f"{mib:,.0f} MiB" if mib < 10_000 else f"{mib / 1024:,.0f} GiB"
+
+
 def filled(page: str, results: dict[str, Row]) -> str:
-    """Put the table into the page.
+    """Put the tables into the page.
 
     Args:
         page: Its text.
         results: What was measured.
     """
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
     rows = {name: row for name, row in results.items() if name != "machine"}
-    return f"{before}{BEGIN}\n{table(rows)}\n{END}{after}"
+    for name, made in (("results", table(rows)), ("fleet", fleet(rows))):
+        begin, end = _MADE.format(name), _END.format(name)
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}\n{made}\n{end}{rest.partition(end)[2]}"
+    return page
 
 
 def write(results: dict[str, Row]) -> None:

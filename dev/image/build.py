@@ -127,7 +127,7 @@ def check_arm64() -> None:
     """
     arm64 = ("--platform=manylinux_2_28_aarch64", "--platform=manylinux2014_aarch64")
     python = ("--python-version=3.13", "--implementation=cp", "--only-binary=:all:", "--no-deps")
-    lock = f"--requirement={ROOT / 'requirements' / 'run.txt'}"
+    lock = f"--requirement={ROOT / 'requirements' / 'image.txt'}"
     with tempfile.TemporaryDirectory() as scratch:
         pip = (sys.executable, "-m", "pip", "download", "--quiet", f"--dest={scratch}")
         run(*pip, *arm64, *python, "--require-hashes", lock)
