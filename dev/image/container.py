@@ -117,7 +117,11 @@ class Container:
         def found() -> list[dict[str, Any]]:
             return [line for line in self.lines() if line["event"] == event]
 
-        if not wait_until(lambda: bool(found()), PATIENCE):
+        def ended() -> bool:
+            return not self.inspect()["State"]["Running"]
+
+        wait_until(lambda: bool(found()) or ended(), PATIENCE)
+        if not found():
             raise RuntimeError(f"no line about {event}: {podman('logs', self.name)}")
         return found()[0]
 
