@@ -30,6 +30,9 @@ SEEN_WITHIN: Final = WITHIN + WATCH_INTERVAL
 ANSWERED_WITHIN: Final = PROBE_TIMEOUT + ALLOWANCE + MESSAGE_PATIENCE + ALLOWANCE
 """An attempt, and one second that is the caller's own, to send its message."""
 
+HANDSHAKE: Final = 2.0
+"""Seconds in which gRPC lets go of who has connected and not shaken hands."""
+
 ATTEMPT_SPARES: Final = PROBE_TIMEOUT - ALLOWANCE
 """Seconds that an attempt on a well gateway can lose and still be in time."""
 
@@ -211,6 +214,18 @@ class Model:
         times = (min(s.ended, received) - max(s.began, asked) for s in self._stops)
         return sum(max(0.0, seconds) for seconds in times)
 
+    def _unshaken(self, asked: float, received: float, late: float) -> bool:
+        """Tell whether ghealth was stopped for so long that gRPC let go of who had just connected.
+
+        Its handshake timeout (2 s, `ghealth.server.options`) goes on while the process is stopped,
+        and a stop that ended just before the call may count: gRPC's threads go on with the time at
+        which they were stopped.
+        """
+        for stop in reversed(self._stops):
+            if asked - stop.ended < ALLOWANCE + late:
+                asked = min(asked, stop.began)
+        return self.stood(asked, received) + late > HANDSHAKE - ALLOWANCE
+
     def judge(
         self, kind: str, tells: Tells, answer: str, asked: float | None, *, hurried: bool = False
     ) -> None:
@@ -235,6 +250,8 @@ class Model:
             late = withheld(sent)
             age = self._decided(asked, received, late) - self._witness.said
             if answer not in (tells.healthy, tells.sick):
+                if answer.startswith("no answer") and self._unshaken(since, received, late):
+                    return ""
                 return "never an answer to this caller"
             if took > ANSWERED_WITHIN + late:
                 return f"after {took:.3f} s"
