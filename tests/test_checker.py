@@ -219,6 +219,7 @@ async def test_a_bug_in_a_probe_reads_as_not_serving(caplog: pytest.LogCaptureFi
     assert await checker_of(FakeProbe(ZeroDivisionError())).check(GATEWAY) == INTERNAL_ERROR
     (line,) = caplog.records
     assert line.getMessage() == "probing failed"
+    assert line.__dict__["event"] == "internal_error"
     assert line.exc_info is not None
 
 

@@ -205,6 +205,45 @@ async def test_a_name_has_more_than_one_address(
             assert (await probed(f"http://gateway.test:{gateway.port}/")).ready
 
 
+async def test_the_first_address_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe goes where the name says, and nowhere else on this machine."""
+    monkeypatch.setattr(socket, "getaddrinfo", finds("127.0.0.2", "127.0.0.1"))
+    async with target(answers(200), host="127.0.0.2") as gateway:
+        assert (await probed(f"http://gateway.test:{gateway.port}/")).ready
+        assert (await probed(f"http://127.0.0.2:{gateway.port}/")).ready
+
+
+async def test_a_slow_loopback_address_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway on 127.0.0.1 that accepts late is not given up for one on ::1."""
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+
+    async def late(*args: Any, **kwargs: Any) -> Any:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        return await connect(*args, **kwargs)
+
+    monkeypatch.setattr(probe, "NEXT_ADDRESS", 0)
+    async with target(answers(200)) as gateway:
+        monkeypatch.setattr(loop, "create_connection", late)
+        assert (await probed(f"http://localhost:{gateway.port}/")).ready
+
+
+async def test_a_plain_target_beside_one_with_tls_stays_plain() -> None:
+    """Whom the process trusts is nothing to a target that is asked without TLS."""
+    async with target(answers(200)) as gateway:
+        aim = target_of(f"http://127.0.0.1:{gateway.port}/")
+        context = ssl.create_default_context()
+        found = await HttpProbe(aim, success_codes=CODES, headers={}, tls=context)()
+    assert found.ready
+
+
+async def test_headers_may_be_long() -> None:
+    """What proxies add to an answer is no reason to be unwell, up to a bound."""
+    async with target(answers(200, b"x: %s\r\n" % (b"a" * 50_000))) as gateway:
+        assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
+
+
 async def test_what_is_no_name_has_no_address() -> None:
     """A label that is too long for DNS is a name that does not resolve, and no bug."""
     aim = replace(target_of("http://localhost/"), host="a" * 64)
