@@ -128,7 +128,7 @@ def _both_can_meet(event: Event) -> bool:
 
 # ---- pictures -----------------------------------------------------------------------------------
 
-_LEFT, _WIDTH, _ROW, _TOP = 150, 760, 30, 64
+_LEFT, _WIDTH, _ROW, _TOP = 170, 740, 30, 64
 _COLOURS: Final = {
     "starting": "#d9d9d9",
     "ready": "#8fce9b",
@@ -167,6 +167,13 @@ def picture(run: Run) -> str:
         parts.append(f'<circle cx="{at_x + 6}" cy="38" r="3" fill="{colour}"/>')
         parts.append(_text(at_x + 14, 42, word))
         at_x += 110
+    floor = _TOP + _ROW * (len(pods) + len(lanes))
+    step = 10 if end - begin < 150 else 20
+    for tick in range(0, int(end) + 1, step):
+        parts.append(
+            f'<line x1="{x(tick)}" x2="{x(tick)}" y1="{_TOP}" y2="{floor}" stroke="#eeeeee"/>'
+        )
+        parts.append(_text(x(tick) - 6, floor + 16, f"{tick}"))
     y = _TOP
     for number, (host, states) in enumerate(pods.items(), 1):
         parts.append(_text(10, y + 16, f"pod {number}"))
@@ -193,10 +200,6 @@ def picture(run: Run) -> str:
         parts += [_dot(x(at), y + 13, passed=False) for at, *_ in failures]
         parts.append(_text(_LEFT + _WIDTH - 60, y + 9, f"{len(failures)} failed"))
         y += _ROW
-    step = 10 if end - begin < 150 else 20
-    for tick in range(0, int(end) + 1, step):
-        parts.append(f'<line x1="{x(tick)}" x2="{x(tick)}" y1="{_TOP}" y2="{y}" stroke="#eeeeee"/>')
-        parts.append(_text(x(tick) - 6, y + 16, f"{tick}"))
     parts.append(_text(_LEFT, y + 36, "seconds of the cluster; a dot on a pod is a node's check"))
     return "\n".join([*parts, "</svg>", ""])
 

@@ -218,6 +218,27 @@ async def test_what_is_under_way_is_cut_after_the_deregistration_delay() -> None
 
 
 @in_virtual_time
+async def test_a_delay_as_long_as_the_lag_cuts_the_last_calls() -> None:
+    """A call sent in the lag's last moment is cut at once by a delay of 30 s, not by one of 60."""
+    for delay, seconds in ((30, 0), (60, 30)):
+        pods = Pods()
+        one = node(pods, Rules(10, 5, 2, 2, delay, (30, 30)))
+        one.register("p", "a")
+        await asyncio.sleep(10.1)
+        one.deregister("p")
+        await asyncio.sleep(29.9)
+        target = one.pick()
+        assert target is not None
+        target.in_flight += 1
+        cut = asyncio.Event()
+        target.closed.append(cut.set)
+        sent = asyncio.get_running_loop().time()
+        await cut.wait()
+        assert seconds <= asyncio.get_running_loop().time() - sent <= seconds + 1
+        await one.close()
+
+
+@in_virtual_time
 async def test_a_target_registered_again_while_draining_is_new() -> None:
     """Registered again, it is initial: not routed to beside a healthy one until a check passes."""
     pods = Pods()
