@@ -208,6 +208,7 @@ async def test_a_name_has_more_than_one_address(
 async def test_the_first_address_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe goes where the name says, and nowhere else on this machine."""
     monkeypatch.setattr(socket, "getaddrinfo", finds("127.0.0.2", "127.0.0.1"))
+    monkeypatch.setattr(probe, "NEXT_ADDRESS", LONG)
     async with target(answers(200), host="127.0.0.2") as gateway:
         assert (await probed(f"http://gateway.test:{gateway.port}/")).ready
         assert (await probed(f"http://127.0.0.2:{gateway.port}/")).ready
