@@ -38,6 +38,7 @@ async def test_each_wait_has_its_own_turns() -> None:
     started = now()
     await asyncio.wait((short, long), return_when=asyncio.FIRST_COMPLETED)
     assert now() - started == pytest.approx(0.2)
+    assert isinstance(short.exception(), TimeoutError)
     assert not long.done()
     await asyncio.wait((long,))
     assert now() - started == pytest.approx(0.5)
