@@ -72,13 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return KILLED_BY + signal.SIGINT
     except BrokenPipeError:
         # As for any tool in a pipe: whoever read the output has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return KILLED_BY + signal.SIGPIPE
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
+        _discard_output()
         return _tell((f"cannot write: {error.strerror}",))
     return code
+
+
+def _discard_output() -> None:
+    """Send what is left in the output's buffer nowhere: the interpreter's end would try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
