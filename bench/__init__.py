@@ -1,1 +1,1 @@
-"""ghealth beside what people would run instead, in one run, on one machine."""
+"""What ghealth costs beside others, and what it saves in a rollout."""

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from bench.rollout import report
 from bench.rollout.events import EVENTS, Event
-from dev.tables import ROOT
 
+ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = Path(__file__).with_name("results.json")
 PAGE: Final = ROOT / "docs" / "rollouts.md"
 BEGIN, END = "<!-- rollout: made by `make rollout` -->", "<!-- end of rollout -->"

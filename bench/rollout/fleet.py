@@ -19,7 +19,7 @@ from bench.rollout.contenders import BRIDGES, Contender, Ports
 from bench.rollout.numbers import SCALE
 from bench.rollout.pods import Pod
 from bench.rollout.traffic import Caller
-from dev.gateway import free_port, listens, wait_until
+from tests.support.gateway import free_port, listens, wait_until
 
 REPLICAS: Final = 3
 ZONES: Final = ("a", "b")

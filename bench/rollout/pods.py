@@ -13,8 +13,8 @@ from bench.rollout import numbers
 from bench.rollout.asking import http_status, is_ready
 from bench.rollout.contenders import GHEALTH, Ports
 from bench.rollout.numbers import SCALE
-from dev.gateway import READY, SICK, Agent, Gateway, free_port, listens, wait_until
-from tests.processes import environment
+from tests.support.gateway import READY, SICK, Agent, Gateway, free_port, listens, wait_until
+from tests.support.processes import environment
 
 _UPSTREAM: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
@@ -28,7 +28,7 @@ class _Agent(Agent):
 
 
 class Proxy(Gateway):
-    """The gateway of `dev.gateway`, with a route for the calls beside its readiness listener.
+    """The gateway of `tests.support`, with a route for the calls beside its readiness listener.
 
     Args:
         agent: Whom the readiness listener asks.

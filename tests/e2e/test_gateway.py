@@ -21,9 +21,9 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from dev.gateway import READY, SICK, SILENT, Agent, Gateway, free_port, gateway, listens
-from tests import processes, wire
-from tests.stopwatch import Stopwatch
+from tests.support import processes, wire
+from tests.support.gateway import READY, SICK, SILENT, Agent, Gateway, free_port, gateway, listens
+from tests.support.stopwatch import Stopwatch
 
 figures = logging.getLogger(__name__)
 """Shown by `pytest --log-cli-level=info`."""

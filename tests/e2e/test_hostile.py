@@ -14,9 +14,9 @@ import h2.config
 import h2.connection
 import pytest
 
-from dev.gateway import gateway
-from tests import processes, wire
-from tests.stopwatch import Stopwatch
+from tests.support import processes, wire
+from tests.support.gateway import gateway
+from tests.support.stopwatch import Stopwatch
 
 figures = logging.getLogger(__name__)
 """Shown by `pytest --log-cli-level=info`."""

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from grpc_health.v1 import health_pb2
 
-from dev.gateway import SICK, free_port, gateway
-from tests import processes, wire
-from tests.stopwatch import Stopwatch
+from tests.support import processes, wire
+from tests.support.gateway import SICK, free_port, gateway
+from tests.support.stopwatch import Stopwatch
 
 SERVING = b"\0\0\0\0\2\x08\1"
 IN_TIME = 1.0

@@ -1,1 +1,0 @@
-"""What people and checks run beside ghealth: the local gateway, the lock, the tables."""

@@ -1,1 +1,0 @@
-"""Callers and faults at random: `python -m dev.soak`."""

@@ -1,0 +1,81 @@
+"""What `make dist` built: the wheel in an empty environment, and the sdist."""
+
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ghealth import __version__
+
+ROOT = Path(__file__).parents[2]
+WHEEL = ROOT / "dist" / f"ghealth-{__version__}-py3-none-any.whl"
+SDIST = ROOT / "dist" / f"ghealth-{__version__}.tar.gz"
+PATIENCE = 300.0
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel into an environment that has nothing else; tell where its commands are."""
+    place = tmp_path_factory.mktemp("empty")
+    venv.create(place)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    install = [*pip, "--python", str(place / "bin" / "python"), "install"]
+    locked = ["--require-hashes", "--only-binary=:all:", "-r", f"{ROOT}/requirements/run.txt"]
+    subprocess.run([*install, *locked], check=True, timeout=PATIENCE)
+    # What it asks for beyond the lock is not found.
+    alone = {name: value for name, value in os.environ.items() if name != "PIP_FIND_LINKS"}
+    subprocess.run([*install, "--no-index", str(WHEEL)], check=True, timeout=PATIENCE, env=alone)
+    return place / "bin"
+
+
+def test_the_wheel_works_in_an_empty_environment(installed: Path, tmp_path: Path) -> None:
+    """Its commands run without the checkout: settings, a check with nobody there, and serving."""
+
+    def run(*command: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [str(installed / command[0]), *command[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    assert "GHEALTH_PROBE_URL" in run("ghealth", "settings").stdout
+    assert "GHEALTH_PROBE_URL" in run("python", "-m", "ghealth", "settings").stdout
+    assert run("ghealth", "check", "--addr=127.0.0.1:1").returncode == 2
+    assert run("ghealth", "check", "--as=alb", "--addr=127.0.0.1:1").returncode == 4
+    with subprocess.Popen(
+        [installed / "ghealth"],
+        env={"GHEALTH_LISTEN": "127.0.0.1:0", "GHEALTH_DRAIN_DELAY": "0"},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+    ) as ghealth:
+        assert ghealth.stdout is not None
+        assert b'"started"' in ghealth.stdout.readline()
+        ghealth.send_signal(signal.SIGTERM)
+        assert ghealth.wait(PATIENCE) == 0
+
+
+def test_the_wheel_has_the_package_alone() -> None:
+    """Every file is ghealth's or about it; its types are for others too."""
+    names = zipfile.ZipFile(WHEEL).namelist()
+    assert {name.split("/")[0] for name in names} == {"ghealth", f"ghealth-{__version__}.dist-info"}
+    assert "ghealth/py.typed" in names
+    sources = {f"ghealth/{file.name}" for file in (ROOT / "src" / "ghealth").glob("*.py")}
+    assert sources <= set(names)
+
+
+def test_the_sdist_is_the_checkout() -> None:
+    """From the sdist alone everything can be built, tested and read, and nothing else is in it."""
+    with tarfile.open(SDIST) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.check_output(listing, cwd=ROOT, text=True).split()
+    assert names == {*files, "PKG-INFO"}

@@ -1,0 +1,232 @@
+"""The image that ships, run as a gateway pod runs it: bare, confined, beside a real Envoy."""
+
+import http.client
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ghealth import __version__
+from tests.image import container as containers
+from tests.image.build import IMAGE, ROOT, RUN_BASE
+from tests.image.container import PATIENCE, container, podman
+from tests.support.gateway import ENVOY, SICK, Agent, listens, wait_until
+
+GHEALTH = Path(sys.prefix) / "bin" / "ghealth"
+USER = "65532"
+AS_ALB = ("ghealth", "check", "--as", "alb")
+MIB = 1024 * 1024
+
+
+def inspected(image: str) -> Any:
+    return json.loads(podman("inspect", image).stdout)[0]
+
+
+def test_the_image_says_what_it_is(figures: dict[str, str]) -> None:
+    """It has a numeric user, its version and revision, and the port; one layer on its base."""
+    image, base = inspected(IMAGE), inspected(RUN_BASE)
+    configuration = image["Config"]
+    labels = configuration["Labels"]
+    revision = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+    assert configuration["User"] == f"{USER}:{USER}"
+    assert configuration["Entrypoint"] == ["ghealth"]
+    assert configuration["ExposedPorts"] == {"25021/tcp": {}}
+    assert labels["org.opencontainers.image.version"] == __version__
+    assert labels["org.opencontainers.image.revision"].removesuffix("-dirty") == revision
+    added = image["RootFS"]["Layers"][len(base["RootFS"]["Layers"]) :]
+    assert len(added) == 1
+    figures["layers"] = f"those of the base and {len(added)}"
+    figures["size, a whole Debian below included"] = f"{image['Size'] / MIB:.0f} MiB"
+    figures["size of ghealth's layer on its base"] = (
+        f"{(image['Size'] - base['Size']) / MIB:.0f} MiB"
+    )
+
+
+def test_beside_a_gateway_it_tells_the_truth(agent: Agent) -> None:
+    """A grpc client and an ALB learn the gateway's state, from inside and from outside."""
+    with container(CACHE_TTL="0") as ghealth:
+        assert ghealth.exec("ghealth", "check").returncode == 0
+        assert ghealth.exec(*AS_ALB).returncode == 0
+        assert subprocess.run([GHEALTH, "check"], check=False).returncode == 0
+        agent.state = SICK
+        assert ghealth.exec("ghealth", "check").returncode == 4
+        verdict = ghealth.exec(*AS_ALB)
+        assert verdict.returncode == 4
+        assert "Health checks failed with these codes: [14]" in verdict.stdout
+        assert subprocess.run([GHEALTH, "check"], check=False).returncode == 4
+
+
+def test_the_compose_files_gateway_turns_sick_and_well() -> None:
+    """deploy/local: POST to Envoy's admin port makes the gateway unready, and ready again."""
+    config = ROOT / "deploy" / "local" / "envoy.yaml"
+    with (
+        container(CACHE_TTL="0") as ghealth,
+        subprocess.Popen([ENVOY, "--config-path", config, "--log-level", "error"]) as envoy,
+    ):
+        try:
+            assert wait_until(lambda: listens(15021) and listens(15000), PATIENCE)
+            for command, exit_code in (("ok", 0), ("fail", 4), ("ok", 0)):
+                admin = http.client.HTTPConnection("127.0.0.1", 15000, timeout=PATIENCE)
+                admin.request("POST", f"/healthcheck/{command}")
+                assert admin.getresponse().status == 200
+                admin.close()
+                assert ghealth.exec("ghealth", "check").returncode == exit_code
+        finally:
+            envoy.kill()
+
+
+def test_the_image_is_a_command(agent: Agent) -> None:
+    """`docker run IMAGE check …` and the other commands work, with their exit codes."""
+    assert containers.run("check", "--connect-timeout=500ms").returncode == 2
+    with container(CACHE_TTL="0"):
+        assert containers.run("check").returncode == 0
+        agent.state = SICK
+        assert containers.run("check").returncode == 4
+        assert containers.run("check", "--as", "alb").returncode == 4
+        assert containers.run("check", "--service=unknown").returncode == 3
+    assert containers.run("check", "--nonsense").returncode == 1
+    assert "GHEALTH_PROBE_URL" in containers.run("settings").stdout
+
+
+def test_mistakes_are_one_line_and_an_exit_code() -> None:
+    """A wrong setting ends it with 1, a taken port with 2, each with one line."""
+    mistaken = containers.run(options=("--env=GHEALTH_CACHE_TTL=soon",))
+    assert (mistaken.returncode, mistaken.stderr.count("\n")) == (1, 1)
+    assert "GHEALTH_CACHE_TTL" in mistaken.stderr
+    with container():
+        taken = containers.run()
+    assert (taken.returncode, taken.stderr.count("\n")) == (2, 1)
+    assert "25021" in taken.stderr
+
+
+def test_it_is_process_number_1_without_privileges() -> None:
+    """Nothing stands between the runtime and ghealth; it is nobody and may do nothing."""
+    with container() as ghealth:
+        process = ghealth.process()
+        assert process["NSpid"].split()[-1] == "1"
+        assert process["Uid"].split() == [USER] * 4
+        assert process["Gid"].split() == [USER] * 4
+        assert {int(process[f"Cap{kind}"], 16) for kind in ("Eff", "Prm", "Bnd", "Amb")} == {0}
+
+
+def test_it_drains_on_sigterm_and_ends_with_0(agent: Agent) -> None:
+    """SIGTERM reaches process number 1: it drains, though the gateway is ready, and ends with 0."""
+    assert agent.state != SICK
+    with container(DRAIN_DELAY="15") as ghealth:
+        ghealth.signal("TERM")
+        ghealth.line("draining")
+        assert ghealth.exec("ghealth", "check").returncode == 4
+        assert ghealth.exec("ghealth", "check", "--service=liveness").returncode == 0
+        assert ghealth.exit_code() == 0
+        assert ghealth.lines()[-1]["event"] == "stopped"
+
+
+def test_sigint_skips_the_drain_and_a_second_signal_ends_it() -> None:
+    """SIGINT ends it with 0 without the delay; a second SIGTERM at once with 128 + 15."""
+    with container(DRAIN_DELAY="3600") as ghealth:
+        ghealth.signal("INT")
+        assert ghealth.exit_code() == 0
+    with container(DRAIN_DELAY="3600") as ghealth:
+        ghealth.signal("TERM")
+        ghealth.line("draining")
+        ghealth.signal("TERM")
+        assert ghealth.exit_code() == 128 + signal.SIGTERM
+
+
+def test_the_healthcheck_is_about_the_process_alone() -> None:
+    """HEALTHCHECK passes while the gateway is down, and fails when ghealth does not answer."""
+    with container() as ghealth:
+        assert ghealth.exec("ghealth", "check").returncode == 4
+        assert ghealth.healthcheck() == 0
+        ghealth.signal("STOP")
+        assert ghealth.healthcheck() == 1
+        ghealth.signal("CONT")
+
+
+def test_without_a_network_it_starts() -> None:
+    """With a loopback interface alone it serves, and says that the gateway does not answer."""
+    with container(network="none") as ghealth:
+        assert ghealth.exec("ghealth", "check", "--service=liveness").returncode == 0
+        verdict = ghealth.exec(*AS_ALB)
+        assert verdict.returncode == 4
+        assert "connection refused" in verdict.stdout
+
+
+def test_nothing_is_written(agent: Agent) -> None:
+    """Where it may write, it does not: a life leaves no file behind but the runtime's own."""
+    mounted = {"/dev", "/etc", "/proc", "/run", "/sys"}
+    with container("--read-only=false", "--user=0:0", CACHE_TTL="0") as ghealth:
+        assert ghealth.exec("ghealth", "check").returncode == 0
+        agent.state = SICK
+        assert ghealth.exec(*AS_ALB).returncode == 4
+        ghealth.signal("INT")
+        assert ghealth.exit_code() == 0
+        changed = [line.split()[1] for line in podman("diff", ghealth.name).stdout.splitlines()]
+    assert {"/".join(path.split("/")[:2]) for path in changed} <= mounted
+
+
+@pytest.mark.parametrize(("memory", "watchers"), [(64, 20), (96, 100)])
+def test_memory_is_enough(
+    agent: Agent, figures: dict[str, str], memory: int, watchers: int
+) -> None:
+    """In 64 MiB it serves checks and a few watches, in 96 MiB all that it allows."""
+    with (
+        container(memory=memory, CACHE_TTL="0") as ghealth,
+        grpc.insecure_channel("127.0.0.1:25021") as channel,
+    ):
+        figures[f"resident, idle, of {memory} MiB"] = ghealth.process()["VmRSS"]
+        stub = health_pb2_grpc.HealthStub(channel)
+        nobody = health_pb2.HealthCheckRequest()
+        watches = [stub.Watch(nobody, timeout=PATIENCE) for _ in range(watchers)]
+        serving = health_pb2.HealthCheckResponse.SERVING
+        assert all(next(watch).status == serving for watch in watches)
+        for _ in range(300):
+            assert stub.Check(nobody, timeout=PATIENCE).status == serving
+        agent.state = SICK
+        assert all(next(watch).status == 2 for watch in watches)
+        resident = ghealth.process()["VmHWM"]
+        limit, peak = ghealth.memory()
+        assert limit == memory * MIB
+        figures[f"peak with {watchers} watches, of {memory} MiB"] = (
+            f"{resident} resident, {peak / MIB:.0f} MiB with the kernel's cache"
+        )
+        state = ghealth.inspect()["State"]
+        assert (state["Running"], state["OOMKilled"]) == (True, False)
+
+
+def test_every_module_is_compiled() -> None:
+    """Python finds byte code of its own version for each file, and takes it without a look."""
+    script = (
+        "import importlib.util as u, pathlib, sys\n"
+        "for file in pathlib.Path('/opt/ghealth').rglob('*.py'):\n"
+        "    code = pathlib.Path(u.cache_from_source(str(file)))\n"
+        "    if not code.exists() or code.read_bytes()[4:8] != b'\\x01\\0\\0\\0':\n"
+        "        print(file)\n"
+        "print(sys.version_info[:2])\n"
+    )
+    done = containers.run("-c", script, options=("--entrypoint=python3",))
+    assert done.stdout == "(3, 13)\n", done
+
+
+def test_it_starts(figures: dict[str, str]) -> None:
+    """Five times in a row it starts; how long that takes is printed."""
+    starts, checks = [], []
+    for _ in range(5):
+        with container() as ghealth:
+            launched = datetime.fromisoformat(ghealth.inspect()["State"]["StartedAt"][:26] + "Z")
+            listening = datetime.fromisoformat(ghealth.line("started")["time"])
+            starts.append((listening - launched).total_seconds())
+            before = time.monotonic()
+            assert ghealth.healthcheck() == 0
+            checks.append(time.monotonic() - before)
+    figures["from the runtime's start to serving"] = f"{statistics.median(starts):.2f} s"
+    figures["one HEALTHCHECK, podman included"] = f"{statistics.median(checks):.2f} s"

@@ -1,0 +1,158 @@
+"""Ask ghealth as everybody does, in every state: what does each of them conclude?"""
+
+import argparse
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tests.interop.asking import PATIENCE
+from tests.interop.callers import CALLERS, FOLLOWERS, Follower, Row
+from tests.interop.stage import STATES, Ghealth, stage
+from tests.interop.tools import BuildError, Tool, prepare
+from tests.support.gateway import READY, SICK, Agent, wait_until
+
+AT_ONCE: Final = 2
+"""Callers that ask at a time: few enough for two cores to keep everyone's time limits, of which the
+kubelet's and grpc-health-probe's are a second, with an answer 50 ms before it."""
+
+_BEGIN: Final = "<!-- interop: made by `make interop-table` -->\n"
+_END: Final = "<!-- end of interop -->"
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+
+
+class Cell(NamedTuple):
+    """One caller in one state: what came of it, and what the table shows."""
+
+    verdict: str
+    text: str
+
+
+Table = dict[str, dict[str, Cell]]
+"""The cells by row and column."""
+
+
+def main() -> int:
+    """Run the suite and tell the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.interop", description=__doc__)
+    parser.add_argument("--page", type=Path, metavar="FILE", help="whose tables to compare")
+    parser.add_argument("--write", action="store_true", help="write the tables into the page")
+    arguments = parser.parse_args()
+    # As Ctrl-C: what was started is ended on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    print("Building the callers, which takes minutes the first time.", file=sys.stderr)
+    try:
+        tools = prepare()
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    tables = (in_each_state(tools), over_time(tools))
+    text = "\n".join(map(_markdown, tables))
+    cells = [cell for table in tables for row in table.values() for cell in row.values()]
+    counts = Counter(cell.verdict for cell in cells)
+    shown = (PASSED, FAILED, SKIPPED) if counts[SKIPPED] else (PASSED, FAILED)
+    print(text, ", ".join(f"{counts[verdict]} {verdict}" for verdict in shown), sep="\n")
+    stale = arguments.page and not counts[SKIPPED] and _is_stale(arguments.page, text)
+    if stale and arguments.write:
+        arguments.page.write_text(_with_tables(arguments.page.read_text(), text))
+    elif stale:
+        print(f"{arguments.page} shows other tables: make interop-table", file=sys.stderr)
+        return 1
+    return 1 if counts[FAILED] else 0
+
+
+def _is_stale(page: Path, tables: str) -> bool:
+    text = page.read_text()
+    return _with_tables(text, tables) != text
+
+
+def _with_tables(text: str, tables: str) -> str:
+    """Put the tables into the text of a page, between the comments that ask for them."""
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    return f"{before}{begin}{tables}{end}{after}"
+
+
+def in_each_state(tools: frozenset[Tool]) -> Table:
+    """Have every caller ask once in every state."""
+    table: Table = {caller.name: {} for caller in CALLERS}
+    for state in STATES:
+        with stage(state) as (_, ghealth), ThreadPoolExecutor(AT_ONCE) as pool:
+            expected = [c.healthy if state == READY else c.unhealthy for c in CALLERS]
+            asks = [partial(caller.ask, ghealth.port) for caller in CALLERS]
+            cells = pool.map(partial(_judge, tools), CALLERS, expected, asks)
+            for caller, cell in zip(CALLERS, cells, strict=True):
+                table[caller.name][state] = cell
+    return table
+
+
+def over_time(tools: frozenset[Tool]) -> Table:
+    """Have every follower follow one ghealth through its life."""
+    table: Table = {follower.name: {} for follower in FOLLOWERS}
+    with stage() as (agent, ghealth), ExitStack() as stack:
+        opinions = {
+            follower: stack.enter_context(follower.follow(ghealth.port))
+            for follower in FOLLOWERS
+            if follower.needs in tools
+        }
+
+        def settle(follower: Follower, expected: str) -> str:
+            opinion = opinions[follower]
+            wait_until(lambda: opinion() == expected, PATIENCE)
+            return opinion()
+
+        for event, ready in _life(agent, ghealth):
+            for follower in FOLLOWERS:
+                expected = follower.healthy if ready else follower.unhealthy
+                conclude = partial(settle, follower, expected)
+                table[follower.name][event] = _judge(tools, follower, expected, conclude)
+    return table
+
+
+def _life(agent: Agent, ghealth: Ghealth) -> Iterator[tuple[str, bool]]:
+    """Make things happen; tell each by its name, and whether the gateway is to be used then."""
+    yield "ready", True
+    agent.state = SICK
+    yield "503", False
+    agent.state = READY
+    yield "ready again", True
+    ghealth.stop()
+    yield "ghealth ended", False
+    ghealth.start()
+    yield "started anew", True
+    ghealth.drain()
+    yield "draining", False
+    ghealth.stop()
+    ghealth.start()
+    yield "restarted", True
+
+
+def _judge(tools: frozenset[Tool], row: Row, expected: str, conclude: Callable[[], str]) -> Cell:
+    if row.needs not in tools:
+        # Where everything is meant to be installed, a missing tool is a mistake.
+        return Cell(FAILED if os.environ.get("CI") == "true" else SKIPPED, f"no {row.needs.value}")
+    try:
+        concluded = conclude()
+    except Exception as error:
+        concluded = f"{type(error).__name__}: {error}"
+    if concluded == expected:
+        return Cell(PASSED, concluded)
+    return Cell(FAILED, f"**{' '.join(concluded.split())}** instead of {expected}")
+
+
+def _markdown(table: Table) -> str:
+    columns = list(next(iter(table.values())))
+    lines = [["caller", *columns], ["---"] * (len(columns) + 1)]
+    lines += ([name, *(cell.text for cell in row.values())] for name, row in table.items())
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

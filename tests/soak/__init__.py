@@ -1,0 +1,1 @@
+"""Callers and faults at random: `python -m tests.soak`."""

@@ -1,0 +1,187 @@
+"""Every caller and every fault at random, and each single answer held against a model.
+
+A real Envoy with a stand-in for pilot-agent behind it, and a ghealth beside it. One director
+disturbs the agent, one the processes; meanwhile callers of every kind, well-behaved and hostile,
+keep up to `CONNECTIONS` connections busy. Each choice follows from the seed and the name of who
+makes it; which choices happen to meet is up to the machine.
+
+A new caller is a row of `CALLERS`, a new fault a function in `FAULTS`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from random import SystemRandom
+from typing import Final
+
+from tests.soak.callers import CALLERS, CONNECTIONS, DEAF_WATCH, PATIENCE, work
+from tests.soak.model import (
+    ALLOWANCE,
+    CACHE_TTL,
+    PROBE_TIMEOUT,
+    WATCH_INTERVAL,
+    WITHIN,
+    Machine,
+    Model,
+    Witness,
+    now,
+)
+from tests.soak.scene import FAULTS, Scene, an_attempt, direct
+from tests.support import processes
+from tests.support.gateway import SICK, Agent, Gateway, free_port, listens, wait_until
+
+DRAIN_DELAY, SHUTDOWN_GRACE = 5.0, 1.0
+SETTINGS: Final = {
+    "CACHE_TTL": str(CACHE_TTL),
+    "PROBE_TIMEOUT": str(PROBE_TIMEOUT),
+    "WATCH_INTERVAL": str(WATCH_INTERVAL),
+    "DRAIN_DELAY": str(DRAIN_DELAY),
+    "SHUTDOWN_GRACE": str(SHUTDOWN_GRACE),
+    "MAX_WATCHES": "60",  # twice what there may be: a leak shows
+    "LOG_FORMAT": "json",
+}
+FDS_NEAR: Final = 3  # over the start's: an attempt may be under way
+MISSED: Final = 0.1
+"""Part of the short deadlines that may be missed: ghealth is 50 ms ahead of one, which is less
+than the allowance, and the work for a hundred resets can take as long."""
+SHOWN: Final = 20  # of the wrong answers
+
+
+async def play(scene: Scene, seconds: float, *subjects: str) -> None:
+    """Have everyone call for some time while some subjects are disturbed."""
+    scene.over.clear()
+    async with asyncio.timeout(seconds + 6 * PATIENCE), asyncio.TaskGroup() as group:
+        for subject in subjects:
+            group.create_task(direct(scene, subject))
+        for kind, caller in CALLERS.items():
+            for number in range(caller.workers):
+                group.create_task(work(scene, kind, number))
+        end = now() + seconds
+        while now() < end and scene.ghealth.poll() is None:
+            scene.usages.append(scene.usage())
+            await asyncio.sleep(0.2)
+        scene.over.set()
+
+
+async def settled(scene: Scene, most: int) -> tuple[int, int]:
+    """Give ghealth time to let go of what callers left behind, and tell its usage."""
+    end = now() + PATIENCE / 2
+    scene.over.clear()
+    while scene.usage()[1] > most and now() < end:
+        await scene.rest(0.1)
+    return scene.usage()
+
+
+async def drain(scene: Scene) -> str:
+    """End ghealth under load, with a slow gateway and with watchers that stay; tell how it went."""
+    playing = asyncio.create_task(play(scene, 2 * WITHIN + 1))
+    await asyncio.sleep(WITHIN)
+    await asyncio.sleep(WITHIN)
+    # Either calls are under way when the signal comes, or watchers are between two looks.
+    if scene.rng("drain").choice((True, False)):
+        scene.witness.delay = PROBE_TIMEOUT / 2
+        await an_attempt(scene)
+        await asyncio.sleep(0.05)  # callers join it
+    with contextlib.ExitStack() as staying:
+        for _ in range(10):
+            sock = staying.enter_context(socket.create_connection(("127.0.0.1", scene.port)))
+            sock.sendall(DEAF_WATCH)
+        scene.model.drains()
+        scene.ghealth.send_signal(signal.SIGTERM)
+        await playing
+        code = await asyncio.to_thread(scene.ghealth.wait, DRAIN_DELAY + SHUTDOWN_GRACE + PATIENCE)
+    took = now() - scene.model.drained
+    late = scene.model.machine.withheld_since(scene.model.drained)
+    if code or not DRAIN_DELAY <= took < DRAIN_DELAY + SHUTDOWN_GRACE + ALLOWANCE + late:
+        scene.model.blame("drain", f"exit {code}", f"{took:.3f} s after SIGTERM")
+    return f"exit {code}, {took:.3f} s after SIGTERM with DRAIN_DELAY {DRAIN_DELAY:g}"
+
+
+async def soak(scene: Scene, seconds: float) -> None:
+    """Play, drain, and tell what was seen."""
+    model = scene.model
+    model.machine.pids = scene.pids
+    looking = asyncio.create_task(model.machine.watch())
+    await play(scene, 1)  # what is made once has been made
+    start = await settled(scene, 0)
+    await play(scene, seconds, *FAULTS)
+    end = await settled(scene, start[1] + FDS_NEAR)
+    if end[1] > start[1] + FDS_NEAR:
+        model.blame("descriptors", f"{end[1]} at the end", f"{start[1]} at the start")
+    drained = "ghealth had died"
+    if scene.ghealth.poll() is None:
+        drained = await drain(scene)
+    else:
+        model.blame("ghealth", f"exit {scene.ghealth.returncode}", "all by itself")
+    looking.cancel()
+    if model.missed > 5 + MISSED * model.tight:
+        model.blame("short deadline", f"{model.missed} missed", f"{model.tight} kept")
+    machine = model.machine
+    heads = ("answers", "healthy", "must be", "must not", "longest")
+    print(f"{'caller':<20}" + "".join(f"{head:>10}" for head in heads))
+    for kind, tally in model.tallies.items():
+        counts = (tally.answers, tally.healthy, tally.must, tally.must_not)
+        print(f"{kind:<20}" + "".join(map("{:>10}".format, counts)) + f"{tally.longest:>8.3f} s")
+    print(f"{'all':<20}{sum(tally.answers for tally in model.tallies.values()):>10}")
+    peak = [max(column) for column in zip(*scene.usages, strict=True)]
+    for name, at_start, at_most, at_end in zip(("KiB", "fds"), start, peak, end, strict=True):
+        print(f"{name}: {at_start} at the start, {at_most} at most, {at_end} at the end")
+    print(f"short deadlines: {model.tight} kept, {model.missed} missed")
+    print(f"drain: {drained}")
+    print(f"the longest took {max(tally.longest for tally in model.tallies.values()):.3f} s")
+    print(
+        f"this machine: withheld {machine.withheld:.1f} s, up to {machine.latest:.3f} s at a time, "
+        f"which explains {model.excused} answers"
+    )
+
+
+def main() -> int:
+    """Run it, and end whatever it started."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seed", type=int, default=SystemRandom().randrange(10**6))
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}, {arguments.seconds:g} s, {CONNECTIONS} connections", flush=True)
+    with contextlib.ExitStack() as stack:
+        witness = stack.enter_context(Witness())
+        envoy = stack.enter_context(Gateway(witness))
+        never = stack.enter_context(Agent())
+        never.state = SICK
+        port = free_port()
+        log = stack.enter_context(tempfile.TemporaryFile("w+"))
+        environment = processes.environment(
+            LISTEN=f"127.0.0.1:{port}",
+            PROBE_URL=envoy.url,
+            SERVICES=json.dumps({"sick": f"http://127.0.0.1:{never.port}/"}),
+            **SETTINGS,
+        )
+        command = Path(sys.prefix) / "bin" / "ghealth"
+        ghealth = subprocess.Popen([command], env=environment, stdout=log, stderr=log)
+        stack.callback(ghealth.wait)
+        stack.callback(ghealth.kill)
+        wait_until(lambda: listens(port) or ghealth.poll() is not None)
+        model = Model(witness, Machine())
+        try:
+            scene = Scene(arguments.seed, port, witness, envoy, ghealth, model)
+            asyncio.run(soak(scene, arguments.seconds))
+        finally:
+            log.seek(0)
+            for line in log:
+                if line[0] != "{" or json.loads(line)["level"] == "error":
+                    model.blame("log", line.strip(), "which is an error")
+            print(f"wrong: {len(model.wrong)}")
+            for wrong in model.wrong[:SHOWN]:
+                print(f"  {wrong}")
+    return int(bool(model.wrong))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""The callers, well-behaved and hostile."""
+
+import asyncio
+import contextlib
+import functools
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+import grpc
+import h2.config
+import h2.connection
+import h2.exceptions
+import h2.settings
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ghealth.alb import USER_AGENT
+from ghealth.servicer import MESSAGE_PATIENCE
+from tests.soak.model import (
+    ALIVE,
+    ALLOWANCE,
+    CODE,
+    DEFAULT_PATH,
+    MALFORMED,
+    NEVER,
+    STATUS,
+    UNKNOWN,
+    Tells,
+    now,
+)
+from tests.soak.scene import Scene
+from tests.support import wire
+
+PATIENCE: Final = 10.0
+
+
+@dataclass
+class Hand:
+    """One of a kind of callers, with a connection of its own that it keeps."""
+
+    kind: str
+    scene: Scene
+    rng: Random
+    channel: grpc.aio.Channel
+
+    @property
+    def stub(self) -> Any:
+        """The methods of the service, on its connection."""
+        return health_pb2_grpc.HealthStub(self.channel)
+
+    async def heard(self, asking: Awaitable[str]) -> str:
+        """Tell what came back, whatever it was."""
+        try:
+            return await asking
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        except (AssertionError, OSError, h2.exceptions.ProtocolError) as error:
+            return f"no answer: {error!r}"
+
+    async def check(self, service: str = "", deadline: float = PATIENCE) -> str:
+        """Check on the kept connection."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        return told(await self.stub.Check(request, timeout=deadline))
+
+    async def list(self) -> str:
+        """List, of which the gateway's own status is what is judged."""
+        reply = await self.stub.List(health_pb2.HealthListRequest(), timeout=PATIENCE)
+        found = {service: told(status) for service, status in reply.statuses.items()}
+        fixed = {"liveness": ALIVE.healthy, "sick": NEVER.healthy}
+        return found[""] if found == found | fixed and len(found) > len(fixed) else str(found)
+
+    async def message_late(self, service: str) -> str:
+        """Check, with a message that comes after the headers but well within its second."""
+
+        async def messages() -> AsyncIterator[Any]:
+            await asyncio.sleep(self.rng.uniform(0, 0.4))
+            yield health_pb2.HealthCheckRequest(service=service)
+
+        check = self.channel.stream_unary(
+            wire.CHECK,
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        return told(await check(messages(), timeout=PATIENCE))
+
+    async def new_channel(self) -> str:
+        """Check as the kubelet does."""
+        async with channel_to(self.scene.port) as channel:
+            return await Hand(self.kind, self.scene, self.rng, channel).check()
+
+    async def raw(
+        self, *data: bytes, agent: str = USER_AGENT, path: str = wire.CHECK, ends: bool = True
+    ) -> str:
+        """Check as an ALB does: on a new connection, with a host in place of the authority."""
+        headers = (("host", "AWSALB"), ("user-agent", agent))
+        reply = await wire.call(
+            self.scene.port, *data, path=path, ends=ends, headers=headers, without=(":authority",)
+        )
+        if reply.code:
+            return next(code.name for code in grpc.StatusCode if code.value[0] == reply.code)
+        return told(health_pb2.HealthCheckResponse.FromString(reply.data[5:]))
+
+
+def told(reply: Any) -> str:
+    """Put an OK answer into words."""
+    return f"OK {health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)}"
+
+
+Turn = Callable[[Hand], Awaitable[None]]
+
+
+def asks(tells: Tells, ask: Callable[[Hand], Awaitable[str]]) -> Turn:
+    """Make the turn of a caller that asks once and has the answer judged."""
+
+    async def turn(hand: Hand) -> None:
+        asked = now()
+        hand.scene.model.judge(hand.kind, tells, await hand.heard(ask(hand)), asked)
+
+    return turn
+
+
+def asks_late(tells: Tells, service: str) -> Turn:
+    """Make the turn of a caller whose message is late, but in time unless the machine is slow.
+
+    A message that is too late is taken for none, and the answer is the gateway's.
+    """
+
+    async def turn(hand: Hand) -> None:
+        asked = now()
+        answer = await hand.heard(hand.message_late(service))
+        if hand.scene.model.machine.withheld_since(asked) < MESSAGE_PATIENCE / 2:
+            hand.scene.model.judge(hand.kind, tells, answer, asked)
+
+    return turn
+
+
+OUT_OF_TIME: Final = ("DEADLINE_EXCEEDED", "UNAVAILABLE")
+"""The second where ghealth had not even read the question before the time was up."""
+
+
+async def short_deadline(hand: Hand) -> None:
+    """Check with less time than an attempt may take, once there is a connection."""
+    await hand.heard(hand.check("liveness"))
+    asked = now()
+    answer = await hand.heard(hand.check(deadline=hand.rng.uniform(0.15, 0.45)))
+    if answer not in OUT_OF_TIME:
+        hand.scene.model.judge(hand.kind, STATUS, answer, asked, hurried=True)
+    elif not hand.scene.model.stood(asked, now()) and (
+        hand.scene.model.machine.withheld_since(asked) < ALLOWANCE
+    ):
+        hand.scene.model.missed += 1
+
+
+async def watch(hand: Hand) -> None:
+    """Watch for a while; each message is judged, and in between what is still believed."""
+    model, asked, end = hand.scene.model, now(), now() + hand.rng.uniform(0.5, 6)
+    call = hand.stub.Watch(health_pb2.HealthCheckRequest())
+
+    async def message() -> str:
+        reply = await call.read()
+        return "the end" if reply is grpc.aio.EOF else told(reply)
+
+    last, blamed = "", len(model.wrong)
+    reading = asyncio.ensure_future(message())
+    while now() < end and not hand.scene.over.is_set() and len(model.wrong) == blamed:
+        if (await asyncio.wait({reading}, timeout=ALLOWANCE / 2))[0]:
+            answer = await hand.heard(reading)
+            model.judge(hand.kind, STATUS, answer, None if last else asked)
+            if answer == last:
+                model.blame(hand.kind, answer, "for the second time")
+            last, reading = answer, asyncio.ensure_future(message())
+        elif last:
+            model.believes(hand.kind, last)
+        else:
+            model.waits(hand.kind, asked)
+    reading.cancel()
+    call.cancel()
+
+
+def sends(longest: float, make: Callable[[Random], bytes]) -> Turn:
+    """Make the turn of a caller that sends something and goes away without an answer."""
+
+    async def turn(hand: Hand) -> None:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", hand.scene.port)
+            writer.write(make(hand.rng))
+            await hand.scene.rest(hand.rng.uniform(0, longest))
+            if hand.rng.choice((True, False)):
+                sock = writer.get_extra_info("socket")  # a RST in place of a FIN
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+    return turn
+
+
+@functools.cache
+def frames(
+    method: str, streams: int = 1, *, window: int = 65_535, ends: bool = True, resets: bool = False
+) -> bytes:
+    """Make the beginning of a connection, with some calls on it."""
+    made = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
+    made.initiate_connection()
+    made.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window})
+    for stream in range(1, 2 * streams, 2):
+        headers = {":method": "POST", ":scheme": "http", ":authority": "x", "te": "trailers"}
+        headers[":path"] = f"/grpc.health.v1.Health/{method}"
+        headers["content-type"] = "application/grpc"
+        made.send_headers(stream, list(headers.items()))
+        if ends:
+            made.send_data(stream, wire.EMPTY_MESSAGE, end_stream=True)
+        if resets:
+            made.reset_stream(stream)
+    return made.data_to_send()
+
+
+DEAF_WATCH: Final = frames("Watch", window=0)
+STARTS: Final = (b"", frames("Check"), frames("Check", ends=False), b"GET / HTTP/1.1\r\n")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A kind of caller: how many, the longest pause between two turns, and what a turn is."""
+
+    workers: int
+    pause: float
+    turn: Turn
+
+
+CALLERS: Final[dict[str, Caller]] = {
+    "kept connection": Caller(5, 0.1, asks(STATUS, Hand.check)),
+    "new channel": Caller(2, 0.3, asks(STATUS, Hand.new_channel)),
+    "short deadline": Caller(2, 0.1, short_deadline),
+    "alb": Caller(5, 0.2, asks(CODE, lambda hand: hand.raw(wire.EMPTY_MESSAGE))),
+    "alb, default path": Caller(
+        3,
+        0.2,
+        asks(DEFAULT_PATH, lambda hand: hand.raw(wire.EMPTY_MESSAGE, path="/AWS.ALB/healthcheck")),
+    ),
+    "no message": Caller(2, 0.2, asks(CODE, Hand.raw)),
+    "no message, grpc-c": Caller(1, 0.2, asks(STATUS, lambda hand: hand.raw(agent="grpc-c/1"))),
+    "no message, no end": Caller(2, 0.2, asks(CODE, lambda hand: hand.raw(ends=False))),
+    "malformed message": Caller(1, 0.3, asks(MALFORMED, lambda hand: hand.raw(b"\0\0\0\0\1\x0a"))),
+    "liveness": Caller(2, 0.1, asks(ALIVE, lambda hand: hand.check("liveness"))),
+    "liveness, message late": Caller(3, 0.1, asks_late(ALIVE, "liveness")),
+    "sick service": Caller(2, 0.1, asks(NEVER, lambda hand: hand.check("sick"))),
+    "sick, message late": Caller(3, 0.1, asks_late(NEVER, "sick")),
+    "unknown service": Caller(1, 0.2, asks(UNKNOWN, lambda hand: hand.check("unknown"))),
+    "list": Caller(2, 0.2, asks(STATUS, Hand.list)),
+    "watch": Caller(15, 1, watch),
+    # From here on nobody waits for an answer.
+    "watch, never read": Caller(8, 0.5, sends(4, lambda _: DEAF_WATCH)),
+    "silence": Caller(50, 0.5, sends(4, lambda _: b"")),
+    "half a request": Caller(20, 0.5, sends(4, lambda rng: STARTS[1][: rng.randrange(150)])),
+    "gone in mid-call": Caller(
+        3, 0.2, sends(0.1, lambda rng: frames(rng.choice(("Check", "Watch", "List")), 3))
+    ),
+    "garbage": Caller(
+        2, 0.3, sends(0.3, lambda rng: rng.choice(STARTS) + rng.randbytes(rng.randrange(1, 4000)))
+    ),
+    "rapid resets": Caller(1, 0.3, sends(0.3, lambda _: frames("Check", 100, resets=True))),
+}
+CONNECTIONS: Final = sum(caller.workers for caller in CALLERS.values()) + 2  # a new channel's
+
+
+def channel_to(port: int) -> grpc.aio.Channel:
+    """Open a channel that shares its connection with no other."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+    return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
+
+
+async def work(scene: Scene, kind: str, number: int) -> None:
+    """Take turn after turn."""
+    rng, caller = scene.rng(f"{kind} {number}"), CALLERS[kind]
+    await scene.rest(rng.uniform(0, 0.5))  # not all at once
+    async with channel_to(scene.port) as channel:
+        hand = Hand(kind, scene, rng, channel)
+        while not scene.over.is_set():
+            await caller.turn(hand)
+            await scene.rest(rng.uniform(0, caller.pause))

@@ -1,0 +1,335 @@
+"""What may be answered: the truth of the gateway, and what explains an answer that differs."""
+
+import asyncio
+import contextlib
+import math
+import signal
+import subprocess
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from ghealth.servicer import MESSAGE_PATIENCE
+from tests.support.gateway import READY, Agent
+from tests.support.stopwatch import starvation
+
+CACHE_TTL, PROBE_TIMEOUT, WATCH_INTERVAL = 0.3, 0.5, 0.3
+
+ALLOWANCE: Final = 0.1
+"""Seconds that an answer may be under way, added to each bound. Where it does not do, what the
+machine withheld meanwhile is added too: see `Machine`."""
+
+WITHIN: Final = CACHE_TTL + PROBE_TIMEOUT + ALLOWANCE
+"""The promise: healthy only if the gateway said so in these seconds."""
+
+SEEN_WITHIN: Final = WITHIN + WATCH_INTERVAL
+"""The same for what a watcher believes between two looks."""
+
+ANSWERED_WITHIN: Final = PROBE_TIMEOUT + ALLOWANCE + MESSAGE_PATIENCE + ALLOWANCE
+"""An attempt, and one second that is the caller's own, to send its message."""
+
+HANDSHAKE: Final = 2.0
+"""Seconds in which gRPC lets go of who has connected and not shaken hands."""
+
+ATTEMPT_SPARES: Final = PROBE_TIMEOUT - ALLOWANCE
+"""Seconds that an attempt on a well gateway can lose and still be in time."""
+
+SAMPLED: Final = 0.1  # seconds between looks at the machine
+
+now: Final = time.monotonic
+
+
+class Witness(Agent):
+    """An agent that notes the moment of each "ready": the one truth that an answer may tell.
+
+    It is said when the state is read for it, after the delay. Envoy, ghealth and the caller come
+    later, so the age of an answer is never underrated.
+    """
+
+    def __init__(self) -> None:
+        self.said = -math.inf
+        self._state = READY
+        super().__init__()
+        # A killed Envoy resets its connections, which is no news.
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
+
+    @property
+    def state(self) -> str:
+        """What it is about to answer."""
+        if self._state == READY:
+            self.said = now()
+        return self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._state = state
+
+    def heal(self) -> None:
+        """Answer "ready" at once, again."""
+        self.delay, self.state = 0.0, READY
+
+
+class Machine:
+    """What this machine withheld from those whose work an answer needs.
+
+    A process that wants a CPU and gets none is late without a fault, and whoever waits for it. The
+    kernel counts that; what it does not see (this program's own work, a virtual machine that stood
+    still) shows as this program's lateness.
+    """
+
+    def __init__(self) -> None:
+        self.pids: Callable[[], Iterable[int]] = tuple
+        self.withheld = self.latest = 0.0
+        self._seen: dict[int, float] = {}
+        self._samples: deque[tuple[float, float]] = deque(maxlen=1000)
+
+    async def watch(self) -> None:
+        """Look on until cancelled."""
+        while True:
+            began = now()
+            await asyncio.sleep(SAMPLED)
+            late = now() - began - SAMPLED
+            self.latest = max(self.latest, late)
+            self.withheld += late
+            self._look()
+            self._samples.append((now(), self.withheld))
+
+    def withheld_since(self, moment: float) -> float:
+        """Tell the seconds that were withheld since a moment, rather too many than too few."""
+        self._look()
+        sums = (withheld for at, withheld in reversed(self._samples) if at <= moment)
+        return self.withheld - next(sums, 0.0)
+
+    def _look(self) -> None:
+        for pid in self.pids():
+            waited = starvation(pid)
+            # The sum of a process whose thread has ended is smaller than before.
+            self.withheld += max(0.0, waited - self._seen.get(pid, 0.0))
+            self._seen[pid] = waited
+
+
+Withheld = Callable[[float], float]
+"""Tells the seconds that were withheld since a moment."""
+
+
+@dataclass(slots=True)
+class Stop:
+    """A time in which ghealth was stopped, and when "ready" had last been said by its beginning."""
+
+    began: float
+    said: float
+    ended: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Tells:
+    """What a kind of caller can be told; with `fixed`, whatever the gateway says."""
+
+    healthy: str
+    sick: str = ""
+    fixed: bool = False
+
+
+STATUS = Tells("OK SERVING", "OK NOT_SERVING")
+CODE = Tells("OK SERVING", "UNAVAILABLE")
+DEFAULT_PATH = Tells("UNIMPLEMENTED", "UNAVAILABLE")
+ALIVE = Tells("OK SERVING", fixed=True)
+NEVER = Tells("OK NOT_SERVING", fixed=True)
+UNKNOWN = Tells("NOT_FOUND", fixed=True)
+MALFORMED = Tells("INVALID_ARGUMENT", fixed=True)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one kind of caller got: the columns of the report.
+
+    `must` of the answers had to be healthy and `must_not` could not be, or the model would prove
+    nothing. The longest time is without that in which ghealth was stopped.
+    """
+
+    answers: int = 0
+    healthy: int = 0
+    must: int = 0
+    must_not: int = 0
+    longest: float = 0.0
+
+
+class Model:
+    """Judges answers by what the gateway truly said."""
+
+    def __init__(self, witness: Witness, machine: Machine) -> None:
+        self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        self.wrong: list[str] = []
+        self.excused = 0
+        self.tight = self.missed = 0  # short deadlines
+        self.drained = math.inf
+        self.machine = machine
+        self._witness = witness
+        self._began = self._steady_from = now()
+        self._disturbances = 0
+        self._stops = deque([Stop(-math.inf, -math.inf, -math.inf)], maxlen=8)  # a call meets fewer
+        self._history: deque[str] = deque(maxlen=8)
+
+    @contextlib.contextmanager
+    def disturbed(self) -> Iterator[None]:
+        """For this long the gateway, or ghealth, is not steadily well."""
+        self._disturbances += 1
+        self._steady_from = math.inf
+        yield
+        self._disturbances -= 1
+        if not self._disturbances:
+            self._steady_from = now()
+            self.note("all well")
+
+    @contextlib.contextmanager
+    def stopped(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        """Stop ghealth for this long."""
+        stop = Stop(now(), self._witness.said)
+        self._stops.append(stop)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+            stop.ended = now()
+
+    def drains(self) -> None:
+        """From now on nothing but `liveness` is serving."""
+        self.note("SIGTERM")
+        self.drained, self._steady_from = now(), math.inf
+
+    def note(self, event: str) -> None:
+        """Remember what happened, for the report of a wrong answer."""
+        self._history.append(f"{now() - self._began:.3f} {event}")
+
+    def blame(self, kind: str, answer: str, problem: str) -> None:
+        """Report something wrong."""
+        at = f"{now() - self._began:.3f} {kind}: {answer}, {problem}"
+        self.wrong.append(f"{at}\n      after {'; '.join(self._history)}")
+
+    def stood(self, asked: float, received: float) -> float:
+        """Tell for how long of some time ghealth was stopped."""
+        times = (min(s.ended, received) - max(s.began, asked) for s in self._stops)
+        return sum(max(0.0, seconds) for seconds in times)
+
+    def _unshaken(self, asked: float, received: float, late: float) -> bool:
+        """Tell whether ghealth was stopped for so long that gRPC let go of who had just connected.
+
+        Its handshake timeout (2 s, `ghealth.server.options`) goes on while the process is stopped,
+        and a stop that ended just before the call may count: gRPC's threads go on with the time at
+        which they were stopped.
+        """
+        for stop in reversed(self._stops):
+            if asked - stop.ended < ALLOWANCE + late:
+                asked = min(asked, stop.began)
+        return self.stood(asked, received) + late > HANDSHAKE - ALLOWANCE
+
+    def judge(
+        self, kind: str, tells: Tells, answer: str, asked: float | None, *, hurried: bool = False
+    ) -> None:
+        """Judge an answer that was received just now.
+
+        Args:
+            kind: Who asked.
+            tells: What it can be told.
+            answer: What it was told.
+            asked: When it had begun to ask; None for what a stream brought by itself.
+            hurried: Whether its own deadline may be why it was told "not serving".
+        """
+        received = now()
+        since = received if asked is None else asked
+        took = received - since - self.stood(since, received)
+        well = 0.0 if tells.fixed or hurried else since - self._steady_from
+        draining = received - self.drained
+        # What a stream brings was under way for a time that nobody knows.
+        sent = received - WITHIN if asked is None else asked
+
+        def problem(withheld: Withheld) -> str:
+            late = withheld(sent)
+            age = self._decided(asked, received, late) - self._witness.said
+            if answer not in (tells.healthy, tells.sick):
+                if answer.startswith("no answer") and self._unshaken(since, received, late):
+                    return ""
+                return "never an answer to this caller"
+            if took > ANSWERED_WITHIN + late:
+                return f"after {took:.3f} s"
+            if tells.fixed:
+                return ""
+            if answer == tells.healthy and age > WITHIN + late:
+                return f"{age:.3f} s after the last ready"
+            if answer == tells.healthy and draining > ALLOWANCE + withheld(self.drained):
+                return f"draining for {draining:.3f} s"
+            # An attempt from which so much was withheld can have come to the end of its time.
+            if answer == tells.sick and well > WITHIN and withheld(since - WITHIN) < ATTEMPT_SPARES:
+                return f"though all had been well for {well:.3f} s"
+            return ""
+
+        tally = self.tallies[kind]
+        tally.answers += 1
+        tally.healthy += answer == tells.healthy
+        tally.must += well > WITHIN
+        age = self._decided(asked, received, 0.0) - self._witness.said
+        tally.must_not += not tells.fixed and (age > WITHIN or draining > ALLOWANCE)
+        tally.longest = max(tally.longest, took)
+        self.tight += hurried and took > ALLOWANCE
+        self.excused += self._blame_for(problem, kind, answer)
+
+    def waits(self, kind: str, asked: float) -> None:
+        """Judge that a caller still waits for its first answer."""
+        at = now()
+        took = at - asked - self.stood(asked, at)
+
+        def problem(withheld: Withheld) -> str:
+            late = took > ANSWERED_WITHIN + withheld(asked)
+            return f"after {took:.3f} s" if late else ""
+
+        self._blame_for(problem, kind, "nothing yet")
+
+    def believes(self, kind: str, last: str) -> None:
+        """Judge that a watcher still believes what it was told last."""
+        at = now()
+        if at - self._stops[-1].ended < SEEN_WITHIN:
+            return  # what changed while ghealth was stopped, it could tell only since
+        age, well, draining = (
+            at - moment for moment in (self._witness.said, self._steady_from, self.drained)
+        )
+
+        def problem(withheld: Withheld) -> str:
+            if last == STATUS.healthy and age > SEEN_WITHIN + withheld(at - SEEN_WITHIN):
+                return f"{age:.3f} s after the last ready"
+            if last == STATUS.healthy and draining > ALLOWANCE + withheld(self.drained):
+                return f"draining for {draining:.3f} s"
+            spared = withheld(at - SEEN_WITHIN) < ATTEMPT_SPARES
+            if last == STATUS.sick and well > SEEN_WITHIN and spared:
+                return f"though all had been well for {well:.3f} s"
+            return ""
+
+        self._blame_for(problem, kind, last)
+
+    def _blame_for(self, problem: Callable[[Withheld], str], kind: str, answer: str) -> bool:
+        """Report what is wrong; tell whether it is what the machine withheld that explains it."""
+        if not problem(lambda _: 0.0):
+            return False
+        found = problem(self.machine.withheld_since)
+        if found:
+            self.blame(kind, answer, found)
+        return not found
+
+    def _decided(self, asked: float | None, received: float, late: float) -> float:
+        """Tell the earliest moment at which an honest ghealth can have decided on an answer.
+
+        That is the moment of its receipt, with one exception: a SIGSTOP between the decision and
+        the sending. Then the answer comes with the SIGCONT, and was at hand when the stop began:
+        the gateway had said it that moment, or it was in the cache, which no Check of before
+        waits for. A caller that was waiting for an attempt (trap 15) gets no such excuse.
+        """
+        for stop in self._stops:
+            just_continued = stop.ended <= received < stop.ended + ALLOWANCE + late
+            age = stop.began - stop.said
+            from_cache = asked is None or 0 <= stop.began - asked < ALLOWANCE + late
+            before = asked is None or asked <= stop.began
+            if just_continued and before and age < ALLOWANCE + late + CACHE_TTL * from_cache:
+                return stop.began
+        return received

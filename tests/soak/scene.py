@@ -1,0 +1,144 @@
+"""Where it plays, and the faults: each puts right what it did."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from tests.soak.model import PROBE_TIMEOUT, WITHIN, Model, Witness
+from tests.support.gateway import READY, SICK, SILENT, Gateway
+
+
+@dataclass
+class Scene:
+    """What directors and callers share."""
+
+    seed: int
+    port: int
+    witness: Witness
+    envoy: Gateway
+    ghealth: subprocess.Popen[bytes]
+    model: Model
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    agent_free: asyncio.Lock = field(default_factory=asyncio.Lock)
+    usages: list[tuple[int, int]] = field(default_factory=list)
+
+    def rng(self, name: str) -> Random:
+        """Make the choices of somebody's."""
+        return Random(f"{self.seed} {name}")
+
+    async def rest(self, seconds: float) -> None:
+        """Wait, but not beyond the end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.over.wait()
+
+    def pids(self) -> tuple[int, ...]:
+        """Tell whose work an answer needs: this program's, ghealth's and Envoy's."""
+        assert self.envoy.process is not None
+        return os.getpid(), self.ghealth.pid, self.envoy.process.pid
+
+    def usage(self) -> tuple[int, int]:
+        """Tell ghealth's resident KiB and open descriptors, zeros if it has died."""
+        proc = Path(f"/proc/{self.ghealth.pid}")
+        with contextlib.suppress(OSError):
+            lines = (proc / "status").read_text().splitlines()
+            resident = [int(line.split()[1]) for line in lines if line.startswith("VmRSS")]
+            return sum(resident), len(list((proc / "fd").iterdir()))
+        return 0, 0
+
+
+Fault = Callable[[Scene, Random], Awaitable[None]]
+
+
+async def is_sick(scene: Scene, rng: Random) -> None:
+    """The agent answers 503."""
+    scene.witness.state = SICK
+    await scene.rest(rng.uniform(0.1, 2.5))
+
+
+async def is_silent(scene: Scene, rng: Random) -> None:
+    """The agent never answers."""
+    scene.witness.state = SILENT
+    await scene.rest(rng.uniform(0.1, 2.5))
+
+
+async def is_slow(scene: Scene, rng: Random) -> None:
+    """The agent takes about PROBE_TIMEOUT, and may have changed its mind by then."""
+    scene.witness.delay = rng.uniform(0.05, 1.6 * PROBE_TIMEOUT)
+    await scene.rest(rng.uniform(0.5, 2))
+    scene.witness.state = rng.choice((READY, SICK))
+    await scene.rest(rng.uniform(0.1, 1))
+
+
+async def flaps(scene: Scene, rng: Random) -> None:
+    """The agent changes its mind ten times a second, in the middle of attempts too."""
+    scene.witness.delay = rng.choice((0.0, 0.07))
+    for number in range(rng.randint(5, 25)):
+        scene.witness.state = (SICK, READY)[number % 2]
+        await scene.rest(0.1)
+
+
+async def envoy_restarts(scene: Scene, rng: Random) -> None:
+    """Envoy is killed and comes back."""
+    scene.envoy.stop()
+    await scene.rest(rng.uniform(0, 1.5))
+    await asyncio.to_thread(scene.envoy.start)
+
+
+async def envoy_stops(scene: Scene, rng: Random) -> None:
+    """Envoy accepts connections and does nothing."""
+    assert scene.envoy.process is not None
+    scene.envoy.process.send_signal(signal.SIGSTOP)
+    await scene.rest(rng.uniform(0.1, 2))
+    scene.envoy.process.send_signal(signal.SIGCONT)
+
+
+async def ghealth_stops(scene: Scene, rng: Random) -> None:
+    """Ghealth is stopped and continued."""
+    with scene.model.stopped(scene.ghealth):
+        await scene.rest(rng.uniform(0.05, 1.5))
+
+
+async def ghealth_stops_in_an_attempt(scene: Scene, rng: Random) -> None:
+    """Trap 15: "ready" arrives while ghealth is stopped, and is too old when it goes on."""
+    async with scene.agent_free:
+        scene.witness.delay = 0.3
+        await an_attempt(scene)
+        await scene.rest(0.15)  # callers join it
+        with scene.model.stopped(scene.ghealth):
+            await scene.rest(rng.uniform(0.25 + WITHIN, 2))
+        scene.witness.heal()
+
+
+async def an_attempt(scene: Scene) -> None:
+    """Wait for the beginning of the next one."""
+    asked = scene.witness.asked
+    while scene.witness.asked == asked and not scene.over.is_set():
+        await scene.rest(0.01)
+
+
+FAULTS: Final[dict[str, tuple[Fault, ...]]] = {
+    "agent": (is_sick, is_silent, is_slow, flaps),
+    "processes": (envoy_restarts, envoy_stops, ghealth_stops, ghealth_stops_in_an_attempt),
+}
+
+
+async def direct(scene: Scene, subject: str) -> None:
+    """Choose faults, one or some in a row, with times between in which all may be well."""
+    rng = scene.rng(subject)
+    while not scene.over.is_set():
+        await scene.rest(rng.uniform(0, 3))
+        with scene.model.disturbed():
+            for fault in rng.choices(FAULTS[subject], k=rng.choice((1, 1, 2, 3))):
+                async with scene.agent_free if subject == "agent" else contextlib.nullcontext():
+                    scene.model.note(fault.__name__)
+                    await fault(scene, rng)
+                    if subject == "agent":
+                        scene.witness.heal()

@@ -1,0 +1,1 @@
+"""What ghealth, Envoy and the callers of both need in a test."""

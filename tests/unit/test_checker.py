@@ -1,0 +1,580 @@
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghealth import reasons
+from ghealth.checker import Checker
+from ghealth.observer import Observer
+from ghealth.probe import ProbeResult
+from ghealth.status import (
+    ALIVE,
+    CALLER_LEFT_NO_TIME,
+    DRAINING,
+    GATEWAY,
+    INTERNAL_ERROR,
+    LIVENESS,
+    UNKNOWN_SERVICE,
+    Health,
+    Status,
+)
+from tests.support.fakes import READY, SICK, FakeProbe, Notes
+from tests.support.virtual import in_virtual_time
+
+SERVING = Health(Status.SERVING, "gateway answered 200")
+NOT_SERVING = Health(Status.NOT_SERVING, "gateway answered 503")
+LATE = Health(Status.NOT_SERVING, "no answer within 3 s")
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def checker_of(
+    *probes: FakeProbe,
+    cache_ttl: float = 1,
+    observer: Observer | None = None,
+    clock: Callable[[], float] = now,
+) -> Checker:
+    """Make a checker whose time is the loop's: virtual, and moving only when all tasks wait."""
+    names = (GATEWAY, "second", "third")
+    return Checker(
+        dict(zip(names, probes, strict=False)),
+        probe_timeout=3,
+        cache_ttl=cache_ttl,
+        watch_interval=1,
+        observer=observer or Notes(),
+        clock=clock,
+    )
+
+
+async def next_of(watching: AsyncGenerator[Health, None]) -> Health:
+    """Take a watch's next value, which must come within virtual time that no loop needs."""
+    async with asyncio.timeout(60):
+        return await anext(watching)
+
+
+@pytest.mark.parametrize(("says", "health"), [(READY, SERVING), (SICK, NOT_SERVING)])
+@in_virtual_time
+async def test_the_targets_word_is_the_answer(says: Any, health: Health) -> None:
+    """A ready target is SERVING and one that is not is NOT_SERVING, each with its reason."""
+    assert await checker_of(FakeProbe(says)).check(GATEWAY) == health
+
+
+@in_virtual_time
+async def test_nothing_is_asked_before_somebody_asks() -> None:
+    """With nobody asking, no attempt is made, however long that lasts."""
+    probe = FakeProbe()
+    checker_of(probe)
+    await asyncio.sleep(3600)
+    assert probe.attempts == 0
+
+
+@in_virtual_time
+async def test_callers_of_one_moment_share_one_attempt() -> None:
+    """Twenty callers that come while an attempt is under way cause no other, TTL 0 included."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    checker = checker_of(probe, cache_ttl=0)
+    callers = [asyncio.create_task(checker.check(GATEWAY)) for _ in range(20)]
+    await asyncio.sleep(1)
+    probe.gate.set()
+    assert [await caller for caller in callers] == [SERVING] * 20
+    assert probe.attempts == 1
+
+
+@in_virtual_time
+async def test_a_fresh_answer_serves_everyone_counted_from_the_start_of_its_attempt() -> None:
+    """An outcome serves until CACHE_TTL after its attempt began, not after it ended."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    checker = checker_of(probe)
+    first = asyncio.create_task(checker.check(GATEWAY))
+    await asyncio.sleep(0.6)
+    probe.gate.set()
+    await first
+    probe.says = SICK
+    await asyncio.sleep(0.3)
+    assert await checker.check(GATEWAY) == SERVING
+    await asyncio.sleep(0.1)
+    assert await checker.check(GATEWAY) == NOT_SERVING
+
+
+@in_virtual_time
+async def test_a_bad_answer_is_kept_as_long_as_a_good_one() -> None:
+    """NOT_SERVING serves every caller for CACHE_TTL too: a sick gateway is not hammered."""
+    probe = FakeProbe(SICK)
+    checker = checker_of(probe)
+    for _ in range(5):
+        assert await checker.check(GATEWAY) == NOT_SERVING
+    assert probe.attempts == 1
+
+
+@in_virtual_time
+async def test_a_ttl_of_zero_asks_for_each_caller() -> None:
+    """With CACHE_TTL 0 each caller that comes alone causes an attempt."""
+    probe = FakeProbe()
+    checker = checker_of(probe, cache_ttl=0)
+    for _ in range(3):
+        await checker.check(GATEWAY)
+    assert probe.attempts == 3
+
+
+@in_virtual_time
+async def test_a_hanging_target_is_not_serving_at_the_timeout() -> None:
+    """A target that never answers reads as NOT_SERVING after PROBE_TIMEOUT, and is let go."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    started = now()
+    assert await checker_of(probe).check(GATEWAY) == LATE
+    assert now() - started == pytest.approx(3, abs=0.01)
+    assert probe.under_way == 0
+
+
+@in_virtual_time
+async def test_a_good_answer_after_the_timeout_by_the_clock_is_a_timeout() -> None:
+    """Trap 15: a 200 that was buffered during a SIGSTOP does not count."""
+    stopped_for = 0.0
+    probe = FakeProbe()
+    probe.gate.clear()
+    checker = checker_of(probe, clock=lambda: now() + stopped_for)
+    caller = asyncio.create_task(checker.check(GATEWAY))
+    await asyncio.sleep(1)
+    stopped_for = 600.0
+    probe.gate.set()
+    assert await caller == LATE
+
+
+@in_virtual_time
+async def test_a_target_that_flaps_is_told_as_it_was_a_moment_ago() -> None:
+    """Ten changes a second, in the middle of attempts too: no SERVING is older than CACHE_TTL."""
+    probe = FakeProbe()
+    checker = checker_of(probe)
+    said, seen = float("-inf"), set()
+    for number in range(200):
+        probe.gate.clear()
+        asking = asyncio.create_task(checker.check(GATEWAY))
+        await asyncio.sleep(0.05)
+        probe.says = (READY, SICK)[number % 2]
+        if probe.under_way and probe.says is READY:
+            said = now()
+        probe.gate.set()
+        health = await asking
+        seen.add(health.status)
+        assert health.status is not Status.SERVING or now() - said <= 1
+        await asyncio.sleep(0.045)
+    assert seen == {Status.SERVING, Status.NOT_SERVING}
+
+
+@in_virtual_time
+async def test_a_caller_without_patience_is_answered_and_the_attempt_goes_on() -> None:
+    """A caller that cannot wait reads NOT_SERVING in time; the others get the real outcome."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    checker = checker_of(probe)
+    patient = asyncio.create_task(checker.check(GATEWAY))
+    started = now()
+    assert await checker.check(GATEWAY, patience=0.5) == CALLER_LEFT_NO_TIME
+    assert now() - started == pytest.approx(0.5, abs=0.01)
+    probe.gate.set()
+    assert await patient == SERVING
+    assert probe.attempts == 1
+
+
+@in_virtual_time
+async def test_a_caller_that_leaves_does_not_take_the_attempt_along() -> None:
+    """Trap 2: the shared attempt survives the cancellation of the caller that caused it."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    checker = checker_of(probe)
+    leaver = asyncio.create_task(checker.check(GATEWAY))
+    await asyncio.sleep(0.1)
+    stayer = asyncio.create_task(checker.check(GATEWAY))
+    await asyncio.sleep(0.1)
+    leaver.cancel()
+    probe.gate.set()
+    assert await stayer == SERVING
+    assert probe.attempts == 1
+
+
+@in_virtual_time
+async def test_a_cancelled_attempt_still_answers_its_callers() -> None:
+    """Trap 2: an attempt cancelled from within does not leak its CancelledError to a caller."""
+    probe = FakeProbe(asyncio.CancelledError())
+    checker = checker_of(probe)
+    assert await checker.check(GATEWAY) == INTERNAL_ERROR
+    probe.says = READY
+    assert await checker.check(GATEWAY) == SERVING
+
+
+@in_virtual_time
+async def test_a_bug_in_a_probe_reads_as_not_serving(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception in probing is logged with its stack and read as NOT_SERVING."""
+    assert await checker_of(FakeProbe(ZeroDivisionError())).check(GATEWAY) == INTERNAL_ERROR
+    (line,) = caplog.records
+    assert line.getMessage() == "probing failed"
+    assert line.__dict__["event"] == "internal_error"
+    assert line.exc_info is not None
+
+
+@in_virtual_time
+async def test_liveness_never_touches_a_target() -> None:
+    """`liveness` is SERVING without an attempt, draining included."""
+    probe = FakeProbe(SICK)
+    checker = checker_of(probe)
+    assert await checker.check(LIVENESS) == ALIVE
+    checker.drain()
+    assert await checker.check(LIVENESS) == ALIVE
+    assert probe.attempts == 0
+
+
+@in_virtual_time
+async def test_an_unknown_name_is_unknown_draining_or_not() -> None:
+    """A name that nobody configured is SERVICE_UNKNOWN at all times."""
+    checker = checker_of(FakeProbe())
+    assert await checker.check("nobody") == UNKNOWN_SERVICE
+    checker.drain()
+    assert await checker.check("nobody") == UNKNOWN_SERVICE
+
+
+@in_virtual_time
+async def test_services_are_independent() -> None:
+    """A service whose target hangs or is sick changes nothing for another."""
+    hanging, well = FakeProbe(), FakeProbe()
+    hanging.gate.clear()
+    checker = checker_of(hanging, well)
+    waiting = asyncio.create_task(checker.check(GATEWAY))
+    started = now()
+    assert await checker.check("second") == SERVING
+    assert now() == started
+    assert await waiting == LATE
+
+
+@in_virtual_time
+async def test_the_services_are_listed_gateway_first() -> None:
+    """Every service that can be asked for is named, `liveness` too."""
+    assert checker_of(FakeProbe(), FakeProbe()).services == (GATEWAY, "second", LIVENESS)
+
+
+@in_virtual_time
+async def test_observers_learn_of_every_attempt_and_of_nothing_else() -> None:
+    """One note an attempt, none for an answer from what is at hand."""
+    notes = Notes()
+    checker = checker_of(FakeProbe(SICK), observer=notes)
+    await checker.check(GATEWAY)
+    await checker.check(GATEWAY)
+    await checker.check(LIVENESS)
+    assert notes.attempts == [(GATEWAY, NOT_SERVING, 0)]
+
+
+@in_virtual_time
+async def test_observers_learn_how_long_an_attempt_took() -> None:
+    """The seconds are those between an attempt's start and its end, whether or not it had one."""
+    probe, notes = FakeProbe(), Notes()
+    checker = checker_of(probe, observer=notes)
+    probe.gate.clear()
+    checking = asyncio.create_task(checker.check(GATEWAY))
+    await asyncio.sleep(0.25)
+    probe.gate.set()
+    await checking
+    probe.gate.clear()
+    await asyncio.sleep(1)
+    assert await checker.check(GATEWAY) == LATE
+    assert notes.attempts == [(GATEWAY, SERVING, 0.25), (GATEWAY, LATE, 3)]
+
+
+@pytest.mark.parametrize("turns", range(8))
+@in_virtual_time
+async def test_cancelling_a_caller_at_any_await_leaves_nothing(turns: int) -> None:
+    """Wherever a check is cancelled, the attempt goes on for the others, and nothing is left."""
+    before = asyncio.all_tasks()
+    probe = FakeProbe()
+    probe.gate.clear()
+    checker = checker_of(probe)
+    callers = [asyncio.create_task(checker.check(GATEWAY)) for _ in range(2)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    callers[0].cancel()
+    probe.gate.set()
+    assert await callers[1] == SERVING
+    await asyncio.wait(callers)
+    assert asyncio.all_tasks() == before
+    assert await checker.check(GATEWAY) == SERVING
+    assert probe.attempts == 1
+
+
+@pytest.mark.parametrize("turns", range(8))
+@in_virtual_time
+async def test_cancelling_a_watcher_at_any_await_leaves_nothing(turns: int) -> None:
+    """Wherever a watch is cancelled, it ends, and so does its asking."""
+    before = asyncio.all_tasks()
+    probe = FakeProbe()
+    checker = checker_of(probe)
+
+    async def follow() -> None:
+        async with aclosing(checker.watch(GATEWAY)) as watching:
+            async for _ in watching:
+                pass
+
+    watcher = asyncio.create_task(follow())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    watcher.cancel()
+    await asyncio.wait((watcher,))
+    await asyncio.sleep(1)
+    asked = probe.attempts
+    await asyncio.sleep(3600)
+    assert probe.attempts == asked
+    assert asyncio.all_tasks() == before
+
+
+@in_virtual_time
+async def test_draining_answers_those_who_wait_at_once() -> None:
+    """A caller that waits when drain begins reads draining, never SERVING, and without delay."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    checker = checker_of(probe)
+    waiting = asyncio.create_task(checker.check(GATEWAY))
+    await asyncio.sleep(1)
+    drained = now()
+    checker.drain()
+    assert await waiting == DRAINING
+    assert now() == drained
+    assert probe.under_way == 1, "it was not the attempt that ended the wait"
+    await checker.close()
+
+
+@in_virtual_time
+async def test_draining_outlives_a_fresh_good_answer() -> None:
+    """Once draining, even an answer that is fresh and good is not served, and nothing is asked."""
+    probe = FakeProbe()
+    checker = checker_of(probe)
+    await checker.check(GATEWAY)
+    checker.drain()
+    checker.drain()
+    assert await checker.check(GATEWAY) == DRAINING
+    assert probe.attempts == 1
+
+
+@in_virtual_time
+async def test_a_watch_begins_with_the_result_of_an_attempt() -> None:
+    """The first value waits for the attempt: it is never an invented NOT_SERVING."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    watching = checker_of(probe).watch(GATEWAY)
+    first = asyncio.create_task(next_of(watching))
+    await asyncio.sleep(2)
+    assert not first.done()
+    probe.gate.set()
+    assert await first == SERVING
+    await watching.aclose()
+
+
+@in_virtual_time
+async def test_a_watch_tells_changes_only() -> None:
+    """Equal states are not told twice, whatever their reasons."""
+    probe = FakeProbe(SICK)
+    watching = checker_of(probe).watch(GATEWAY)
+    assert await next_of(watching) == NOT_SERVING
+    second = asyncio.create_task(next_of(watching))
+    probe.says = ProbeResult(ready=False, reason=reasons.REFUSED)
+    await asyncio.sleep(10)
+    assert not second.done()
+    probe.says = READY
+    assert await second == SERVING
+    await watching.aclose()
+
+
+@in_virtual_time
+async def test_a_watch_looks_once_an_interval() -> None:
+    """While somebody watches, one attempt is made each WATCH_INTERVAL; afterwards none."""
+    probe = FakeProbe()
+    watching = checker_of(probe).watch(GATEWAY)
+    await next_of(watching)
+    second = asyncio.create_task(next_of(watching))
+    await asyncio.sleep(10.5)
+    assert probe.attempts == 11
+    second.cancel()
+    await asyncio.sleep(3600)
+    assert probe.attempts == 11
+
+
+@in_virtual_time
+async def test_many_watchers_cost_no_more_than_one() -> None:
+    """A hundred watchers that came at different moments share the attempts."""
+    probe = FakeProbe()
+    checker = checker_of(probe)
+
+    async def follow(start: float) -> None:
+        await asyncio.sleep(start)
+        async for _ in checker.watch(GATEWAY):
+            pass
+
+    watchers = [asyncio.create_task(follow(n / 100)) for n in range(100)]
+    await asyncio.sleep(10.5)
+    assert probe.attempts <= 11
+    checker.end_watches()
+    checker.drain()
+    await asyncio.gather(*watchers)
+
+
+@pytest.mark.parametrize(
+    ("service", "told"),
+    [
+        (GATEWAY, [SERVING, DRAINING]),
+        (LIVENESS, [ALIVE]),
+        ("nobody", [UNKNOWN_SERVICE]),
+    ],
+)
+@in_virtual_time
+async def test_a_watch_through_drain_to_its_end(service: str, told: list[Health]) -> None:
+    """Drain reaches watchers, but not of `liveness` or unknown names; all end together."""
+    checker = checker_of(FakeProbe())
+    seen: list[tuple[float, Health]] = []
+
+    async def follow() -> float:
+        async for health in checker.watch(service):
+            seen.append((now(), health))
+        return now()
+
+    watcher = asyncio.create_task(follow())
+    await asyncio.sleep(0.5)
+    drained = now()
+    checker.drain()
+    await asyncio.sleep(5)
+    assert [health for _, health in seen] == told
+    if DRAINING in told:
+        assert seen[-1][0] == drained
+    assert not watcher.done()
+    checker.end_watches()
+    checker.end_watches()
+    assert await watcher == now()
+
+
+@in_virtual_time
+async def test_a_watcher_without_patience_gets_its_first_value_in_time() -> None:
+    """A watcher's deadline bounds its first value as it bounds a check's answer."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    watching = checker_of(probe).watch(GATEWAY, patience=0.5)
+    assert await next_of(watching) == CALLER_LEFT_NO_TIME
+    assert now() < 1
+    probe.gate.set()
+    assert await next_of(watching) == SERVING
+    await watching.aclose()
+
+
+@in_virtual_time
+async def test_a_later_look_of_a_watch_has_all_the_time() -> None:
+    """A deadline bounds the first value alone: a slow look later invents no NOT_SERVING."""
+    probe = FakeProbe()
+    watching = checker_of(probe, cache_ttl=0).watch(GATEWAY, patience=0.5)
+    assert await next_of(watching) == SERVING
+    probe.gate.clear()
+    second = asyncio.create_task(next_of(watching))
+    await asyncio.sleep(3)
+    assert not second.done()
+    probe.gate.set()
+    probe.says = SICK
+    assert await second == NOT_SERVING
+    await watching.aclose()
+
+
+@pytest.mark.parametrize("interval", [0.25, 4])
+@in_virtual_time
+async def test_the_interval_is_the_settings(interval: float) -> None:
+    """Looks are WATCH_INTERVAL apart, whatever it is."""
+    probe = FakeProbe()
+    checker = Checker(
+        {GATEWAY: probe},
+        probe_timeout=3,
+        cache_ttl=0,
+        watch_interval=interval,
+        observer=Notes(),
+        clock=now,
+    )
+    watching = checker.watch(GATEWAY)
+    await next_of(watching)
+    second = asyncio.create_task(next_of(watching))
+    await asyncio.sleep(10 * interval + interval / 2)
+    assert probe.attempts == 11
+    second.cancel()
+
+
+@in_virtual_time
+async def test_closing_leaves_nothing_behind() -> None:
+    """After close() no task of the checker is left, and those who wait have their answer."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    before = asyncio.all_tasks()
+    checker = checker_of(probe, FakeProbe())
+    waiting = asyncio.create_task(checker.check(GATEWAY))
+    await asyncio.sleep(0.1)
+    await checker.close()
+    assert probe.under_way == 0
+    assert await waiting == DRAINING
+    assert asyncio.all_tasks() == before
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["ready", "sick", "hang", "bug", "drain"]),
+        st.floats(min_value=0, max_value=5),
+    ),
+    max_size=12,
+)
+
+
+@given(steps=STEPS, service=st.sampled_from([GATEWAY, LIVENESS, "nobody"]))
+def test_watch_properties(steps: list[tuple[str, float]], service: str) -> None:
+    """A watch never tells equal neighbours, and after drain never SERVING but for `liveness`."""
+
+    @in_virtual_time
+    async def story() -> None:
+        probe = FakeProbe()
+        checker = checker_of(probe)
+        told: list[Status] = []
+        told_when_drained = 0
+
+        async def follow() -> None:
+            async for health in checker.watch(service):
+                told.append(health.status)
+
+        watcher = asyncio.create_task(follow())
+        await asyncio.sleep(0)
+        draining = False
+        for what, pause in [*steps, ("drain", 1.0)]:
+            match what:
+                case "hang":
+                    probe.gate.clear()
+                case "drain" if not draining:
+                    draining, told_when_drained = True, len(told)
+                    checker.drain()
+                case _:
+                    probe.says = {"ready": READY, "sick": SICK}.get(what, ZeroDivisionError())
+                    probe.gate.set()
+            await asyncio.sleep(pause)
+        await checker.close()
+        await watcher
+        assert all(a is not b for a, b in itertools.pairwise(told))
+        if service != LIVENESS:
+            assert Status.SERVING not in told[told_when_drained:]
+
+    logging.disable()
+    try:
+        story()
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_every_reason_for_not_serving_is_known_to_clients() -> None:
+    """What a checker says when it is not serving is recognized by `ghealth check`."""
+    for health in (DRAINING, CALLER_LEFT_NO_TIME, INTERNAL_ERROR, NOT_SERVING, LATE):
+        assert reasons.is_known(health.reason)
+    assert not reasons.is_known("failed to connect to all addresses")
