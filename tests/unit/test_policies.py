@@ -1,10 +1,10 @@
 import pytest
 
-from ghealth.answers import POLICIES, Answer, Code
-from ghealth.status import ALIVE, DRAINING, Health, Status
+from ghealth.health import DRAINING, Health, Status
+from ghealth.policies import POLICIES, Answer, Code, PolicyName
+from tests.support.fakes import answered
 
-SERVING = Health(Status.SERVING, "gateway answered 200")
-SICK = Health(Status.NOT_SERVING, "gateway answered 503")
+SICK = Health(Status.NOT_SERVING, answered(503))
 STATUS_CALLERS = ("grpc-", "Envoy/HC")
 OK, UNAVAILABLE = Code.OK, Code.UNAVAILABLE
 
@@ -20,6 +20,7 @@ OTHERS = [
     "ELB-HealthChecker/2.0",
     "",
     "curl/8.5.0",
+    "tonic/0.12.3",
     "xgrpc-go/1",
     "GRPC-GO/1",
     "Envoy/hc",
@@ -31,30 +32,46 @@ OTHERS = [
 @pytest.mark.parametrize(
     ("policy", "health", "code_for_readers", "code_for_others"),
     [
-        ("auto", SERVING, OK, OK),
         ("auto", SICK, OK, UNAVAILABLE),
         ("auto", DRAINING, OK, UNAVAILABLE),
-        ("auto", ALIVE, OK, OK),
-        ("status", SERVING, OK, OK),
         ("status", SICK, OK, OK),
-        ("code", SERVING, OK, OK),
+        ("status", DRAINING, OK, OK),
         ("code", SICK, UNAVAILABLE, UNAVAILABLE),
+        ("code", DRAINING, UNAVAILABLE, UNAVAILABLE),
     ],
 )
-def test_what_each_policy_tells_each_caller(
-    policy: str,
+def test_the_answer_of_each_policy_to_each_caller(
+    policy: PolicyName,
     health: Health,
     code_for_readers: Code,
     code_for_others: Code,
     user_agent: str,
 ) -> None:
-    """Callers known to read the status get it, unknown ones a code, or all alike as told."""
+    """Clients known to read the message get the status, others a code, or all what is set."""
     expected = code_for_readers if user_agent in READERS else code_for_others
     answer = POLICIES[policy](health, user_agent, STATUS_CALLERS)
-    assert answer == Answer(expected, health.status, health.reason)
+    status = health.status if expected is OK else None
+    assert answer == Answer(expected, status, health.reason)
 
 
 @pytest.mark.parametrize("user_agent", READERS + OTHERS)
-def test_without_status_callers_everyone_gets_the_code(user_agent: str) -> None:
-    """An empty list means nobody: an empty beginning must not mean everybody."""
+def test_without_status_callers_every_caller_gets_the_code(user_agent: str) -> None:
+    """An empty list has no caller in it: an empty prefix must not match every caller."""
     assert POLICIES["auto"](SICK, user_agent, ()).code is UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("answer", "name", "good"),
+    [
+        (Answer(Code.OK, Status.SERVING), "SERVING", True),
+        (Answer(Code.OK), "OK", True),
+        (Answer(Code.UNIMPLEMENTED), "UNIMPLEMENTED", True),
+        (Answer(Code.OK, Status.NOT_SERVING), "NOT_SERVING", False),
+        (Answer(Code.OK, Status.SERVICE_UNKNOWN), "SERVICE_UNKNOWN", False),
+        (Answer(Code.UNAVAILABLE), "UNAVAILABLE", False),
+        (Answer(Code.NOT_FOUND), "NOT_FOUND", False),
+    ],
+)
+def test_an_answer_has_a_name_and_is_good_or_not(answer: Answer, name: str, good: bool) -> None:
+    """The status has the name where there is one, and only what reports health is good."""
+    assert (answer.name, answer.good) == (name, good)

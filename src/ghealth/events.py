@@ -1,0 +1,106 @@
+"""Events, and the sinks that receive them: the log, the metrics and the history."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ghealth.health import Health
+from ghealth.policies import Answer
+
+_log = logging.getLogger(__name__)
+
+Method = Literal["Check", "Watch", "List", "reflection", "other"]
+"""The method of a call; `other` is any path that ghealth does not serve."""
+
+OTHER: Final = "other"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeCompleted:
+    """A probe has a result.
+
+    Args:
+        service: The service that was probed.
+        health: The health that follows from the result.
+        seconds: How long the probe took.
+    """
+
+    service: str
+    health: Health
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestAnswered:
+    """A caller got an answer. For a Watch there is one for each message and one for its end.
+
+    Args:
+        method: The method that was called.
+        path: The path that was called.
+        user_agent: The caller's user agent, empty if it sent none.
+        service: The service name in the request; None if there is none or it was not read.
+        answer: The answer.
+    """
+
+    method: Method
+    path: str
+    user_agent: str
+    service: str | None
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainStarted:
+    """From now on every service but `liveness` is NOT_SERVING.
+
+    Args:
+        seconds: How long ghealth still answers.
+    """
+
+    seconds: float
+
+
+CutReason = Literal["calls", "connections", "undelivered answers"]
+"""What an address had too many of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionsCut:
+    """The connections of an address were cut, since it held too much.
+
+    Args:
+        address: The clients' address.
+        count: How many connections it had.
+        reason: What it had too many of.
+        blocked: Seconds for which its new connections are cut, too.
+    """
+
+    address: str
+    count: int
+    reason: CutReason
+    blocked: float
+
+
+Event = ProbeCompleted | RequestAnswered | DrainStarted | ConnectionsCut
+
+Sink = Callable[[Event], None]
+"""Receives each event while a call is answered: it must be fast, use bounded memory and not wait.
+Texts from callers are as long as gRPC's limits allow."""
+
+
+def fan_out(sinks: Sequence[Sink]) -> Sink:
+    """Combine sinks. What one of them raises is logged and changes no answer.
+
+    Args:
+        sinks: They receive each event in this order.
+    """
+
+    def emit(event: Event) -> None:
+        for sink in sinks:
+            try:
+                sink(event)
+            except Exception:
+                _log.exception("a sink failed", extra={"event": "internal_error"})
+
+    return emit
