@@ -1,27 +1,26 @@
-"""Where a server listens."""
+"""Addresses that a server listens on and that clients connect to."""
 
 import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Final
 
-ANY_IPV4: Final = "0.0.0.0"  # noqa: S104 - a health check comes from other machines
+ANY_IPV4: Final = "0.0.0.0"  # noqa: S104 - health checks come from other machines
 ANY_IPV6: Final = "::"
 
-_HIGHEST_PORT: Final = 65535
+_MAX_PORT: Final = 65535
 _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
-_ADDRESS: Final = re.compile(
-    rf"(?:\[([0-9A-Fa-f:.]+)\]|({_LABEL}(?:\.{_LABEL})*\.?)):([0-9]{{1,5}})"
-)
+_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_PORT: Final = re.compile("[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen.
+    """A host and a port.
 
     Args:
-        host: A name or an address, without brackets.
-        port: 0 takes a free one.
+        host: A name or an IP address, without brackets.
+        port: 0 stands for a free port.
     """
 
     host: str
@@ -29,21 +28,66 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Read `host:port` or `[IPv6 address]:port`.
+        """Parse `host:port` or `[IPv6 address]:port`; without a host, every interface.
 
         Args:
-            text: What the operator wrote.
+            text: The text; white space around it is ignored.
 
         Raises:
-            ValueError: If the text is anything else.
+            ValueError: If it is anything else. The message is a hint.
         """
-        match = _ADDRESS.fullmatch(text.strip())
-        if match is None or int(match[3]) > _HIGHEST_PORT:
-            raise ValueError(text)
-        if match[1]:
-            ipaddress.IPv6Address(match[1])
-        return cls(match[1] or match[2], int(match[3]))
+        text = text.strip()
+        if text.startswith("unix:"):
+            raise ValueError("a unix: socket could be taken over by another process")
+        if "/" in text:
+            raise ValueError("an address is host:port only")
+        host, colon, port = text.rpartition(":")
+        if not colon or port.endswith("]"):
+            is_port = _PORT.fullmatch(text)
+            raise ValueError(f"a port alone is written :{text}" if is_port else "no port")
+        if ":" in host and not host.startswith("["):
+            raise ValueError("an IPv6 address needs brackets")
+        if not _PORT.fullmatch(port) or int(port) > _MAX_PORT:
+            raise ValueError(f"a port is a number from 0 to {_MAX_PORT}")
+        if host in ("", "*"):
+            return cls(ANY_IPV6, int(port))
+        if host.startswith("[") and host.endswith("]"):
+            return cls(_ip(host[1:-1]), int(port))
+        if not _NAME.fullmatch(host):
+            raise ValueError(f"{host!r} is not a host name")
+        return cls(host, int(port))
+
+    @property
+    def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+        """The IP address, None for a name."""
+        try:
+            return ipaddress.ip_address(self.host)
+        except ValueError:
+            return None
+
+    def covers(self, other: "Address") -> bool:
+        """Whether listening here also uses the port of another address.
+
+        Args:
+            other: The other address.
+        """
+        if not self.port or self.port != other.port or self.host == other.host:
+            return False
+        is_ipv4 = isinstance(other.ip, ipaddress.IPv4Address)
+        return self.host == ANY_IPV6 or (self.host == ANY_IPV4 and is_ipv4)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+
+def _ip(text: str) -> str:
+    """Return an IPv6 address in its usual form, or the IPv4 address that it stands for."""
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IPv6 address") from None
+    if address.is_link_local and address.scope_id is None:
+        raise ValueError("a link-local address needs its interface, such as [fe80::1%eth0]")
+    # The socket of an address accepts IPv6 only, and so no IPv4 in this form.
+    return str(address.ipv4_mapped or address)

@@ -1,15 +1,15 @@
-"""The codes that mean success, in the syntax of an ALB's matcher."""
+"""Sets of status codes, in the syntax of an ALB's matcher."""
 
 import re
 from dataclasses import dataclass
 from typing import Final
 
 HTTP_CODES: Final = range(200, 500)
-"""What an ALB's matcher for HTTP takes (ELBv2 API reference, `Matcher.HttpCode`): not 5xx, and that
-must not pass a probe either, since a draining gateway answers 503."""
+"""The codes that an ALB's HTTP matcher accepts (ELBv2 API reference, `Matcher.HttpCode`). 1xx and
+5xx are excluded, and must not mean ready here either: a draining gateway answers 503."""
 
 GRPC_CODES: Final = range(100)
-"""What an ALB's matcher for gRPC takes (ELBv2 API reference, `Matcher.GrpcCode`)."""
+"""The codes that an ALB's gRPC matcher accepts (ELBv2 API reference, `Matcher.GrpcCode`)."""
 
 _CODES: Final = re.compile(r"([0-9]{1,3})(?:-([0-9]{1,3}))?")
 
@@ -26,11 +26,11 @@ class Matcher:
 
     @classmethod
     def parse(cls, text: str, codes: range) -> "Matcher":
-        """Read single codes, lists and ranges: `200`, `200,204`, `200-299`.
+        """Parse single codes, lists and ranges: `200`, `200,204`, `200-299`.
 
         Args:
-            text: What the operator wrote.
-            codes: Those that may be named.
+            text: The text.
+            codes: The codes that are allowed.
 
         Raises:
             ValueError: If the text is anything else.
@@ -40,7 +40,7 @@ class Matcher:
             match = _CODES.fullmatch(part.strip())
             first, last = (int(match[1]), int(match[2] or match[1])) if match else (-1, -1)
             if not codes[0] <= first <= last <= codes[-1]:
-                raise ValueError(text)
+                raise ValueError
             ranges.append((first, last))
         return cls(tuple(ranges))
 

@@ -26,14 +26,14 @@ def test_success_codes_are_an_albs_matcher(
     "text", ["", "ok", "20", "2000", "299-200", "200-", "-200", "200,", "199", "500", "200-500"]
 )
 def test_other_success_codes_are_mistakes(text: str) -> None:
-    """What is no matcher of an ALB is refused, 5xx among them: a draining gateway answers 503."""
-    with pytest.raises(ValueError, match=f"^{text}$"):
+    """Other texts are refused, and 5xx: a draining gateway answers 503."""
+    with pytest.raises(ValueError, match=r"^$"):
         Matcher.parse(text, HTTP_CODES)
 
 
 @pytest.mark.parametrize(("text", "known"), [("0", True), ("0-99", True), ("12,100", False)])
 def test_the_codes_of_grpc_go_from_0_to_99(text: str, known: bool) -> None:
-    """A matcher for gRPC takes what an ALB's takes."""
+    """A gRPC matcher accepts the same codes as an ALB's."""
     try:
         Matcher.parse(text, GRPC_CODES)
     except ValueError:
