@@ -1,4 +1,4 @@
-"""Targets on real sockets, with all the ways in which a peer can misbehave."""
+"""Targets on real sockets that misbehave in every way."""
 
 import asyncio
 import itertools
@@ -6,17 +6,17 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Target:
-    """A listener and what it heard.
+    """A listener and the requests that it received.
 
     Args:
-        behaviour: What it does with a connection once the request's headers have come.
-        reads: Whether it waits for the headers at all.
+        behaviour: Handles a connection when the request's headers have arrived.
+        reads: Whether it waits for the headers.
     """
 
     def __init__(self, behaviour: Behaviour, *, reads: bool = True) -> None:
@@ -27,7 +27,7 @@ class Target:
         self.talks: set[asyncio.Task[None]] = set()
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Begin to serve one connection."""
+        """Serve one connection."""
         talk = asyncio.create_task(self._talk(reader, writer))
         self.talks.add(talk)
         talk.add_done_callback(self.talks.discard)
@@ -53,8 +53,8 @@ async def target(
     """Run a target on a free port.
 
     Args:
-        behaviour: What it does with a connection.
-        host: The one address that it listens on.
+        behaviour: Handles a connection.
+        host: The only address that it listens on.
         tls: Its certificate, for https.
         reads: Whether it waits for the request's headers first.
     """
@@ -72,10 +72,10 @@ async def target(
 
 @contextmanager
 def nobody(host: str = "::") -> Iterator[int]:
-    """Hold a port on which nobody listens; the default host has all addresses of both families.
+    """Reserve a port on which nothing listens, by default on all addresses of both families.
 
     Args:
-        host: The address that it is on.
+        host: The address.
     """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as held:
         held.bind((host, 0))
@@ -84,7 +84,7 @@ def nobody(host: str = "::") -> Iterator[int]:
 
 
 def says(data: bytes) -> Behaviour:
-    """Send something and close."""
+    """Send data and close."""
 
     async def behave(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(data)
@@ -99,7 +99,7 @@ def answers(code: int, headers: bytes = b"") -> Behaviour:
 
 
 def repeats(data: bytes, *, first: bytes = b"", every: float = 0.0) -> Behaviour:
-    """Send something again and again until the peer goes away."""
+    """Send data again and again until the peer disconnects."""
 
     async def behave(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(first)
@@ -112,8 +112,15 @@ def repeats(data: bytes, *, first: bytes = b"", every: float = 0.0) -> Behaviour
 
 
 async def is_silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-    """Accept, and never say a word, until the peer goes away."""
-    await reader.read()
+    """Send nothing until the peer disconnects."""
+    await hung_up(reader)
+
+
+async def hung_up(reader: asyncio.StreamReader) -> None:
+    """Wait until the peer has closed its connection, or reset it."""
+    with suppress(ConnectionError):
+        while await reader.read(1024):
+            pass
 
 
 async def resets(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -6,25 +6,27 @@ import itertools
 import logging
 import socket
 import ssl
+import threading
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import h11
+import httpcore
+import httpx
 import pytest
 import trustme
 
-from ghealth import __version__, probe, reasons
-from ghealth.checker import Checker
-from ghealth.environment import target_of
+from ghealth import __version__, probe
+from ghealth.health import Reason, ReasonKind
 from ghealth.matcher import HTTP_CODES, Matcher
-from ghealth.probe import HttpProbe, ProbeResult, trust
-from ghealth.status import GATEWAY, Status
-from tests.support.fakes import Notes
+from ghealth.probe import AllOf, HttpProbe, Probe, ProbeResult, WithTimeout
+from ghealth.tls import trust_store
+from tests.support.fakes import READY, SICK, FakeProbe, answered
 from tests.support.peers import (
     Behaviour,
     Target,
     answers,
+    hung_up,
     is_silent,
     nobody,
     repeats,
@@ -33,6 +35,7 @@ from tests.support.peers import (
     target,
 )
 from tests.support.stopwatch import Stopwatch
+from tests.support.virtual import in_virtual_time
 
 figures = logging.getLogger(__name__)
 """Shown by `pytest --log-cli-level=info`."""
@@ -46,20 +49,26 @@ CODES = Matcher.parse("200-299", HTTP_CODES)
 async def probed(
     url: str, codes: Matcher = CODES, headers: dict[str, str] | None = None
 ) -> ProbeResult:
-    """Make one attempt."""
-    aim = target_of(url)
-    probe = HttpProbe(aim, success_codes=codes, headers=headers or {}, tls=trust([aim]))
-    return await probe()
+    """Probe once."""
+    trust = trust_store() if url.startswith("https") else None
+    return await HttpProbe(
+        httpx.URL(url), success_codes=codes, headers=headers or {}, trust=trust
+    )()
 
 
 def probe_of(gateway: Target) -> HttpProbe:
     """Make a probe of a target."""
-    aim = target_of(f"http://127.0.0.1:{gateway.port}/")
-    return HttpProbe(aim, success_codes=CODES, headers={}, tls=None)
+    url = httpx.URL(f"http://127.0.0.1:{gateway.port}/")
+    return HttpProbe(url, success_codes=CODES, headers={})
+
+
+def not_ready(kind: ReasonKind) -> ProbeResult:
+    """Make the result of a probe without a response."""
+    return ProbeResult(ready=False, reason=Reason(kind))
 
 
 async def request_to(behaving: Target, **options: Any) -> list[str]:
-    """Tell the lines of the request that one attempt sends."""
+    """Return the lines of the request that one probe sends."""
     await probed(f"http://127.0.0.1:{behaving.port}/healthz/ready?full=1", **options)
     return behaving.requests[-1].decode().strip().split("\r\n")
 
@@ -71,7 +80,7 @@ async def test_the_status_code_decides(code: int, ready: bool) -> None:
     """A success code is ready, any other is not, and a redirect is not followed."""
     async with target(answers(code, b"location: /elsewhere\r\n")) as gateway:
         found = await probed(f"http://127.0.0.1:{gateway.port}/")
-    assert found == ProbeResult(ready, f"gateway answered {code}")
+    assert found == ProbeResult(ready, answered(code))
     assert len(gateway.requests) == 1
 
 
@@ -99,37 +108,30 @@ ENDLESS = (
 @pytest.mark.parametrize(
     ("behaviour", "seconds", "reason"),
     [
-        *((behaviour, LONG, reasons.CLOSED) for behaviour in CLOSED_EARLY),
-        *((behaviour, LONG, reasons.NOT_HTTP) for behaviour in NOT_HTTP),
-        *((behaviour, SHORT, reasons.no_answer_within(SHORT)) for behaviour in ENDLESS),
-        (resets, LONG, reasons.RESET),
+        *((behaviour, LONG, Reason(ReasonKind.CLOSED)) for behaviour in CLOSED_EARLY),
+        *((behaviour, LONG, Reason(ReasonKind.NOT_HTTP)) for behaviour in NOT_HTTP),
+        *((behaviour, SHORT, Reason(ReasonKind.TIMED_OUT, "0.3 s")) for behaviour in ENDLESS),
+        (resets, LONG, Reason(ReasonKind.RESET)),
     ],
 )
 async def test_every_misbehaviour_is_a_value_in_time(
-    behaviour: Behaviour, seconds: float, reason: str
+    behaviour: Behaviour, seconds: float, reason: Reason
 ) -> None:
-    """However a peer misbehaves, the check reads NOT_SERVING with a fixed reason, in time."""
+    """However a target misbehaves, the result is not ready with a fixed reason, in time."""
     async with target(behaviour) as gateway:
-        checker = Checker(
-            {GATEWAY: probe_of(gateway)},
-            probe_timeout=seconds,
-            cache_ttl=1,
-            watch_interval=1,
-            observer=Notes(),
-        )
         taking = Stopwatch()
-        health = await checker.check(GATEWAY)
-        figures.info("%s in %.3f s", health.reason, taking.on_the_wall)
+        result = await WithTimeout(probe_of(gateway), seconds)()
+        figures.info("%s in %.3f s", result.reason, taking.on_the_wall)
         assert taking.seconds < SHORT + 0.2
-    assert (health.status, health.reason) == (Status.NOT_SERVING, reason)
+    assert result == ProbeResult(ready=False, reason=reason)
 
 
 async def test_a_refused_connection_is_a_value() -> None:
-    """Nobody listening is a reason."""
+    """A port without a listener has a reason."""
     with nobody() as port:
         for host in ("127.0.0.1", "[::1]", "localhost"):
             found = await probed(f"http://{host}:{port}/")
-            assert found == ProbeResult(ready=False, reason=reasons.REFUSED)
+            assert found == not_ready(ReasonKind.REFUSED)
 
 
 async def test_a_name_that_does_not_resolve_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +142,7 @@ async def test_a_name_that_does_not_resolve_is_a_value(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     found = await probed("http://gateway.invalid:15021/")
-    assert found == ProbeResult(ready=False, reason=reasons.NAME_UNRESOLVED)
+    assert found == not_ready(ReasonKind.NAME_UNRESOLVED)
 
 
 async def test_a_place_without_a_route_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,14 +154,14 @@ async def test_a_place_without_a_route_is_a_value(monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", fail)
         found = await probed("http://localhost:15021/")
-        assert found == ProbeResult(ready=False, reason=reasons.UNREACHABLE)
+        assert found == not_ready(ReasonKind.UNREACHABLE)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_lack_of_descriptors_is_not_the_gateways_fault(
     monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    """While this process may open no socket, an attempt waits for one instead of blaming."""
+    """While this process may open no socket, a probe waits for one instead of blaming."""
     loop = asyncio.get_running_loop()
     connect = loop.create_connection
     errors = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "in system")]
@@ -198,7 +200,7 @@ async def test_a_name_has_more_than_one_address(
         return await connect(factory, host, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", finds("127.0.0.2", "127.0.0.1"))
-    monkeypatch.setattr(probe, "NEXT_ADDRESS", 0.01)
+    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0.01)
     async with target(answers(200)) as gateway:
         monkeypatch.setattr(loop, "create_connection", connects)
         async with asyncio.timeout(LONG):
@@ -206,57 +208,59 @@ async def test_a_name_has_more_than_one_address(
 
 
 async def test_the_first_address_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe goes where the name says, and nowhere else on this machine."""
+    """A probe connects to the address of the name, and to no other on this machine."""
     monkeypatch.setattr(socket, "getaddrinfo", finds("127.0.0.2", "127.0.0.1"))
-    monkeypatch.setattr(probe, "NEXT_ADDRESS", LONG)
+    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", LONG)
     async with target(answers(200), host="127.0.0.2") as gateway:
         assert (await probed(f"http://gateway.test:{gateway.port}/")).ready
         assert (await probed(f"http://127.0.0.2:{gateway.port}/")).ready
 
 
 async def test_a_slow_loopback_address_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gateway on 127.0.0.1 that accepts late is not given up for one on ::1."""
+    """A gateway on 127.0.0.1 that accepts late is not given up because ::1 refuses."""
     loop = asyncio.get_running_loop()
     connect = loop.create_connection
+    refused = asyncio.Event()
 
-    async def late(*args: Any, **kwargs: Any) -> Any:
-        for _ in range(100):
-            await asyncio.sleep(0)
-        return await connect(*args, **kwargs)
+    async def late(factory: Any, host: str, *args: Any, **kwargs: Any) -> Any:
+        if host == "127.0.0.1":
+            await refused.wait()
+        try:
+            return await connect(factory, host, *args, **kwargs)
+        finally:
+            refused.set()
 
-    monkeypatch.setattr(probe, "NEXT_ADDRESS", 0)
+    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0)
     async with target(answers(200)) as gateway:
         monkeypatch.setattr(loop, "create_connection", late)
         assert (await probed(f"http://localhost:{gateway.port}/")).ready
 
 
 async def test_a_plain_target_beside_one_with_tls_stays_plain() -> None:
-    """Whom the process trusts is nothing to a target that is asked without TLS."""
+    """The trusted certificates do not matter to a target without TLS."""
     async with target(answers(200)) as gateway:
-        aim = target_of(f"http://127.0.0.1:{gateway.port}/")
-        context = ssl.create_default_context()
-        found = await HttpProbe(aim, success_codes=CODES, headers={}, tls=context)()
+        url = httpx.URL(f"http://127.0.0.1:{gateway.port}/")
+        found = await HttpProbe(url, success_codes=CODES, headers={}, trust=trust_store())()
     assert found.ready
 
 
 async def test_headers_may_be_long() -> None:
-    """What proxies add to an answer is no reason to be unwell, up to a bound."""
+    """Headers that proxies add do not fail a probe, up to a limit."""
     async with target(answers(200, b"x: %s\r\n" % (b"a" * 50_000))) as gateway:
         assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
 
 
 async def test_what_is_no_name_has_no_address() -> None:
     """A label that is too long for DNS is a name that does not resolve, and no bug."""
-    aim = replace(target_of("http://localhost/"), host="a" * 64)
-    found = await HttpProbe(aim, success_codes=CODES, headers={}, tls=None)()
-    assert found == ProbeResult(ready=False, reason=reasons.NAME_UNRESOLVED)
+    found = await probed(f"http://{'a' * 64}/")
+    assert found == not_ready(ReasonKind.NAME_UNRESOLVED)
 
 
-def test_an_exception_of_our_own_making_is_not_hidden() -> None:
-    """A request that cannot be sent is a bug, and not the gateway's fault."""
-    aim = target_of("http://127.0.0.1:1/")
-    with pytest.raises(h11.LocalProtocolError):
-        HttpProbe(aim, success_codes=CODES, headers={"a": "\x00"}, tls=None)
+@pytest.mark.parametrize("headers", [{"a": "\x00"}, {"Content-Length": "1, 2"}])
+def test_what_is_no_request_is_refused_at_once(headers: dict[str, str]) -> None:
+    """A request that the HTTP library would refuse to send is refused when the probe is made."""
+    with pytest.raises(ValueError, match=r"."):
+        HttpProbe(httpx.URL("http://127.0.0.1:1/"), success_codes=CODES, headers=headers)
 
 
 async def test_a_body_that_streams_for_ever_is_not_read() -> None:
@@ -264,7 +268,7 @@ async def test_a_body_that_streams_for_ever_is_not_read() -> None:
     behaviour = repeats(b"x" * 1000, first=b"HTTP/1.1 200 OK\r\n\r\n")
     async with target(behaviour) as gateway, asyncio.timeout(LONG):
         found = await probed(f"http://127.0.0.1:{gateway.port}/")
-    assert found == ProbeResult(ready=True, reason="gateway answered 200")
+    assert found == READY
 
 
 async def test_each_attempt_has_a_connection_of_its_own() -> None:
@@ -273,7 +277,7 @@ async def test_each_attempt_has_a_connection_of_its_own() -> None:
 
     async def keeps_alive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-        assert await reader.read() == b""
+        await hung_up(reader)
         closed.set()
 
     async with target(keeps_alive) as gateway:
@@ -288,28 +292,28 @@ async def test_each_attempt_has_a_connection_of_its_own() -> None:
 
 
 async def test_a_cancelled_attempt_leaves_no_connection() -> None:
-    """An attempt that runs out of time hangs up on a gateway that still has the request."""
-    asked, hung_up = asyncio.Event(), asyncio.Event()
+    """A probe that runs out of time hangs up on a gateway that still has the request."""
+    asked, closed = asyncio.Event(), asyncio.Event()
 
     async def waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.set()
         await is_silent(reader, writer)
-        hung_up.set()
+        closed.set()
 
     async with target(waits) as gateway, asyncio.timeout(LONG):
         attempt = asyncio.create_task(probe_of(gateway)())
         await asked.wait()
         attempt.cancel()
-        await hung_up.wait()
+        await closed.wait()
         assert attempt.cancelled()
 
 
 async def test_cancelling_an_attempt_at_any_await_leaves_nothing() -> None:
-    """Wherever an attempt is cancelled, its connection is closed and no task is left."""
+    """Wherever a probe is cancelled, its connection is closed and no task is left."""
 
     async def answers_and_waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-        assert await reader.read() == b""
+        await hung_up(reader)
 
     async with target(answers_and_waits) as gateway, asyncio.timeout(3 * LONG):
         probe = probe_of(gateway)
@@ -355,7 +359,7 @@ async def test_localhost_is_either_loopback_address(
             monkeypatch.setattr(socket, "getaddrinfo", nowhere)
         found = await probed(f"http://localhost:{gateway.port}/")
         assert f"Host: localhost:{gateway.port}".encode() in gateway.requests[0]
-    assert found == ProbeResult(ready=True, reason="gateway answered 200")
+    assert found == READY
 
 
 async def test_what_is_sent() -> None:
@@ -413,31 +417,285 @@ async def test_https_verifies_against_the_systems_store(
         async with target(answers(200), tls=tls) as gateway:
             assert (await probed(f"https://localhost:{gateway.port}/")).ready
             found = await probed(f"https://127.0.0.1:{gateway.port}/")
-    assert found == ProbeResult(ready=False, reason=reasons.CERTIFICATE)
+    assert found == not_ready(ReasonKind.CERTIFICATE)
 
 
 async def test_a_certificate_that_does_not_verify_is_a_value() -> None:
-    """A stranger's certificate is a reason."""
+    """A certificate of an unknown authority has a reason."""
     async with target(answers(200), tls=certificate_of(trustme.CA(), "localhost")) as gateway:
         found = await probed(f"https://localhost:{gateway.port}/")
-    assert found == ProbeResult(ready=False, reason=reasons.CERTIFICATE)
+    assert found == not_ready(ReasonKind.CERTIFICATE)
 
 
 async def test_a_peer_without_tls_is_a_value() -> None:
     """An https probe of a plaintext port is a reason."""
     async with target(says(b"HTTP/1.1 400 Bad\r\n\r\n"), reads=False) as gateway:
         found = await probed(f"https://127.0.0.1:{gateway.port}/")
-    assert found == ProbeResult(ready=False, reason=reasons.TLS)
+    assert found == not_ready(ReasonKind.TLS)
 
 
-def test_plain_http_reads_no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 12: the store of certificates is read only where a target wants TLS."""
+def test_all_probes_share_one_trust_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 10: making a probe reads no certificates; they are read once, by `trust_store`."""
 
     def read(*_: object, **__: object) -> Any:
         raise AssertionError("the store was read")
 
     monkeypatch.setattr(ssl, "create_default_context", read)
-    plain, secure = target_of("http://localhost/"), target_of("https://localhost/")
-    assert trust([plain]) is None
+    for url in ("http://localhost/", "https://localhost/"):
+        HttpProbe(httpx.URL(url), success_codes=CODES, headers={})
     with pytest.raises(AssertionError, match="the store was read"):
-        trust([plain, secure])
+        trust_store()
+
+
+async def answers_and_resets(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
+    await resets(_, writer)
+
+
+async def test_a_response_head_counts_whatever_becomes_of_its_connection() -> None:
+    """A target that resets the connection right after its response headers is judged by them."""
+    async with target(answers_and_resets) as gateway:
+        for _ in range(50):
+            assert await probed(f"http://127.0.0.1:{gateway.port}/") == READY
+
+
+async def test_a_switch_of_protocols_ends_a_probe() -> None:
+    """Trap 10: a 101 to a request with `Upgrade` is a status code, and not a loop without end."""
+    url = "http://127.0.0.1:{}/"
+    switching = says(b"HTTP/1.1 101 Switching\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n")
+    async with target(switching) as gateway, asyncio.timeout(LONG):
+        found = await probed(
+            url.format(gateway.port), headers={"Upgrade": "h2c", "Connection": "upgrade"}
+        )
+    assert found == ProbeResult(ready=False, reason=answered(101))
+
+
+async def test_a_flood_of_1xx_responses_is_bounded_and_yields() -> None:
+    """What a target sends before its response is bounded, and parsed in small parts."""
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    flood = says(b"HTTP/1.1 100 C\r\n\r\n" * 100_000)
+    async with target(flood) as gateway, asyncio.timeout(LONG):
+        counting = asyncio.create_task(count_turns())
+        found = await probed(f"http://127.0.0.1:{gateway.port}/")
+        counting.cancel()
+    assert found == not_ready(ReasonKind.NOT_HTTP)
+    assert turns >= probe.MAX_RESPONSE_HEAD / probe.READ_SIZE
+
+
+async def test_dead_addresses_do_not_hide_a_live_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six addresses that do not answer cost six delays, not six timeouts (RFC 8305)."""
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+    tried = []
+
+    async def connects(factory: Any, host: str, *args: Any, **kwargs: Any) -> Any:
+        tried.append(host)
+        if host != "127.0.0.1":
+            await asyncio.Event().wait()
+        return await connect(factory, host, *args, **kwargs)
+
+    dead = [f"127.0.0.{number}" for number in range(2, 8)]
+    monkeypatch.setattr(socket, "getaddrinfo", finds(*dead, "127.0.0.1"))
+    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0.01)
+    async with target(answers(200)) as gateway, asyncio.timeout(LONG):
+        monkeypatch.setattr(loop, "create_connection", connects)
+        before = asyncio.all_tasks()
+        assert (await probed(f"http://gateway.test:{gateway.port}/")).ready
+        while not asyncio.all_tasks() <= before:  # noqa: ASYNC110 - the end of the other attempts
+            await asyncio.sleep(0)
+    assert tried == [*dead, "127.0.0.1"]
+
+
+async def test_a_connection_that_comes_too_late_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two addresses that accept, one is used, and the other connection does not stay open."""
+    both = asyncio.Barrier(2)
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+
+    async def connects(*args: Any, **kwargs: Any) -> Any:
+        made = await connect(*args, **kwargs)
+        await both.wait()
+        return made
+
+    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0.01)
+    async with target(answers(200), host="0.0.0.0") as gateway, asyncio.timeout(LONG):
+        monkeypatch.setattr(socket, "getaddrinfo", finds("127.0.0.1", "127.0.0.2"))
+        monkeypatch.setattr(loop, "create_connection", connects)
+        assert (await probed(f"http://gateway.test:{gateway.port}/")).ready
+        await asyncio.gather(*gateway.talks, return_exceptions=True)
+
+
+async def test_a_look_up_that_hangs_is_shared_by_the_probes_of_a_target(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A name server that does not answer holds one thread, however many probes are cancelled."""
+    answer, calls = threading.Event(), []
+
+    def look_up(host: str, port: int, **options: Any) -> list[Any]:
+        if options.get("flags", 0) & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        calls.append(host)
+        answer.wait(LONG)
+        return finds("127.0.0.1")(host, port)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    async with target(answers(200)) as gateway:
+        url = httpx.URL(f"http://gateway.test:{gateway.port}/")
+        named = HttpProbe(url, success_codes=CODES, headers={})
+        for _ in range(10):
+            assert not (await WithTimeout(named, 0.01)()).ready
+        answer.set()
+        assert (await named()).ready
+    assert calls == ["gateway.test"]
+
+
+@pytest.mark.parametrize("error", [errno.EADDRNOTAVAIL, errno.EAGAIN, errno.ENOBUFS])
+async def test_what_this_machine_lacks_is_not_the_targets_fault(
+    monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Without a free port, a thread or a buffer here, a probe tries again."""
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+    errors = [OSError(error, "none left")]
+
+    async def sometimes(*args: Any, **kwargs: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return await connect(*args, **kwargs)
+
+    async with target(answers(200)) as gateway:
+        monkeypatch.setattr(loop, "create_connection", sometimes)
+        assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
+    assert errors == []
+
+
+TCP_TABLE = Path("/proc/net/tcp")
+
+
+async def test_a_cause_in_a_group_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 10: anyio raises the failures of several addresses as a group."""
+
+    async def fail(*_: object, **__: object) -> Any:
+        errors = [OSError(113, "No route to host"), ConnectionRefusedError()]
+        all_failed = OSError("All connection attempts failed")
+        all_failed.__cause__ = ExceptionGroup("two", errors)
+        failure = httpcore.ConnectError()
+        failure.__context__ = all_failed  # as after httpcore's `raise … from None`
+        raise failure
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", fail)
+    assert await probed("http://127.0.0.1:1/") == not_ready(ReasonKind.REFUSED)
+
+
+async def test_a_look_up_that_is_cancelled_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of the event loop cancels look-ups; nothing is logged."""
+
+    async def hangs(*_: object, **__: object) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(probe, "look_up", hangs)
+    before = asyncio.all_tasks()
+    await WithTimeout(
+        HttpProbe(httpx.URL("http://gateway.test/"), success_codes=CODES, headers={}), 0.01
+    )()
+    (looking_up,) = asyncio.all_tasks() - before
+    looking_up.cancel()
+    await asyncio.wait((looking_up,))
+    assert caplog.records == []
+
+
+async def test_probes_leave_no_port_in_time_wait() -> None:
+    """A target that waits for ghealth to close first costs no port after the probe."""
+
+    async def waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        await hung_up(reader)
+
+    async with target(waits) as gateway:
+        for _ in range(5):
+            assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
+    sockets = await asyncio.to_thread(TCP_TABLE.read_text)
+    time_wait = f":{gateway.port:04X} 06 "
+    assert [line for line in sockets.splitlines() if time_wait in line] == []
+
+
+async def test_cancelling_a_tls_probe_at_any_await_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Wherever a probe over TLS is cancelled, its connection is closed."""
+    authority = trustme.CA()
+    with trusting(authority, monkeypatch, tmp_path):
+        tls = certificate_of(authority, "localhost")
+        async with target(answers(200), tls=tls) as gateway, asyncio.timeout(3 * LONG):
+            url = httpx.URL(f"https://localhost:{gateway.port}/")
+            secure = HttpProbe(url, success_codes=CODES, headers={}, trust=trust_store())
+            for turns in itertools.count():
+                attempt = asyncio.create_task(secure())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                attempt.cancel()
+                await asyncio.wait((attempt,))
+                if not attempt.cancelled():
+                    break
+    assert turns > 5, "there are more awaits than that"
+
+
+@pytest.mark.parametrize(
+    ("results", "expected"),
+    [
+        ((READY, READY, READY), READY),
+        ((READY, SICK, READY), "probe 2 of 3: gateway answered 503"),
+        ((SICK, READY, SICK), "probe 1 of 3: gateway answered 503"),
+    ],
+)
+async def test_several_probes_are_ready_if_all_are(results: Any, expected: Any) -> None:
+    """The reason names the first probe in the list's order that is not ready."""
+    found = await AllOf([FakeProbe(result) for result in results])()
+    if expected is READY:
+        assert found == READY
+    else:
+        assert (found.ready, str(found.reason)) == (False, expected)
+
+
+@in_virtual_time
+async def test_several_probes_share_one_timeout() -> None:
+    """Probes run side by side; one that hangs is named, and costs the timeout once."""
+    hanging, slow = FakeProbe(), FakeProbe()
+    hanging.gate.clear()
+    slow.gate.clear()
+    loop = asyncio.get_running_loop()
+    probes: list[Probe] = [
+        WithTimeout(one, 3, clock=loop.time) for one in (FakeProbe(), hanging, slow)
+    ]
+    found = await AllOf(probes)()
+    assert loop.time() == pytest.approx(3)
+    assert str(found.reason) == "probe 2 of 3: no answer within 3 s"
+
+
+@in_virtual_time
+async def test_a_cancelled_group_of_probes_leaves_nothing() -> None:
+    """Cancelling several probes cancels each of them."""
+    hanging = FakeProbe()
+    hanging.gate.clear()
+    before = asyncio.all_tasks()
+    probing = asyncio.create_task(AllOf([FakeProbe(), hanging])())
+    await asyncio.sleep(1)
+    probing.cancel()
+    await asyncio.wait((probing,))
+    assert hanging.under_way == 0
+    assert asyncio.all_tasks() == before
+
+
+def test_a_reason_of_ones_own() -> None:
+    """A probe outside the package gives its reason as a text."""
+    found = ProbeResult.because("queue is full", ready=False)
+    assert (found.ready, str(found.reason)) == (False, "queue is full")
