@@ -1,17 +1,16 @@
-"""The one place that decides what a service's health is at this moment."""
+"""Decides the health of every service at each moment."""
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from ghealth import reasons
-from ghealth.observer import Observer
-from ghealth.probe import Probe, ProbeResult
-from ghealth.status import (
+from ghealth.events import ProbeCompleted, Sink
+from ghealth.health import (
     ALIVE,
-    CALLER_LEFT_NO_TIME,
+    DEADLINE,
     DRAINING,
     INTERNAL_ERROR,
     LIVENESS,
@@ -19,169 +18,217 @@ from ghealth.status import (
     Health,
     Status,
 )
+from ghealth.probe import Probe, ProbeResult
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
-class _Target:
-    """A service that is probed: the attempt under way and the last one's outcome."""
+class _Service:
+    """A service with a probe: its last result, and what waits for the next one."""
 
+    name: str
     probe: Probe
-    attempt: asyncio.Task[Health] | None = None
     health: Health = INTERNAL_ERROR
     fresh_until: float = float("-inf")
+    probing: asyncio.Task[None] | None = None
+    looking: asyncio.Task[None] | None = None
+    # A future each, not one that all share: removing a waiter from a shared one takes time in
+    # proportion to all the others.
+    waiters: set[asyncio.Future[Health]] = field(default_factory=set)
+    watchers: set[asyncio.Event] = field(default_factory=set)
 
 
 class Checker:
-    """Keeps the promise: never SERVING unless the target said so within the last moment.
+    """Keeps the promise: never SERVING unless the target was ready within the last moment.
 
-    The callers of one moment share one attempt, its outcome serves everyone while it is fresh,
-    and with nobody asking nothing happens. Make it inside a running event loop.
+    Simultaneous callers share one probe, its result serves every caller while it is fresh, and
+    without callers nothing is probed. Create it inside a running event loop.
 
     Args:
-        probes: How to ask each service's target. `liveness` needs none.
-        probe_timeout: Seconds that one attempt may take in all.
-        cache_ttl: Seconds for which an outcome, good or bad, serves every caller, counted from
-            the start of its attempt; 0 makes each caller ask again unless an attempt is under way.
-        watch_interval: Seconds between the looks of one watcher.
-        observer: Told of each attempt's outcome; it must not raise.
-        clock: Seconds on a clock that nobody can set back.
+        probes: The probe of each service; each must return in bounded time. `liveness` has none.
+        cache_ttl: Seconds for which a result, good or bad, serves every caller, counted from the
+            start of its probe. With 0 each caller probes, or shares the probe under way.
+        watch_interval: Seconds between two probes while a service is watched.
+        emit: Receives `ProbeCompleted`; it must not raise.
+        clock: Seconds on a monotonic clock.
     """
 
     def __init__(
         self,
         probes: Mapping[str, Probe],
         *,
-        probe_timeout: float,
         cache_ttl: float,
         watch_interval: float,
-        observer: Observer,
+        emit: Sink,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._targets = {service: _Target(probe) for service, probe in probes.items()}
-        self._probe_timeout = probe_timeout
+        self._services = {name: _Service(name, probe) for name, probe in probes.items()}
         self._cache_ttl = cache_ttl
         self._watch_interval = watch_interval
-        self._observer = observer
+        self._emit = emit
         self._clock = clock
-        # Futures, not events: a state that is reached stays, so nobody can miss the wake-up.
-        self._draining: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watches_ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._draining = False
+        self._watches_ended = False
+        self._settled_watchers: set[asyncio.Event] = set()
 
     @property
     def services(self) -> tuple[str, ...]:
         """The names of all services, the gateway first."""
-        return (*self._targets, LIVENESS)
+        return (*self._services, LIVENESS)
 
     @property
     def draining(self) -> bool:
-        """Whether every service but `liveness` is not serving, whatever its target says."""
-        return self._draining.done()
+        """Whether every service but `liveness` is not serving, whatever its target answers."""
+        return self._draining
 
-    async def check(self, service: str, *, patience: float | None = None) -> Health:
-        """Tell a service's health now.
+    async def check(self, name: str, *, timeout: float | None = None) -> Health:
+        """Return a service's health now.
 
         Args:
-            service: Its name.
-            patience: Seconds that the caller can wait; None for as long as the attempt takes.
+            name: The service's name.
+            timeout: Seconds that the caller can wait; None for as long as the probe takes.
 
         Returns:
-            The outcome at hand while it is fresh, else that of the attempt under way or of a new
-            one. It is NOT_SERVING if patience runs out first; the attempt goes on for the others.
+            The last result while it is fresh, otherwise that of the probe under way or of a new
+            one. NOT_SERVING if the timeout comes first; the probe continues for other callers.
         """
-        settled = self._settled(service)
+        settled = self._settled(name)
         if settled is not None:
             return settled
-        target = self._targets[service]
-        if self._clock() < target.fresh_until:
-            return target.health
-        if target.attempt is None or target.attempt.done():
-            target.attempt = asyncio.create_task(self._attempt(service, target))
-        attempt = target.attempt
-        # wait() leaves the attempt alone when this caller goes away or runs out of patience.
-        await asyncio.wait(
-            (attempt, self._draining), timeout=patience, return_when=asyncio.FIRST_COMPLETED
-        )
-        if self._draining.done():
-            return DRAINING
-        if not attempt.done():
-            return CALLER_LEFT_NO_TIME
-        return INTERNAL_ERROR if attempt.cancelled() else attempt.result()
+        service = self._services[name]
+        if self._clock() < service.fresh_until:
+            return service.health
+        if service.probing is None or service.probing.done():
+            service.probing = asyncio.create_task(self._probe(service))
+        waiter = asyncio.get_running_loop().create_future()
+        service.waiters.add(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                health = await waiter
+        except TimeoutError:
+            health = DEADLINE
+        finally:
+            service.waiters.discard(waiter)
+        # The drain may have begun since the result came.
+        return DRAINING if self._draining else health
 
     async def watch(
-        self, service: str, *, patience: float | None = None
+        self, name: str, *, timeout: float | None = None
     ) -> AsyncGenerator[Health, None]:
         """Follow a service's health until `end_watches`.
 
         Args:
-            service: Its name; one that is unknown stays so without ending the watch.
-            patience: Seconds that the caller can wait for the first value.
+            name: The service's name; an unknown one stays unknown without ending the watch.
+            timeout: Seconds that the caller can wait for the first value.
 
         Yields:
-            The health now, then each change of status.
+            The health now, then each change of status. A slow reader gets the latest status only.
         """
-        told: Status | None = None
-        while True:
-            settled = self._settled(service)  # before the look: it decides what to sleep on
-            health = settled or await self.check(service, patience=patience)
-            patience = None
-            if health.status is not told:
-                told = health.status
-                yield health
-            if self._watches_ended.done():
-                return
-            if settled is None:
-                await asyncio.wait((self._draining,), timeout=self._watch_interval)
-            else:
-                await asyncio.wait((self._watches_ended,))
+        last_sent: Status | None = None
+        with self._watching(name) as changed:
+            health = await self.check(name, timeout=timeout)
+            while True:
+                if health.status is not last_sent:
+                    last_sent = health.status
+                    yield health
+                if self._watches_ended:
+                    return
+                # Cleared before the health is read, so that no change is missed.
+                await changed.wait()
+                changed.clear()
+                health = self._settled(name) or self._services[name].health
 
     def drain(self) -> None:
-        """From now on every service but `liveness` is NOT_SERVING, for callers waiting now too."""
-        if not self._draining.done():
-            self._draining.set_result(None)
+        """Make every service but `liveness` NOT_SERVING, for waiting callers too."""
+        self._draining = True
+        for service in self._services.values():
+            _answer(service, DRAINING)
+            _wake(service.watchers)
 
     def end_watches(self) -> None:
-        """Let every watch come to its end."""
-        if not self._watches_ended.done():
-            self._watches_ended.set_result(None)
+        """End every watch."""
+        self._watches_ended = True
+        _wake(self._settled_watchers)
+        for service in self._services.values():
+            _wake(service.watchers)
 
     async def close(self) -> None:
-        """Drain, end the watches and cancel what is under way."""
+        """Drain, end the watches and cancel the probes under way."""
         self.drain()
         self.end_watches()
-        attempts = [target.attempt for target in self._targets.values() if target.attempt]
-        for attempt in attempts:
-            attempt.cancel()
-        await asyncio.gather(*attempts, return_exceptions=True)
+        tasks = [
+            task
+            for service in self._services.values()
+            for task in (service.probing, service.looking)
+            if task is not None
+        ]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _settled(self, service: str) -> Health | None:
-        """Tell the health of a service that no attempt can change, None for any other."""
-        if service == LIVENESS:
+    def _settled(self, name: str) -> Health | None:
+        """Return the health that no probe can change, None where a probe decides."""
+        if name == LIVENESS:
             return ALIVE
-        if service not in self._targets:
+        if name not in self._services:
             return UNKNOWN_SERVICE
-        return DRAINING if self._draining.done() else None
+        return DRAINING if self._draining else None
 
-    async def _attempt(self, service: str, target: _Target) -> Health:
-        """Make one attempt and keep its outcome."""
-        started = self._clock()
-        late = ProbeResult(ready=False, reason=reasons.no_answer_within(self._probe_timeout))
+    @contextlib.contextmanager
+    def _watching(self, name: str) -> Iterator[asyncio.Event]:
+        """Register a watcher; a service is probed again and again while it has any."""
+        changed = asyncio.Event()
+        service = self._services.get(name)
+        watchers = self._settled_watchers if service is None else service.watchers
+        watchers.add(changed)
+        if service is not None and (service.looking is None or service.looking.done()):
+            service.looking = asyncio.create_task(self._look(service))
         try:
-            async with asyncio.timeout(self._probe_timeout):
-                result = await target.probe()
-        except TimeoutError:
-            result = late
-        except Exception:
+            yield changed
+        finally:
+            watchers.discard(changed)
+
+    async def _look(self, service: _Service) -> None:
+        """Probe a service again and again while it is watched."""
+        while service.watchers and not self._draining:
+            await asyncio.sleep(self._watch_interval)
+            if service.watchers:
+                await self.check(service.name)
+
+    async def _probe(self, service: _Service) -> None:
+        """Probe once, keep the result and answer the callers that wait for it."""
+        started = self._clock()
+        try:
+            health = _health_of(await service.probe())
+        except (Exception, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                _answer(service, INTERNAL_ERROR)  # no caller may be left waiting
+                raise
             _log.exception("probing failed", extra={"event": "internal_error"})
-            result = ProbeResult(ready=False, reason=reasons.INTERNAL_ERROR)
+            health = INTERNAL_ERROR
+        is_transition = service.health.status is not health.status
+        service.health = health
+        service.fresh_until = started + self._cache_ttl
+        _answer(service, health)
+        if is_transition:
+            _wake(service.watchers)
         seconds = self._clock() - started
-        if seconds > self._probe_timeout:
-            # After a SIGSTOP the answer of long ago and the expired timer come in one turn of
-            # the loop, and the answer may come first.
-            result = late
-        status = Status.SERVING if result.ready else Status.NOT_SERVING
-        target.health = Health(status, result.reason)
-        target.fresh_until = started + self._cache_ttl
-        self._observer.probed(service, target.health, seconds)
-        return target.health
+        self._emit(ProbeCompleted(service=service.name, health=health, seconds=seconds))
+
+
+def _health_of(result: ProbeResult) -> Health:
+    return Health(Status.SERVING if result.ready else Status.NOT_SERVING, result.reason)
+
+
+def _answer(service: _Service, health: Health) -> None:
+    for waiter in service.waiters:
+        if not waiter.done():
+            waiter.set_result(health)
+    service.waiters.clear()
+
+
+def _wake(watchers: set[asyncio.Event]) -> None:
+    for changed in watchers:
+        changed.set()

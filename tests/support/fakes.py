@@ -1,23 +1,32 @@
-"""Doubles of the parts, with gates instead of delays."""
+"""Fakes of the parts, with gates instead of delays."""
 
 import asyncio
+import socket
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import grpc
 
-from ghealth import reasons
-from ghealth.observer import Observer
+from ghealth.events import Event, ProbeCompleted, RequestAnswered
+from ghealth.guard import Connections, Guard, Peer
+from ghealth.health import Health, Reason, ReasonKind
 from ghealth.probe import ProbeResult
-from ghealth.status import Health
 
-READY = ProbeResult(ready=True, reason=reasons.answered(200))
-SICK = ProbeResult(ready=False, reason=reasons.answered(503))
+
+def answered(code: int) -> Reason:
+    """Return the reason of a response with a status code."""
+    return Reason(ReasonKind.ANSWERED, str(code))
+
+
+READY = ProbeResult(ready=True, reason=answered(200))
+SICK = ProbeResult(ready=False, reason=answered(503))
 
 
 class FakeProbe:
-    """A target that says what it is told to say, when it is told to.
+    """A probe with a given result, which it returns when its gate opens.
 
     Args:
-        says: The outcome of the next attempts; an exception is raised instead.
+        says: The result of the next probes; an exception is raised instead.
     """
 
     def __init__(self, says: ProbeResult | BaseException = READY) -> None:
@@ -39,34 +48,74 @@ class FakeProbe:
         return self.says
 
 
-class Notes(Observer):
-    """An observer that remembers."""
+class Recorder:
+    """A sink that records events."""
 
     def __init__(self) -> None:
-        self.attempts: list[tuple[str, Health, float]] = []
-        self.answers: list[tuple[str, str, str | None, str, str]] = []
-        self.drains = 0
+        self.events: list[Event] = []
 
-    def probed(self, service: str, health: Health, seconds: float) -> None:
-        self.attempts.append((service, health, seconds))
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
 
-    def answered(
-        self, method: str, user_agent: str, service: str | None, answer: str, reason: str
-    ) -> None:
-        self.answers.append((method, user_agent, service, answer, reason))
+    @property
+    def probes(self) -> list[tuple[str, Health, float]]:
+        """The probes, as service, health and seconds."""
+        return [
+            (event.service, event.health, event.seconds)
+            for event in self.events
+            if isinstance(event, ProbeCompleted)
+        ]
 
-    def draining(self) -> None:
-        self.drains += 1
+    @property
+    def answers(self) -> list[tuple[str, str, str | None, str, str]]:
+        """The answers, as method, user agent, service, the answer's name and its reason."""
+        return [
+            (
+                event.method,
+                event.user_agent,
+                event.service,
+                event.answer.name,
+                "" if event.answer.reason is None else str(event.answer.reason),
+            )
+            for event in self.events
+            if isinstance(event, RequestAnswered)
+        ]
+
+
+class NoConnections(Connections):
+    """The connections of a process that has none."""
+
+    def __init__(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def bound_buffers(self, ports: Collection[int]) -> None:
+        pass
+
+    def count(self) -> int:
+        return 0
+
+    def each(self, _ports: Collection[int]) -> Iterator[tuple[Peer, socket.socket]]:
+        return iter(())
+
+
+def guard_of(recorder: Recorder, *, max_watches: int = 100) -> Guard:
+    """Make a guard that counts, and cuts nothing."""
+    return Guard(
+        max_watches=max_watches, emit=recorder, connections=NoConnections(), trim=lambda: None
+    )
 
 
 class FakeContext:
-    """A call, as gRPC lends it to a handler.
+    """A call, as gRPC passes it to a handler.
 
     Args:
-        message: What the caller sent; None for one that never sends anything.
-        deadline: Seconds that it leaves, counted from now.
-        cannot: The method that raises, since the caller has hung up.
-        reads: Whether it takes what it is sent; what is sent to one that does not hangs.
+        message: The caller's message; None if it never sends one.
+        deadline: Seconds until its deadline, from now.
+        cannot: The method that raises, because the caller has disconnected.
+        reads: Whether the caller reads; otherwise sending hangs.
     """
 
     def __init__(
@@ -79,13 +128,15 @@ class FakeContext:
     ) -> None:
         self.told: tuple[grpc.StatusCode, str] | None = None
         self.sent: list[bytes] = []
+        self.when_done: list[Callable[[Any], None]] = []
+        self.trailers: tuple[tuple[str, str], ...] = ()
         self._reads = reads
         self._message = message
         self._cannot = cannot
         self._ends = None if deadline is None else _now() + deadline
 
     async def read(self) -> bytes:
-        """Take the caller's message."""
+        """Receive the caller's message."""
         self._try("read")
         if self._message is None:
             await asyncio.Event().wait()
@@ -98,18 +149,33 @@ class FakeContext:
         if not self._reads:
             await asyncio.Event().wait()
 
-    async def abort(self, code: grpc.StatusCode, reason: str) -> None:
+    async def abort(
+        self, code: grpc.StatusCode, reason: str, trailers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         """End the call."""
         self._try("abort")
         self.told = (code, reason)
+        self.trailers = trailers
         raise grpc.aio.AbortError
 
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Call something when the answer is sent."""
+        self.when_done.append(callback)
+
+    def set_trailing_metadata(self, trailers: tuple[tuple[str, str], ...]) -> None:
+        """Send trailers at the end of the call."""
+        self.trailers = trailers
+
+    def peer(self) -> str:
+        """Return the caller's connection."""
+        return "ipv4:127.0.0.1:1"
+
     def time_remaining(self) -> float | None:
-        """Tell the seconds until the deadline."""
+        """Return the seconds until the deadline."""
         return None if self._ends is None else self._ends - _now()
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        """Tell the headers."""
+        """Return the headers."""
         return ()
 
     def _try(self, name: str) -> None:

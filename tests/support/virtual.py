@@ -1,4 +1,4 @@
-"""Stories in virtual time: it stands still while anything runs, and jumps when all tasks wait."""
+"""Virtual time, which stands still while a task runs, and jumps when all tasks wait."""
 
 import asyncio
 import functools
@@ -11,10 +11,10 @@ P = ParamSpec("P")
 
 
 def in_virtual_time(story: Callable[P, Coroutine[None, None, None]]) -> Callable[P, None]:
-    """Run a coroutine function on a loop of its own whose time is virtual.
+    """Run a coroutine function on a separate loop whose time is virtual.
 
     Args:
-        story: What happens; `asyncio.sleep(3600)` in it takes no time.
+        story: The coroutine function; `asyncio.sleep(3600)` in it takes no time.
     """
 
     @functools.wraps(story)

@@ -9,27 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghealth import reasons
 from ghealth.checker import Checker
-from ghealth.observer import Observer
-from ghealth.probe import ProbeResult
-from ghealth.status import (
+from ghealth.events import Sink
+from ghealth.health import (
     ALIVE,
-    CALLER_LEFT_NO_TIME,
+    DEADLINE,
     DRAINING,
     GATEWAY,
     INTERNAL_ERROR,
     LIVENESS,
     UNKNOWN_SERVICE,
     Health,
+    Reason,
+    ReasonKind,
     Status,
 )
-from tests.support.fakes import READY, SICK, FakeProbe, Notes
+from ghealth.probe import ProbeResult, WithTimeout
+from tests.support.fakes import READY, SICK, FakeProbe, Recorder, answered
 from tests.support.virtual import in_virtual_time
 
-SERVING = Health(Status.SERVING, "gateway answered 200")
-NOT_SERVING = Health(Status.NOT_SERVING, "gateway answered 503")
-LATE = Health(Status.NOT_SERVING, "no answer within 3 s")
+SERVING = Health(Status.SERVING, answered(200))
+NOT_SERVING = Health(Status.NOT_SERVING, answered(503))
+LATE = Health(Status.NOT_SERVING, Reason(ReasonKind.TIMED_OUT, "3 s"))
 
 
 def now() -> float:
@@ -39,17 +40,19 @@ def now() -> float:
 def checker_of(
     *probes: FakeProbe,
     cache_ttl: float = 1,
-    observer: Observer | None = None,
+    emit: Sink | None = None,
     clock: Callable[[], float] = now,
 ) -> Checker:
     """Make a checker whose time is the loop's: virtual, and moving only when all tasks wait."""
     names = (GATEWAY, "second", "third")
     return Checker(
-        dict(zip(names, probes, strict=False)),
-        probe_timeout=3,
+        {
+            name: WithTimeout(probe, 3, clock=clock)
+            for name, probe in zip(names, probes, strict=False)
+        },
         cache_ttl=cache_ttl,
         watch_interval=1,
-        observer=observer or Notes(),
+        emit=emit or Recorder(),
         clock=clock,
     )
 
@@ -69,7 +72,7 @@ async def test_the_targets_word_is_the_answer(says: Any, health: Health) -> None
 
 @in_virtual_time
 async def test_nothing_is_asked_before_somebody_asks() -> None:
-    """With nobody asking, no attempt is made, however long that lasts."""
+    """Without callers there is no probe, however long that lasts."""
     probe = FakeProbe()
     checker_of(probe)
     await asyncio.sleep(3600)
@@ -78,7 +81,7 @@ async def test_nothing_is_asked_before_somebody_asks() -> None:
 
 @in_virtual_time
 async def test_callers_of_one_moment_share_one_attempt() -> None:
-    """Twenty callers that come while an attempt is under way cause no other, TTL 0 included."""
+    """Twenty callers that come while a probe is under way cause no other, TTL 0 included."""
     probe = FakeProbe()
     probe.gate.clear()
     checker = checker_of(probe, cache_ttl=0)
@@ -91,7 +94,7 @@ async def test_callers_of_one_moment_share_one_attempt() -> None:
 
 @in_virtual_time
 async def test_a_fresh_answer_serves_everyone_counted_from_the_start_of_its_attempt() -> None:
-    """An outcome serves until CACHE_TTL after its attempt began, not after it ended."""
+    """An outcome serves until CACHE_TTL after its probe began, not after it ended."""
     probe = FakeProbe()
     probe.gate.clear()
     checker = checker_of(probe)
@@ -118,7 +121,7 @@ async def test_a_bad_answer_is_kept_as_long_as_a_good_one() -> None:
 
 @in_virtual_time
 async def test_a_ttl_of_zero_asks_for_each_caller() -> None:
-    """With CACHE_TTL 0 each caller that comes alone causes an attempt."""
+    """With CACHE_TTL 0 each caller that comes alone causes a probe."""
     probe = FakeProbe()
     checker = checker_of(probe, cache_ttl=0)
     for _ in range(3):
@@ -128,7 +131,7 @@ async def test_a_ttl_of_zero_asks_for_each_caller() -> None:
 
 @in_virtual_time
 async def test_a_hanging_target_is_not_serving_at_the_timeout() -> None:
-    """A target that never answers reads as NOT_SERVING after PROBE_TIMEOUT, and is let go."""
+    """A target that never answers is NOT_SERVING after PROBE_TIMEOUT; its probe is cancelled."""
     probe = FakeProbe()
     probe.gate.clear()
     started = now()
@@ -153,7 +156,7 @@ async def test_a_good_answer_after_the_timeout_by_the_clock_is_a_timeout() -> No
 
 @in_virtual_time
 async def test_a_target_that_flaps_is_told_as_it_was_a_moment_ago() -> None:
-    """Ten changes a second, in the middle of attempts too: no SERVING is older than CACHE_TTL."""
+    """Ten changes a second, in the middle of probes too: no SERVING is older than CACHE_TTL."""
     probe = FakeProbe()
     checker = checker_of(probe)
     said, seen = float("-inf"), set()
@@ -180,7 +183,7 @@ async def test_a_caller_without_patience_is_answered_and_the_attempt_goes_on() -
     checker = checker_of(probe)
     patient = asyncio.create_task(checker.check(GATEWAY))
     started = now()
-    assert await checker.check(GATEWAY, patience=0.5) == CALLER_LEFT_NO_TIME
+    assert await checker.check(GATEWAY, timeout=0.5) == DEADLINE
     assert now() - started == pytest.approx(0.5, abs=0.01)
     probe.gate.set()
     assert await patient == SERVING
@@ -189,7 +192,7 @@ async def test_a_caller_without_patience_is_answered_and_the_attempt_goes_on() -
 
 @in_virtual_time
 async def test_a_caller_that_leaves_does_not_take_the_attempt_along() -> None:
-    """Trap 2: the shared attempt survives the cancellation of the caller that caused it."""
+    """Trap 2: the shared probe survives the cancellation of the caller that caused it."""
     probe = FakeProbe()
     probe.gate.clear()
     checker = checker_of(probe)
@@ -204,13 +207,33 @@ async def test_a_caller_that_leaves_does_not_take_the_attempt_along() -> None:
 
 
 @in_virtual_time
-async def test_a_cancelled_attempt_still_answers_its_callers() -> None:
-    """Trap 2: an attempt cancelled from within does not leak its CancelledError to a caller."""
-    probe = FakeProbe(asyncio.CancelledError())
+async def test_a_probe_that_cancels_itself_is_a_bug(caplog: pytest.LogCaptureFixture) -> None:
+    """Trap 2: callers and watches read NOT_SERVING, and the next probe counts again."""
+    probe = FakeProbe()
     checker = checker_of(probe)
+    watching = checker.watch(GATEWAY)
+    assert await next_of(watching) == SERVING
+    probe.says = asyncio.CancelledError()
+    assert await next_of(watching) == INTERNAL_ERROR
     assert await checker.check(GATEWAY) == INTERNAL_ERROR
+    assert [line.getMessage() for line in caplog.records] == ["probing failed"]
     probe.says = READY
-    assert await checker.check(GATEWAY) == SERVING
+    assert await next_of(watching) == SERVING
+    await watching.aclose()
+
+
+@in_virtual_time
+async def test_the_end_of_the_loop_answers_the_callers() -> None:
+    """Trap 2: a caller that waits when the probe's task is cancelled gets an answer."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    checker = checker_of(probe)
+    before = asyncio.all_tasks()
+    checking = asyncio.create_task(checker.check(GATEWAY))
+    await asyncio.sleep(0.1)
+    (probing,) = asyncio.all_tasks() - before - {checking}
+    probing.cancel()
+    assert await checking == INTERNAL_ERROR
 
 
 @in_virtual_time
@@ -225,7 +248,7 @@ async def test_a_bug_in_a_probe_reads_as_not_serving(caplog: pytest.LogCaptureFi
 
 @in_virtual_time
 async def test_liveness_never_touches_a_target() -> None:
-    """`liveness` is SERVING without an attempt, draining included."""
+    """`liveness` is SERVING without a probe, draining included."""
     probe = FakeProbe(SICK)
     checker = checker_of(probe)
     assert await checker.check(LIVENESS) == ALIVE
@@ -236,7 +259,7 @@ async def test_liveness_never_touches_a_target() -> None:
 
 @in_virtual_time
 async def test_an_unknown_name_is_unknown_draining_or_not() -> None:
-    """A name that nobody configured is SERVICE_UNKNOWN at all times."""
+    """A name that is not configured is always SERVICE_UNKNOWN."""
     checker = checker_of(FakeProbe())
     assert await checker.check("nobody") == UNKNOWN_SERVICE
     checker.drain()
@@ -264,20 +287,20 @@ async def test_the_services_are_listed_gateway_first() -> None:
 
 @in_virtual_time
 async def test_observers_learn_of_every_attempt_and_of_nothing_else() -> None:
-    """One note an attempt, none for an answer from what is at hand."""
-    notes = Notes()
-    checker = checker_of(FakeProbe(SICK), observer=notes)
+    """One note a probe, none for an answer from a fresh result."""
+    recorder = Recorder()
+    checker = checker_of(FakeProbe(SICK), emit=recorder)
     await checker.check(GATEWAY)
     await checker.check(GATEWAY)
     await checker.check(LIVENESS)
-    assert notes.attempts == [(GATEWAY, NOT_SERVING, 0)]
+    assert recorder.probes == [(GATEWAY, NOT_SERVING, 0)]
 
 
 @in_virtual_time
 async def test_observers_learn_how_long_an_attempt_took() -> None:
-    """The seconds are those between an attempt's start and its end, whether or not it had one."""
-    probe, notes = FakeProbe(), Notes()
-    checker = checker_of(probe, observer=notes)
+    """The seconds are those between a probe's start and its end, whether or not it had one."""
+    probe, recorder = FakeProbe(), Recorder()
+    checker = checker_of(probe, emit=recorder)
     probe.gate.clear()
     checking = asyncio.create_task(checker.check(GATEWAY))
     await asyncio.sleep(0.25)
@@ -286,13 +309,13 @@ async def test_observers_learn_how_long_an_attempt_took() -> None:
     probe.gate.clear()
     await asyncio.sleep(1)
     assert await checker.check(GATEWAY) == LATE
-    assert notes.attempts == [(GATEWAY, SERVING, 0.25), (GATEWAY, LATE, 3)]
+    assert recorder.probes == [(GATEWAY, SERVING, 0.25), (GATEWAY, LATE, 3)]
 
 
 @pytest.mark.parametrize("turns", range(8))
 @in_virtual_time
 async def test_cancelling_a_caller_at_any_await_leaves_nothing(turns: int) -> None:
-    """Wherever a check is cancelled, the attempt goes on for the others, and nothing is left."""
+    """Wherever a check is cancelled, the probe continues for the others, and nothing is left."""
     before = asyncio.all_tasks()
     probe = FakeProbe()
     probe.gate.clear()
@@ -364,7 +387,7 @@ async def test_draining_outlives_a_fresh_good_answer() -> None:
 
 @in_virtual_time
 async def test_a_watch_begins_with_the_result_of_an_attempt() -> None:
-    """The first value waits for the attempt: it is never an invented NOT_SERVING."""
+    """The first value waits for the probe: it is never an invented NOT_SERVING."""
     probe = FakeProbe()
     probe.gate.clear()
     watching = checker_of(probe).watch(GATEWAY)
@@ -378,12 +401,12 @@ async def test_a_watch_begins_with_the_result_of_an_attempt() -> None:
 
 @in_virtual_time
 async def test_a_watch_tells_changes_only() -> None:
-    """Equal states are not told twice, whatever their reasons."""
+    """Equal statuses are not sent twice, whatever their reasons."""
     probe = FakeProbe(SICK)
     watching = checker_of(probe).watch(GATEWAY)
     assert await next_of(watching) == NOT_SERVING
     second = asyncio.create_task(next_of(watching))
-    probe.says = ProbeResult(ready=False, reason=reasons.REFUSED)
+    probe.says = ProbeResult(ready=False, reason=Reason(ReasonKind.REFUSED))
     await asyncio.sleep(10)
     assert not second.done()
     probe.says = READY
@@ -393,7 +416,7 @@ async def test_a_watch_tells_changes_only() -> None:
 
 @in_virtual_time
 async def test_a_watch_looks_once_an_interval() -> None:
-    """While somebody watches, one attempt is made each WATCH_INTERVAL; afterwards none."""
+    """While there is a watch, there is one probe each WATCH_INTERVAL; afterwards none."""
     probe = FakeProbe()
     watching = checker_of(probe).watch(GATEWAY)
     await next_of(watching)
@@ -407,7 +430,7 @@ async def test_a_watch_looks_once_an_interval() -> None:
 
 @in_virtual_time
 async def test_many_watchers_cost_no_more_than_one() -> None:
-    """A hundred watchers that came at different moments share the attempts."""
+    """A hundred watchers that came at different moments share the probes."""
     probe = FakeProbe()
     checker = checker_of(probe)
 
@@ -462,8 +485,8 @@ async def test_a_watcher_without_patience_gets_its_first_value_in_time() -> None
     """A watcher's deadline bounds its first value as it bounds a check's answer."""
     probe = FakeProbe()
     probe.gate.clear()
-    watching = checker_of(probe).watch(GATEWAY, patience=0.5)
-    assert await next_of(watching) == CALLER_LEFT_NO_TIME
+    watching = checker_of(probe).watch(GATEWAY, timeout=0.5)
+    assert await next_of(watching) == DEADLINE
     assert now() < 1
     probe.gate.set()
     assert await next_of(watching) == SERVING
@@ -474,7 +497,7 @@ async def test_a_watcher_without_patience_gets_its_first_value_in_time() -> None
 async def test_a_later_look_of_a_watch_has_all_the_time() -> None:
     """A deadline bounds the first value alone: a slow look later invents no NOT_SERVING."""
     probe = FakeProbe()
-    watching = checker_of(probe, cache_ttl=0).watch(GATEWAY, patience=0.5)
+    watching = checker_of(probe, cache_ttl=0).watch(GATEWAY, timeout=0.5)
     assert await next_of(watching) == SERVING
     probe.gate.clear()
     second = asyncio.create_task(next_of(watching))
@@ -493,10 +516,9 @@ async def test_the_interval_is_the_settings(interval: float) -> None:
     probe = FakeProbe()
     checker = Checker(
         {GATEWAY: probe},
-        probe_timeout=3,
         cache_ttl=0,
         watch_interval=interval,
-        observer=Notes(),
+        emit=Recorder(),
         clock=now,
     )
     watching = checker.watch(GATEWAY)
@@ -533,7 +555,7 @@ STEPS = st.lists(
 
 @given(steps=STEPS, service=st.sampled_from([GATEWAY, LIVENESS, "nobody"]))
 def test_watch_properties(steps: list[tuple[str, float]], service: str) -> None:
-    """A watch never tells equal neighbours, and after drain never SERVING but for `liveness`."""
+    """A watch never sends equal neighbours, and during the drain SERVING only for `liveness`."""
 
     @in_virtual_time
     async def story() -> None:
@@ -571,10 +593,3 @@ def test_watch_properties(steps: list[tuple[str, float]], service: str) -> None:
         story()
     finally:
         logging.disable(logging.NOTSET)
-
-
-def test_every_reason_for_not_serving_is_known_to_clients() -> None:
-    """What a checker says when it is not serving is recognized by `ghealth check`."""
-    for health in (DRAINING, CALLER_LEFT_NO_TIME, INTERNAL_ERROR, NOT_SERVING, LATE):
-        assert reasons.is_known(health.reason)
-    assert not reasons.is_known("failed to connect to all addresses")
