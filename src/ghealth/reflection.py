@@ -1,49 +1,64 @@
-"""Server reflection in both versions, so that grpcurl and its like need no health.proto."""
+"""Server reflection, v1 and v1alpha, so that tools like grpcurl need no health.proto."""
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 V1ALPHA: Final = reflection.SERVICE_NAME
 V1: Final = V1ALPHA.replace("v1alpha", "v1")
 
+_METHOD: Final = "ServerReflectionInfo"
 
-def handlers(
-    files: Sequence[descriptor_pb2.FileDescriptorProto],
-) -> tuple[grpc.GenericRpcHandler, ...]:
-    """Tell gRPC what answers reflection.
 
-    grpcio-reflection knows v1alpha alone. The messages of v1 are the same, under another package
-    name (grpc/reflection/v1/reflection.proto), so one servicer answers both.
+def handlers(guard: Callable[[str, Any], Any]) -> tuple[grpc.GenericRpcHandler, ...]:
+    """Return gRPC's handlers for reflection.
+
+    grpcio-reflection has only v1alpha. The messages of v1 are the same under another package name
+    (grpc/reflection/v1/reflection.proto), so one servicer answers both.
 
     Args:
-        files: Describe the services to list beside reflection itself.
+        guard: Wraps the method that answers a path.
     """
     pool = descriptor_pool.DescriptorPool()
-    services = [V1, V1ALPHA]
-    for file in files:
-        pool.Add(file)
-        services += (f"{file.package}.{service.name}" for service in file.service)
     v1alpha = descriptor_pb2.FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)
-    pool.Add(v1alpha)
-    pool.Add(_renamed(v1alpha, "v1alpha", "v1"))
+    health = descriptor_pb2.FileDescriptorProto.FromString(health_pb2.DESCRIPTOR.serialized_pb)
+    for file in (health, _alb_default_path(), v1alpha, _renamed(v1alpha, "v1alpha", "v1")):
+        pool.Add(file)
+    services = [f"{health.package}.Health", "AWS.ALB", V1, V1ALPHA]
     servicer = reflection.aio.ReflectionServicer(services, pool=pool)
-    method = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
     return tuple(
-        grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method})
+        grpc.method_handlers_generic_handler(
+            name,
+            {
+                _METHOD: grpc.stream_stream_rpc_method_handler(
+                    guard(f"/{name}/{_METHOD}", servicer.ServerReflectionInfo),
+                    request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+                    response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+                )
+            },
+        )
         for name in (V1, V1ALPHA)
     )
+
+
+def _alb_default_path() -> descriptor_pb2.FileDescriptorProto:
+    """Describe the default path of an ALB's target group, so that grpcurl can call it.
+
+    AWS publishes no description of it. Neither message has fields.
+    """
+    file = descriptor_pb2.FileDescriptorProto(name="aws_alb.proto", package="AWS", syntax="proto3")
+    file.message_type.add(name="Empty")
+    method = file.service.add(name="ALB").method.add(name="healthcheck")
+    method.input_type = method.output_type = ".AWS.Empty"
+    return file
 
 
 def _renamed(
     file: descriptor_pb2.FileDescriptorProto, old: str, new: str
 ) -> descriptor_pb2.FileDescriptorProto:
-    """Describe a file's twin in another version of its package."""
+    """Return the description of a file in another version of its package."""
     return text_format.Parse(str(file).replace(old, new), descriptor_pb2.FileDescriptorProto())

@@ -1,6 +1,6 @@
-"""grpc.health.v1.Health, and the ALB's default path, over a Checker.
+"""Answers every call on the port: grpc.health.v1.Health, and all other paths.
 
-The only place that knows health.proto's messages.
+Only this module, reflection and the client know the protobuf messages.
 """
 
 import asyncio
@@ -8,313 +8,441 @@ import contextlib
 import functools
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, NoReturn, TypeVar
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 import grpc
-from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from ghealth import reasons
-from ghealth.answers import Answer, Code
 from ghealth.checker import Checker
-from ghealth.logs import log_event
-from ghealth.observer import Observer
-from ghealth.status import GATEWAY, Health, Status
-from ghealth.turns import Turns
+from ghealth.events import Method, RequestAnswered, Sink
+from ghealth.guard import Guard, OpenCall
+from ghealth.health import (
+    DEADLINE,
+    DRAINING,
+    GATEWAY,
+    REASON_KEY,
+    Health,
+    Reason,
+    ReasonKind,
+    Status,
+)
+from ghealth.policies import Answer, Code
+from ghealth.user_agents import printable
 
 SERVICE_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-ALB_SERVICE, ALB_METHOD = "AWS.ALB", "healthcheck"
-"""What an ALB's gRPC target group calls unless it is told something better."""
+DEADLINE_MARGIN: Final = 0.05
+"""Seconds before a caller's deadline at which it is answered; after it no answer arrives."""
 
-ANSWER_AHEAD: Final = 0.05
-"""Seconds before a caller's own deadline at which it is answered: after it, nothing arrives."""
+MESSAGE_TIMEOUT: Final = 1.0
+"""Seconds that a caller has for sending its message."""
 
-MESSAGE_PATIENCE: Final = 1.0
-"""Seconds that a caller has to send its message; then it is taken to mean the gateway."""
+MAX_WATCHES_PER_CONNECTION: Final = 24
 
-MESSAGE_TURNS: Final = 10
-"""The turns in which that patience is counted."""
+MAX_REFLECTIONS: Final = 16
+"""Reflection streams open at once."""
+
+REFLECTION_TIMEOUT: Final = 10.0
+"""Seconds that a reflection stream may stay silent."""
 
 LIST_LIMIT: Final = 100
-"""Most services in one List, as health.proto suggests (gRFC A90)."""
+"""Most services in one List (gRFC A90)."""
+
+_MAX_REASON: Final = 200
 
 _log = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
-Reply = TypeVar("Reply")
+Context = grpc.aio.ServicerContext[Any, Any]
 Message = TypeVar("Message")
+Reflect = Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]
+Handler = Callable[[object, Context], Awaitable[bytes]]
 
-
-_REPLIES: Final[dict[Status, bytes]] = {
+_MESSAGES: Final[dict[Status, bytes]] = {
     status: health_pb2.HealthCheckResponse(status=status.value).SerializeToString()
     for status in Status
 }
-_SERVING: Final = Answer(Code.OK, Status.SERVING, "")
 _CODES: Final = {code: grpc.StatusCode[code.name] for code in Code}
 
 
-def descriptions() -> tuple[descriptor_pb2.FileDescriptorProto, ...]:
-    """Describe the services that are answered here, to those who ask by reflection.
+@dataclass(slots=True)
+class _Call:
+    """A call under way.
 
-    No file of AWS's describes its default path, so it is made up here: no fields in, none out.
+    Args:
+        method: The method's name.
+        path: The path that was called.
+        context: gRPC's side of it.
+        user_agent: The caller's user agent, empty if it sent none.
+        guarded: The guard's side of it.
+        service: The service name in the request, once it is known.
     """
-    health = descriptor_pb2.FileDescriptorProto.FromString(health_pb2.DESCRIPTOR.serialized_pb)
-    package, _, name = ALB_SERVICE.partition(".")
-    alb = descriptor_pb2.FileDescriptorProto(name="aws_alb.proto", package=package, syntax="proto3")
-    alb.message_type.add(name="Empty")
-    empty = f".{package}.Empty"
-    alb.service.add(name=name).method.add(name=ALB_METHOD, input_type=empty, output_type=empty)
-    return (health, alb)
+
+    method: Method
+    path: str
+    context: Context
+    user_agent: str
+    guarded: OpenCall
+    service: str | None = None
+
+    def timeout(self) -> float | None:
+        """Return the seconds until the caller must be answered, None if it set no deadline."""
+        left = self.context.time_remaining()
+        return None if left is None else max(0.0, left - DEADLINE_MARGIN)
+
+
+_Reply = tuple[Answer, bytes]
+"""An answer, and the message of an answer that is OK."""
 
 
 class HealthServicer:
-    """Answers Check, Watch and List, and the ALB's default path.
+    """Answers Check, Watch and List, and every path that is not served.
 
     Args:
         checker: Knows the health of every service.
-        answer: Chooses what a Check tells, from a service's health and the caller's user agent.
-        max_watches: Most watches open at once; further ones are refused, Check never is.
-        observer: Told of each answer; it must not raise.
+        policy: Chooses the answer for a service that is not serving, from its health and the
+            caller's user agent.
+        max_watches: Most watches open at once.
+        guard: Counts the calls.
+        emit: Receives `RequestAnswered`; it must not raise.
     """
 
     def __init__(
         self,
         checker: Checker,
         *,
-        answer: Callable[[Health, str], Answer],
+        policy: Callable[[Health, str], Answer],
         max_watches: int,
-        observer: Observer,
+        guard: Guard,
+        emit: Sink,
     ) -> None:
         self._checker = checker
-        self._answer = answer
+        self._guard = guard
+        self._policy = policy
         self._max_watches = max_watches
-        self._turns = Turns(MESSAGE_PATIENCE / MESSAGE_TURNS)
-        self._observer = observer
-        self._watches = 0
-        self._watchers: Counter[str] = Counter()
-        self._told_of_default_path = False
+        self._emit = emit
+        self._watches: Counter[str] = Counter()
+        self._watches_by_peer: Counter[str] = Counter()
+        self._reflections = 0
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._calls: dict[asyncio.Task[Any] | None, OpenCall] = {}
+        # The event loop keeps only weak references to tasks.
+        self._reads: set[asyncio.Task[Any]] = set()
+        # Every method is registered as one that takes a stream of raw messages. On the wire it is
+        # the same, and it is the only way to answer every form of request: as a unary method,
+        # grpc.aio never answers a caller that sends no message, and never shows a malformed one.
+        unary, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        check, watch, list_ = (f"/{SERVICE_NAME}/{name}" for name in ("Check", "Watch", "List"))
+        self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            check: unary(self._answering("Check", check, self._check)),
+            watch: stream(self._answering("Watch", watch, self._watch)),
+            list_: unary(self._answering("List", list_, self._list)),
+        }
 
     @property
-    def watchers(self) -> Mapping[str, int]:
-        """How many watch each service now, by the names that they gave, known or not."""
-        return self._watchers
+    def watches(self) -> Mapping[str, int]:
+        """How many watches are open, by the service name in their requests, known or not."""
+        return self._watches
 
-    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        """Tell gRPC what answers which path.
+    def end_streams(self) -> None:
+        """End every Watch and reflection stream."""
+        self._checker.end_watches()
+        if not self._ended.done():
+            self._ended.set_result(None)
 
-        Every method is registered as one that takes a stream of raw messages. It is the same on
-        the wire, and the only way to answer every form of request: as a unary one, grpc.aio never
-        answers a caller that sends no message, and a malformed message never gets here.
-        """
-        health: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "Check": grpc.stream_unary_rpc_method_handler(
-                _answering("Check", self.check, self._observer)
-            ),
-            "Watch": grpc.stream_stream_rpc_method_handler(
-                _answering("Watch", self.watch, self._observer)
-            ),
-            "List": grpc.stream_unary_rpc_method_handler(
-                _answering("List", self.list, self._observer)
-            ),
-        }
-        alb: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            ALB_METHOD: grpc.stream_unary_rpc_method_handler(
-                _answering(ALB_METHOD, self.default_path, self._observer)
-            )
-        }
-        return (
-            grpc.method_handlers_generic_handler(SERVICE_NAME, health),
-            grpc.method_handlers_generic_handler(ALB_SERVICE, alb),
-        )
-
-    async def check(self, context: Context) -> bytes:
-        """Answer one Check: NOT_FOUND for an unknown service (health.proto), else its status.
+    def handler(self, path: str) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Return what answers a path.
 
         Args:
-            context: The call.
+            path: The path; any that is not served has an answer too.
         """
-        request = await _message(context, health_pb2.HealthCheckRequest.FromString, self._turns)
-        health = await self._checker.check(request.service, patience=_patience(context))
-        user_agent = _user_agent(context)
+        return self._methods.get(path) or grpc.stream_unary_rpc_method_handler(
+            self._answering("other", path, self._other)
+        )
+
+    def guarded(self, path: str, reflect: Reflect) -> Handler:
+        """Wrap a reflection servicer so that no load balancer can take it for health.
+
+        Args:
+            path: The path on which it is served.
+            reflect: The servicer's method.
+        """
+        return self._answering("reflection", path, functools.partial(self._reflect, reflect))
+
+    async def _check(self, call: _Call) -> _Reply:
+        """Answer a Check: NOT_FOUND for an unknown service (health.proto), else its status."""
+        request = await self._message(call, health_pb2.HealthCheckRequest.FromString)
+        if isinstance(request, Answer):
+            if request.reason == DEADLINE.reason:
+                return self._policy(DEADLINE, call.user_agent), _MESSAGES[DEADLINE.status]
+            return request, b""
+        call.service = request.service
+        health = await self._checker.check(request.service, timeout=call.timeout())
         if health.status is Status.SERVICE_UNKNOWN:
-            answer = Answer(Code.NOT_FOUND, health.status, health.reason)
-        elif health.status is Status.SERVING:
-            answer = _SERVING  # to everyone, whatever the policy
-        else:
-            answer = self._answer(health, user_agent)
-        has_body = answer.code is Code.OK
-        told = answer.status.name if has_body else answer.code.name
-        self._observer.answered("Check", user_agent, request.service, told, health.reason)
-        if not has_body:
-            await _abort(context, _CODES[answer.code], answer.reason)
-        return _REPLIES[answer.status]
+            return Answer(Code.NOT_FOUND, reason=health.reason), b""
+        if health.serving:
+            return Answer(Code.OK, health.status), _MESSAGES[health.status]
+        return self._policy(health, call.user_agent), _MESSAGES[health.status]
 
-    async def watch(self, context: Context) -> None:
-        """Answer one Watch: the status now, then each change.
-
-        It ends only with the server: a client that does health checking retries a Watch that
-        ended after a message at once, without back-off (gRFC A17).
-
-        Args:
-            context: The call.
-        """
-        if self._watches >= self._max_watches:
-            raise _RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches")
-        self._watches += 1
-        try:
-            request = await _message(context, health_pb2.HealthCheckRequest.FromString, self._turns)
-            await self._follow(request.service, context)
-        finally:
-            self._watches -= 1
-        raise _RefusedError(grpc.StatusCode.UNAVAILABLE, reasons.DRAINING)
-
-    async def _follow(self, service: str, context: Context) -> None:
-        """Tell a watcher each change until the watches end."""
-        user_agent = _user_agent(context)
-        self._watchers[service] += 1
-        try:
-            watching = self._checker.watch(service, patience=_patience(context))
-            async with contextlib.aclosing(watching):
-                async for health in watching:
-                    await context.write(_REPLIES[health.status])
-                    self._observer.answered(
-                        "Watch", user_agent, service, health.status.name, health.reason
-                    )
-        finally:
-            self._watchers[service] -= 1
-            if not self._watchers[service]:
-                del self._watchers[service]
-
-    async def list(self, context: Context) -> bytes:
-        """Answer one List: every service with its status, a snapshot (gRFC A90).
-
-        Args:
-            context: The call.
-        """
-        await _message(context, health_pb2.HealthListRequest.FromString, self._turns)
-        services = self._checker.services
-        if len(services) > LIST_LIMIT:
-            raise _RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many services to list")
-        patience = _patience(context)
-        healths = await asyncio.gather(
-            *(self._checker.check(service, patience=patience) for service in services)
-        )
-        reply: bytes = health_pb2.HealthListResponse(
+    async def _list(self, call: _Call) -> _Reply:
+        """Answer a List: every service with its status at this moment (gRFC A90)."""
+        request = await self._message(call, health_pb2.HealthListRequest.FromString)
+        if isinstance(request, Answer):
+            return request, b""
+        names = self._checker.services
+        if len(names) > LIST_LIMIT:
+            return Answer(Code.RESOURCE_EXHAUSTED, reason=Reason(ReasonKind.TOO_MANY_SERVICES)), b""
+        healths = await self._healths(call)
+        if self._checker.draining:
+            # The drain may have begun after the first of them was known.
+            healths = await self._healths(call)
+        refusal = self._refusal(healths[names.index(GATEWAY)], call)
+        if refusal is not None:
+            return refusal, b""
+        message: bytes = health_pb2.HealthListResponse(
             statuses={
-                service: health_pb2.HealthCheckResponse(status=health.status.value)
-                for service, health in zip(services, healths, strict=True)
+                name: health_pb2.HealthCheckResponse(status=health.status.value)
+                for name, health in zip(names, healths, strict=True)
             }
         ).SerializeToString()
-        self._observer.answered("List", _user_agent(context), None, "OK", "")
-        return reply
+        return Answer(Code.OK), message
 
-    async def default_path(self, context: Context) -> bytes:
-        """Make the ALB's defaults honest: path `/AWS.ALB/healthcheck`, matcher 12.
+    async def _healths(self, call: _Call) -> Sequence[Health]:
+        timeout = call.timeout()
+        checks = (self._checker.check(name, timeout=timeout) for name in self._checker.services)
+        return await asyncio.gather(*checks)
 
-        Any gRPC server answers 12 (UNIMPLEMENTED) to a path that it does not know, so a target
-        group left at its defaults can never fail. Here it is 12 when the gateway is ready and
-        14 (UNAVAILABLE) when it is not, whatever the answer policy says.
+    async def _other(self, call: _Call) -> _Reply:
+        """Answer a path that is not served, so that no load balancer can take it for health.
 
-        Args:
-            context: The call; its message, if any, is not read.
+        A gRPC server answers UNIMPLEMENTED (12) to such a path, and 12 is what the matcher of an
+        ALB's target group contains by default: it would be healthy for ever. Here it is 12 only
+        while the gateway is ready. The message is not read.
         """
-        if not self._told_of_default_path:
-            self._told_of_default_path = True
-            log_event(
-                _log,
-                logging.WARNING,
-                "default_path_asked",
-                f"somebody asks on the ALB's default path /{ALB_SERVICE}/{ALB_METHOD}: give the "
-                f"target group the path /{SERVICE_NAME}/Check and the matcher 0",
+        health = await self._checker.check(GATEWAY, timeout=call.timeout())
+        code = Code.UNIMPLEMENTED if health.serving else Code.UNAVAILABLE
+        return Answer(code, reason=health.reason), b""
+
+    async def _watch(self, call: _Call) -> _Reply:
+        """Answer a Watch: the status now, then each change.
+
+        It ends only with the server: gRPC clients retry a Watch that ended after a message at
+        once, without back-off (gRFC A17).
+        """
+        peer = call.context.peer()
+        # Counted before the message is read, so that watches that come at once are too many, too.
+        if (
+            self._watches_by_peer.total() >= self._max_watches
+            or self._watches_by_peer[peer] >= MAX_WATCHES_PER_CONNECTION
+        ):
+            return Answer(Code.RESOURCE_EXHAUSTED, reason=Reason(ReasonKind.TOO_MANY_WATCHES)), b""
+        call.guarded.is_watch = True
+        with _counted(self._watches_by_peer, peer):
+            request = await self._message(call, health_pb2.HealthCheckRequest.FromString)
+            if isinstance(request, Answer):
+                return request, b""
+            call.service = request.service
+            with _counted(self._watches, request.service):
+                watching = self._checker.watch(request.service, timeout=call.timeout())
+                async with contextlib.aclosing(watching):
+                    async for health in watching:
+                        await self._write(call, _MESSAGES[health.status])
+                        self._answered(call, Answer(Code.OK, health.status, health.reason))
+        return Answer(Code.UNAVAILABLE, reason=DRAINING.reason), b""
+
+    async def _reflect(self, reflect: Reflect, call: _Call) -> _Reply:
+        """Answer reflection; UNAVAILABLE to a caller that might take OK for a ready gateway."""
+        if self._reflections >= MAX_REFLECTIONS:
+            return Answer(Code.RESOURCE_EXHAUSTED, reason=Reason(ReasonKind.TOO_MANY_CALLS)), b""
+        self._reflections += 1
+        try:
+            health = await self._checker.check(GATEWAY, timeout=call.timeout())
+            refusal = self._refusal(health, call)
+            if refusal is not None:
+                return refusal, b""
+            async for reply in reflect(self._requests(call), call.context):
+                await self._write(call, reply)
+            # The gateway may have changed while the stream was open.
+            health = await self._checker.check(GATEWAY, timeout=call.timeout())
+            refusal = self._refusal(health, call)
+        except DecodeError:
+            return Answer(Code.INVALID_ARGUMENT, reason=Reason(ReasonKind.MALFORMED)), b""
+        finally:
+            self._reflections -= 1
+        return refusal or Answer(Code.OK), b""
+
+    async def _requests(self, call: _Call) -> AsyncGenerator[Any, None]:
+        """Read a stream of requests until its end, its timeout or the end of the server."""
+        while True:
+            reading = self._reading(call.context)
+            await asyncio.wait(
+                (reading, self._ended),
+                timeout=REFLECTION_TIMEOUT,
+                return_when=asyncio.FIRST_COMPLETED,
             )
-        health = await self._checker.check(GATEWAY, patience=_patience(context))
-        serving = health.status is Status.SERVING
-        code = grpc.StatusCode.UNIMPLEMENTED if serving else grpc.StatusCode.UNAVAILABLE
-        self._observer.answered(ALB_METHOD, _user_agent(context), GATEWAY, code.name, health.reason)
-        return await _abort(context, code, health.reason)
+            if not reading.done() or reading.result() is grpc.aio.EOF:
+                return
+            yield reading.result()
+
+    async def _write(self, call: _Call, message: Any) -> None:
+        self._guard.sending(call.guarded)
+        await call.context.write(message)
+        self._guard.sent(call.guarded)
+
+    def _refusal(self, health: Health, call: _Call) -> Answer | None:
+        """Return the answer to a caller that would take a good code for a ready gateway."""
+        if health.serving or self._policy(health, call.user_agent).code is Code.OK:
+            return None
+        return Answer(Code.UNAVAILABLE, reason=health.reason)
+
+    async def _message(self, call: _Call, parse: Callable[[bytes], Message]) -> "Message | Answer":
+        """Read the caller's message; a caller that ends its side without one sent an empty one."""
+        timeout = call.timeout()
+        is_hurried = timeout is not None and timeout < MESSAGE_TIMEOUT
+        reading = self._reading(call.context)
+        await asyncio.wait((reading,), timeout=timeout if is_hurried else MESSAGE_TIMEOUT)
+        if not reading.done():
+            if is_hurried:
+                return Answer(Code.UNAVAILABLE, reason=Reason(ReasonKind.DEADLINE))
+            reason = Reason(ReasonKind.NO_MESSAGE, f"{MESSAGE_TIMEOUT:g} s")
+            return Answer(Code.INVALID_ARGUMENT, reason=reason)
+        raw = reading.result()
+        try:
+            return parse(b"" if raw is grpc.aio.EOF else raw)
+        except DecodeError:
+            return Answer(Code.INVALID_ARGUMENT, reason=Reason(ReasonKind.MALFORMED))
+
+    def _reading(self, context: Context) -> "asyncio.Task[Any]":
+        """Read a message in a task that is never cancelled.
+
+        A read that is cancelled leaks 450 bytes in grpcio, and its late failure is nobody's.
+        """
+        reading = asyncio.ensure_future(context.read())
+        self._reads.add(reading)
+        reading.add_done_callback(self._read)
+        return reading
+
+    def _read(self, reading: "asyncio.Task[Any]") -> None:
+        self._reads.discard(reading)
+        if not reading.cancelled():
+            reading.exception()  # retrieved, or asyncio would log it
+
+    def undelivered(self) -> None:
+        """Note that the answer of the call in the current task could not be sent."""
+        guarded = self._calls.get(asyncio.current_task())
+        if guarded is not None:
+            self._guard.undelivered(guarded)
+
+    def _open(self, context: Any, guarded: OpenCall) -> None:
+        """Count a call until its answer is sent, which is after its handler has returned."""
+        task = asyncio.current_task()
+        self._calls[task] = guarded
+
+        def ended(_context: Any) -> None:
+            self._calls.pop(task, None)
+            self._guard.leave(guarded)
+
+        context.add_done_callback(ended)
+
+    def _answered(self, call: _Call, answer: Answer) -> None:
+        self._emit(
+            RequestAnswered(
+                method=call.method,
+                path=call.path,
+                user_agent=call.user_agent,
+                service=call.service,
+                answer=answer,
+            )
+        )
+
+    def _answering(
+        self, method: Method, path: str, serve: Callable[[_Call], Awaitable[_Reply]]
+    ) -> Handler:
+        """Wrap a method: a bug becomes an answer that every caller takes for not serving."""
+
+        async def answer(_requests: object, context: Context) -> bytes:
+            guarded = self._guard.enter(context.peer())
+            if guarded is None:
+                raise asyncio.CancelledError
+            self._open(context, guarded)
+            call = _Call(method, path, context, _user_agent(context), guarded)
+            try:
+                reply, message = await serve(call)
+                self._answered(call, reply)
+                self._guard.sending(guarded)
+                return await _finish(context, reply, message)
+            except grpc.aio.AbortError:
+                raise
+            except grpc.aio.BaseError:
+                # gRPC can neither send nor receive: the caller or the server is gone. End as a
+                # cancelled call does.
+                self._guard.undelivered(guarded)
+                raise asyncio.CancelledError from None
+            except Exception:
+                _log.exception("answering failed", extra={"event": "internal_error"})
+                failure = Answer(Code.UNAVAILABLE, reason=Reason(ReasonKind.INTERNAL_ERROR))
+                self._answered(call, failure)
+                return await _finish(context, failure, b"")
+
+        return answer
 
 
-class _RefusedError(Exception):
-    """A call ends with a code that no service's health is the reason for.
+class AllPaths(grpc.GenericRpcHandler):
+    """Finds what answers a path; register it after all other handlers.
 
     Args:
-        code: The gRPC status code.
-        reason: Its `grpc-message`.
+        servicer: Has an answer for every path.
     """
 
-    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
+    def __init__(self, servicer: HealthServicer) -> None:
+        self._servicer = servicer
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Return what answers the path that is called."""
+        return self._servicer.handler(handler_call_details.method)
 
 
-def _answering(
-    name: str, method: Callable[[Context], Awaitable[Reply]], observer: Observer
-) -> Callable[[object, Context], Awaitable[Reply]]:
-    """Turn a bug into an answer that everyone reads as not serving, and into a line in the log."""
+async def _finish(context: Context, answer: Answer, message: bytes) -> bytes:
+    """End a call: with the message if it is OK, otherwise with trailers only.
 
-    async def refuse(context: Context, code: grpc.StatusCode, reason: str) -> NoReturn:
-        observer.answered(name, _user_agent(context), None, code.name, reason)
-        await _abort(context, code, reason)
-
-    @functools.wraps(method)
-    async def answer(_requests: object, context: Context) -> Reply:
-        try:
-            return await method(context)
-        except grpc.aio.AbortError:
-            raise
-        except grpc.aio.InternalError:
-            # gRPC could not send or receive: the caller is gone. End as a cancelled call does.
-            raise asyncio.CancelledError from None
-        except _RefusedError as refused:
-            await refuse(context, refused.code, refused.reason)
-        except Exception:
-            _log.exception("answering failed", extra={"event": "internal_error"})
-            await refuse(context, grpc.StatusCode.UNAVAILABLE, reasons.INTERNAL_ERROR)
-
-    return answer
-
-
-async def _abort(context: Context, code: grpc.StatusCode, reason: str) -> NoReturn:
-    """End a call with trailers alone: set_code() and a return would send an empty message too."""
-    await context.abort(code, reason)
+    gRPC would send an empty message too after set_code() and a return.
+    """
+    # gRPC refuses trailers with other characters, and the call with them.
+    reason = (
+        "" if answer.reason is None else printable(str(answer.reason)[:_MAX_REASON], _MAX_REASON)
+    )
+    trailers = ((REASON_KEY, reason),) if reason else ()
+    if answer.code is not Code.OK:
+        await context.abort(_CODES[answer.code], reason, trailers)
+    if trailers:
+        context.set_trailing_metadata(trailers)
+    return message
 
 
 def _user_agent(context: Context) -> str:
-    """Tell the caller's user agent, empty if it has none."""
     metadata = context.invocation_metadata() or ()
     return " ".join(str(value) for name, value in metadata if name == "user-agent")
 
 
-def _patience(context: Context) -> float | None:
-    """Tell the seconds until the caller must be answered, None where it set no deadline."""
-    left = context.time_remaining()
-    return None if left is None else max(0.0, left - ANSWER_AHEAD)
-
-
-async def _message(context: Context, parse: Callable[[bytes], Message], turns: Turns) -> Message:
-    """Read the caller's message; one that does not come reads as an empty one.
-
-    One that may still come when the caller's own deadline ends reads as nothing: it could be about
-    any service, so the answer is not-serving. Otherwise patience is counted in turns: what came
-    while this process did not run is there, and gRPC's threads need a moment to hand it over.
-    """
-    patience = _patience(context)
-    hurried = patience is not None and patience < MESSAGE_PATIENCE
+@contextlib.contextmanager
+def _counted(counter: Counter[str], key: str) -> Iterator[None]:
+    """Count something for as long as it lasts; a key that is not counted any more is removed."""
+    counter[key] += 1
     try:
-        if hurried:
-            async with asyncio.timeout(patience):
-                raw = await context.read()
-        else:
-            raw = await turns.wait(context.read(), MESSAGE_TURNS)
-    except TimeoutError:
-        raw = b""
-        if hurried:
-            raise _RefusedError(grpc.StatusCode.UNAVAILABLE, reasons.CALLER_LEFT_NO_TIME) from None
-    try:
-        return parse(raw if isinstance(raw, bytes) else b"")
-    except DecodeError:
-        raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "malformed message") from None
+        yield
+    finally:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]

@@ -1,16 +1,17 @@
-"""A gRPC client of raw HTTP/2 frames, for what no well-behaved client sends."""
+"""A gRPC client of raw HTTP/2 frames, for requests that gRPC libraries do not send."""
 
 import asyncio
 import gzip
+import ssl
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import h2.config
 import h2.connection
 import h2.events
 
-PATIENCE = 20.0
-"""Seconds after which no answer will come."""
+TIMEOUT = 20.0
+"""Seconds after which an answer is considered missing."""
 
 EMPTY_MESSAGE = b"\0\0\0\0\0"
 CHECK = "/grpc.health.v1.Health/Check"
@@ -37,17 +38,19 @@ def gzipped(message: bytes) -> bytes:
 
 @dataclass
 class Reply:
-    """What came back for one call.
+    """The response to one call.
 
     Args:
         headers: Those of the response and the trailers, together.
         data: The body.
-        blocks: How many blocks of headers came: one if the call ended without a body.
+        blocks: The number of header blocks: one if the call ended without a body.
+        certificate: The server's certificate, with TLS.
     """
 
     headers: dict[str, str] = field(default_factory=dict)
     data: bytes = b""
     blocks: int = 0
+    certificate: bytes = b""
 
     @property
     def code(self) -> int:
@@ -64,27 +67,31 @@ async def call(
     without: Sequence[str] = (),
     trailers: Sequence[tuple[str, str]] = (),
     late: float = 0.0,
+    tls: ssl.SSLContext | None = None,
 ) -> Reply:
-    """Make one call on a connection of its own and take the reply, within PATIENCE.
+    """Make one call on a separate connection and return the reply, within TIMEOUT.
 
     Args:
         port: Of the server, on 127.0.0.1.
         data: A DATA frame each; the last one ends the request.
         path: The method.
-        ends: Whether the request ends at all.
-        headers: Sent beside the usual ones.
-        without: Usual ones to leave out.
+        ends: Whether the request ends.
+        headers: Sent in addition to the usual ones.
+        without: Usual headers that are not sent.
         trailers: Sent after the data, to end the request.
         late: Seconds between the headers and the data.
+        tls: Trusts the server, for a call with TLS.
     """
     usual = {**dict(USUAL), ":path": path}
     sent = [header for header in usual.items() if header[0] not in without]
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
     connection = h2.connection.H2Connection(
         h2.config.H2Configuration(header_encoding="utf-8", validate_outbound_headers=False)
     )
+    secure: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
+    certificate = (secure and secure.getpeercert(binary_form=True)) or b""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             connection.initiate_connection()
             connection.send_headers(1, [*sent, *headers], end_stream=ends and not data)
             if late:
@@ -96,13 +103,13 @@ async def call(
             if trailers:
                 connection.send_headers(1, trailers, end_stream=True)
             writer.write(connection.data_to_send())
-            return await _reply(connection, reader, writer)
+            return replace(await _reply(connection, reader, writer), certificate=certificate)
     finally:
         writer.close()
 
 
 async def vanish(port: int, *data: bytes, path: str = CHECK) -> None:
-    """Begin a call, and hang up without waiting for anything.
+    """Start a call, and disconnect at once.
 
     Args:
         port: Of the server, on 127.0.0.1.
@@ -121,12 +128,13 @@ async def vanish(port: int, *data: bytes, path: str = CHECK) -> None:
     await writer.wait_closed()
 
 
-async def watching(port: int, count: int) -> None:
-    """Open watches of the gateway on one connection, and hang up once each has its first value.
+async def watching(port: int, count: int, *, together: asyncio.Barrier | None = None) -> None:
+    """Open watches of the gateway on one connection, and disconnect when each has its first value.
 
     Args:
         port: Of the server, on 127.0.0.1.
         count: How many.
+        together: A barrier before disconnecting: then other connections have their values too.
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     connection = h2.connection.H2Connection()
@@ -136,11 +144,13 @@ async def watching(port: int, count: int) -> None:
         headers = [(name, path if name == ":path" else value) for name, value in USUAL]
         connection.send_headers(stream, headers)
         connection.send_data(stream, EMPTY_MESSAGE, end_stream=True)
-    told = 0
-    while told < count:
+    received = 0
+    while received < count:
         writer.write(connection.data_to_send())
         events = connection.receive_data(await reader.read(65536))
-        told += sum(isinstance(event, h2.events.DataReceived) for event in events)
+        received += sum(isinstance(event, h2.events.DataReceived) for event in events)
+    if together is not None:
+        await together.wait()
     writer.close()
 
 

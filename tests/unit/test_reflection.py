@@ -1,5 +1,6 @@
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -8,15 +9,19 @@ from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from ghealth import reflection
-from ghealth.servicer import descriptions
+from ghealth.servicer import SERVICE_NAME
 
 VERSIONS = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
+
+
+def unguarded(_path: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    return method
 
 
 @asynccontextmanager
 async def reflecting() -> AsyncGenerator[grpc.aio.Channel, None]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers(reflection.handlers(descriptions()))
+    server.add_generic_rpc_handlers(reflection.handlers(unguarded))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -38,14 +43,14 @@ async def ask(channel: grpc.aio.Channel, version: str, **question: str) -> Any:
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_both_versions_list_the_services(version: str) -> None:
-    """Trap 19: v1 and v1alpha answer alike, and name each other."""
+    """v1 and v1alpha answer alike, and name each other."""
     async with reflecting() as channel:
         reply = await ask(channel, version, list_services="")
     names = [service.name for service in reply.list_services_response.service]
     assert names == sorted(
         [
             "AWS.ALB",
-            "grpc.health.v1.Health",
+            SERVICE_NAME,
             *(f"{version}.ServerReflection" for version in VERSIONS),
         ]
     )
@@ -61,9 +66,44 @@ async def test_both_versions_list_the_services(version: str) -> None:
     ],
 )
 async def test_everything_listed_is_described(version: str, symbol: str) -> None:
-    """Whoever asks what a listed service looks like gets the file that defines it."""
+    """Each listed service has a file that defines it."""
     async with reflecting() as channel:
         reply = await ask(channel, version, file_containing_symbol=symbol)
     (serialized,) = reply.file_descriptor_response.file_descriptor_proto
     file = descriptor_pb2.FileDescriptorProto.FromString(serialized)
     assert f"{file.package}.{file.service[0].name}" == symbol
+
+
+async def test_the_default_path_of_an_alb_can_be_called() -> None:
+    """The description of /AWS.ALB/healthcheck has messages without fields."""
+    async with reflecting() as channel:
+        reply = await ask(channel, VERSIONS[0], file_containing_symbol="AWS.ALB")
+    (serialized,) = reply.file_descriptor_response.file_descriptor_proto
+    file = descriptor_pb2.FileDescriptorProto.FromString(serialized)
+    (method,) = file.service[0].method
+    assert (method.name, method.input_type, method.output_type) == (
+        "healthcheck",
+        ".AWS.Empty",
+        ".AWS.Empty",
+    )
+    assert [(message.name, len(message.field)) for message in file.message_type] == [("Empty", 0)]
+
+
+async def test_each_path_is_guarded() -> None:
+    """The guard gets the path of each version, and what it returns is served."""
+    guarded = []
+
+    def guard(path: str, _method: object) -> object:
+        guarded.append(path)
+        return guard
+
+    handlers: Any = reflection.handlers(guard)
+    details: Any = [
+        SimpleNamespace(method=f"/{version}.ServerReflection/ServerReflectionInfo")
+        for version in VERSIONS
+    ]
+    found = [
+        handler.service(call).stream_stream for handler, call in zip(handlers, details, strict=True)
+    ]
+    assert guarded == [call.method for call in details]
+    assert found == [guard, guard]

@@ -3,7 +3,7 @@ import contextlib
 import functools
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -13,13 +13,16 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ghealth import servicer
-from ghealth.answers import POLICIES
+from ghealth import reflection, server, servicer
 from ghealth.checker import Checker
-from ghealth.servicer import SERVICE_NAME, HealthServicer
-from ghealth.status import GATEWAY, Status
+from ghealth.events import RequestAnswered
+from ghealth.guard import Guard
+from ghealth.health import GATEWAY, REASON_KEY, Status
+from ghealth.policies import POLICIES
+from ghealth.probe import Probe, ProbeResult, WithTimeout
+from ghealth.servicer import SERVICE_NAME, AllPaths, HealthServicer
 from tests.support import wire
-from tests.support.fakes import READY, SICK, FakeContext, FakeProbe, Notes
+from tests.support.fakes import READY, SICK, FakeContext, FakeProbe, Recorder, guard_of
 from tests.support.virtual import in_virtual_time
 
 SERVING = health_pb2.HealthCheckResponse(status=1)
@@ -34,7 +37,8 @@ class Served:
     port: int
     checker: Checker
     health: HealthServicer
-    notes: Notes
+    guard: Guard
+    recorder: Recorder
     stub: Any
 
     async def check(self, service: str = "", **options: Any) -> Any:
@@ -52,33 +56,43 @@ Serve = Callable[..., Any]
 def serve() -> Serve:
     @asynccontextmanager
     async def serving(
-        probe: FakeProbe,
+        probe: Probe,
         *,
-        policy: str = "auto",
+        policy: Any = "auto",
         max_watches: int = 100,
-        more: dict[str, FakeProbe] | None = None,
+        more: dict[str, Probe] | None = None,
+        reflects: bool = True,
     ) -> AsyncGenerator[Served, None]:
-        notes = Notes()
+        recorder = Recorder()
         checker = Checker(
-            {GATEWAY: probe, **(more or {})},
-            probe_timeout=60,
-            cache_ttl=0,
-            watch_interval=0.01,
-            observer=notes,
+            {GATEWAY: probe, **(more or {})}, cache_ttl=0, watch_interval=0.01, emit=recorder
         )
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        answer = functools.partial(POLICIES[policy], status_callers=("grpc-", "Envoy/HC"))
-        health = HealthServicer(checker, answer=answer, max_watches=max_watches, observer=notes)
-        server.add_generic_rpc_handlers(health.handlers())
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(30):
-            yield Served(port, checker, health, notes, health_pb2_grpc.HealthStub(channel))
-        checker.end_watches()
-        await server.stop(1)
+        grpc_server = grpc.aio.server(options=server.OPTIONS)
+        choose = functools.partial(POLICIES[policy], status_callers=("grpc-", "Envoy/HC"))
+        guard = guard_of(recorder)
+        health = HealthServicer(
+            checker, policy=choose, max_watches=max_watches, guard=guard, emit=recorder
+        )
+        if reflects:
+            grpc_server.add_generic_rpc_handlers(reflection.handlers(health.guarded))
+        grpc_server.add_generic_rpc_handlers((AllPaths(health),))
+        port = grpc_server.add_insecure_port("127.0.0.1:0")
+        await grpc_server.start()
+        async with connected(port) as stub, asyncio.timeout(60):
+            yield Served(port, checker, health, guard, recorder, stub)
+        health.end_streams()
+        await grpc_server.stop(1)
         await checker.close()
 
     return serving
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncGenerator[Any, None]:
+    """Connect to a server, on a connection that no other channel of this process uses."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        yield health_pb2_grpc.HealthStub(channel)
 
 
 async def failing(call: Any) -> tuple[grpc.StatusCode, str | None]:
@@ -110,7 +124,7 @@ async def test_check_tells_the_status(serve: Serve) -> None:
 
 
 async def test_check_of_an_unknown_service_is_not_found(serve: Serve) -> None:
-    """A name that nobody configured is NOT_FOUND with trailers alone (trap 4)."""
+    """A name that is not configured is NOT_FOUND with trailers only (trap 4)."""
     async with serve(FakeProbe()) as served:
         assert await failing(served.check("x")) == (grpc.StatusCode.NOT_FOUND, "unknown service")
         message = health_pb2.HealthCheckRequest(service="x").SerializeToString()
@@ -119,6 +133,12 @@ async def test_check_of_an_unknown_service_is_not_found(serve: Serve) -> None:
 
 
 NO_MESSAGE: tuple[bytes, ...] = ()
+GRPC_CLIENT = [("user-agent", "grpc-go/1.70.0")]
+ALB = [("user-agent", "ELB-HealthChecker/2.0")]
+TONIC = [("user-agent", "tonic/0.12.3")]
+ALB_PATH = "/AWS.ALB/healthcheck"
+LIST = f"/{SERVICE_NAME}/List"
+REFLECTION = tuple(f"/{name}/ServerReflectionInfo" for name in (reflection.V1, reflection.V1ALPHA))
 
 
 @pytest.mark.parametrize("method", ["Check", "List"])
@@ -127,23 +147,28 @@ async def test_a_request_without_a_message_is_answered(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, method: str, data: tuple[bytes, ...]
 ) -> None:
     """Trap 1: END_STREAM on the headers, an empty DATA frame and an empty message mean the same."""
-    monkeypatch.setattr(servicer, "MESSAGE_PATIENCE", 3600)  # nothing is waited for
+    monkeypatch.setattr(servicer, "MESSAGE_TIMEOUT", 3600)  # nothing is waited for
     async with serve(FakeProbe()) as served:
         reply = await wire.call(served.port, *data, path=f"/{SERVICE_NAME}/{method}")
     assert reply.code == 0
     assert len(reply.data) > 5
 
 
+@pytest.mark.parametrize("method", ["Check", "Watch", "List"])
 @pytest.mark.parametrize("data", [NO_MESSAGE, (b"\0\0\0\0\5ab",)])
-async def test_a_request_that_never_comes_is_taken_as_empty(
-    serve: Serve, data: tuple[bytes, ...]
+async def test_a_request_that_never_comes_is_an_invalid_argument(
+    serve: Serve, method: str, data: tuple[bytes, ...]
 ) -> None:
-    """A caller that neither sends a message nor ends its side is answered after a second."""
-    async with serve(FakeProbe()) as served:
+    """A caller that neither sends a message nor ends its side is refused after a second."""
+    probe = FakeProbe()
+    async with serve(probe) as served:
         started = time.monotonic()
-        reply = await wire.call(served.port, *data, ends=False)
-        assert time.monotonic() - started >= servicer.MESSAGE_PATIENCE
-    assert (reply.code, reply.data) == (0, b"\0\0\0\0\2\x08\1")
+        reply = await wire.call(
+            served.port, *data, ends=False, path=f"/{SERVICE_NAME}/{method}", headers=GRPC_CLIENT
+        )
+        assert time.monotonic() - started >= servicer.MESSAGE_TIMEOUT
+    assert (reply.code, reply.headers["grpc-message"]) == (3, "no message within 1 s")
+    assert probe.attempts == 0
 
 
 HALF_A_SECOND_OF_TWENTY = [("grpc-timeout", "20S")]
@@ -152,12 +177,12 @@ HALF_A_SECOND_OF_TWENTY = [("grpc-timeout", "20S")]
 @pytest.fixture
 def _half_a_second_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answer so far ahead of a deadline of 20 s that no machine is too slow to keep it."""
-    monkeypatch.setattr(servicer, "ANSWER_AHEAD", 19.5)
+    monkeypatch.setattr(servicer, "DEADLINE_MARGIN", 19.5)
 
 
 @pytest.mark.usefixtures("_half_a_second_is_left")
 async def test_a_request_that_never_comes_is_answered_within_its_deadline(serve: Serve) -> None:
-    """If the deadline comes first, nobody knows what was to be asked: not serving, in time."""
+    """If the deadline comes first, the request is unknown: not serving, in time."""
     async with serve(FakeProbe()) as served:
         reply = await wire.call(served.port, ends=False, headers=HALF_A_SECOND_OF_TWENTY)
     assert (reply.code, reply.headers["grpc-message"]) == (
@@ -166,18 +191,30 @@ async def test_a_request_that_never_comes_is_answered_within_its_deadline(serve:
     )
 
 
+def servicer_of(probe: FakeProbe, *, max_watches: int = 1) -> HealthServicer:
+    checker = Checker(
+        {GATEWAY: WithTimeout(probe, 3, clock=asyncio.get_running_loop().time)},
+        cache_ttl=0,
+        watch_interval=1,
+        emit=Recorder(),
+    )
+    policy = functools.partial(POLICIES["code"], status_callers=())
+    return HealthServicer(
+        checker,
+        policy=policy,
+        max_watches=max_watches,
+        guard=guard_of(Recorder()),
+        emit=Recorder(),
+    )
+
+
 def method_of(
     path: str, probe: FakeProbe, max_watches: int = 1
 ) -> Callable[[FakeContext], Coroutine[Any, Any, Any]]:
     """Find what answers a path, as gRPC does."""
-    checker = Checker(
-        {GATEWAY: probe}, probe_timeout=3, cache_ttl=0, watch_interval=1, observer=Notes()
-    )
-    answer = functools.partial(POLICIES["code"], status_callers=())
-    service = HealthServicer(checker, answer=answer, max_watches=max_watches, observer=Notes())
-    asked: Any = SimpleNamespace(method=path)
-    found: Any = (handler.service(asked) for handler in service.handlers())
-    (method,) = filter(None, found)
+    paths = AllPaths(servicer_of(probe, max_watches=max_watches))
+    called: Any = SimpleNamespace(method=path)
+    method: Any = paths.service(called)
     return functools.partial(method.stream_stream or method.stream_unary, None)
 
 
@@ -195,10 +232,45 @@ def method_of(
 async def test_a_caller_that_is_gone_ends_a_call_as_cancelled(
     path: str, cannot: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What gRPC cannot send or receive any more is no bug of ours: no line, no further answer."""
+    """A caller to which gRPC can no longer send is not a bug: no log line, no further answer."""
     with pytest.raises(asyncio.CancelledError):
         await method_of(path, FakeProbe(SICK))(FakeContext(b"", cannot=cannot))
     assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def test_a_call_of_a_connection_that_is_being_cut_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ends as cancelled: nothing is read, probed or answered."""
+    probe = FakeProbe()
+    health = servicer_of(probe)
+    monkeypatch.setattr(health._guard, "enter", lambda _name: None)
+    context = FakeContext(b"")
+    answer: Any = health.handler(wire.CHECK).stream_unary
+    with pytest.raises(asyncio.CancelledError):
+        await answer(None, context)
+    assert (probe.attempts, context.told, context.when_done) == (0, None, [])
+
+
+async def test_a_call_counts_until_its_answer_is_sent(serve: Serve) -> None:
+    """It is counted while it waits, and no longer once it was answered, refused or dropped."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    async with serve(probe) as served:
+        checking = asyncio.create_task(served.check())
+        while not probe.under_way:
+            await served.check("liveness")
+        assert served.guard.calls >= 1
+        probe.gate.set()
+        await checking
+        await failing(served.check("x"))
+        await wire.call(served.port, wire.EMPTY_MESSAGE, path="/")
+        await wire.vanish(served.port)
+        watching = served.watch()
+        await watching.read()
+        watching.cancel()
+        while served.guard.calls:
+            await served.stub.Check(health_pb2.HealthCheckRequest(service="liveness"))
 
 
 @in_virtual_time
@@ -220,29 +292,30 @@ async def test_a_watcher_whose_message_hangs_holds_up_no_other() -> None:
     await asyncio.wait(watching)
 
 
+NO_MESSAGE_CAME = (grpc.StatusCode.INVALID_ARGUMENT, "no message within 1 s")
 NO_TIME = (grpc.StatusCode.UNAVAILABLE, "no answer before the caller's deadline")
-UNREAD = (grpc.StatusCode.UNAVAILABLE, "gateway answered 503")
 LATE = (grpc.StatusCode.UNAVAILABLE, "no answer within 3 s")
 
 
 @pytest.mark.parametrize(
     ("message", "deadline", "hangs", "after", "told"),
     [
-        (None, None, False, 1.0, UNREAD),
-        (None, 10.0, False, 1.0, UNREAD),
+        (None, None, False, 1.0, NO_MESSAGE_CAME),
+        (None, 10.0, False, 1.0, NO_MESSAGE_CAME),
         (None, 0.5, False, 0.45, NO_TIME),
         (None, 0.01, False, 0.0, NO_TIME),
         (b"", 0.5, True, 0.45, NO_TIME),
         (b"", None, True, 3.0, LATE),
-        (None, None, True, 4.0, LATE),
-        (None, 2.0, True, 1.95, NO_TIME),
+        (None, None, True, 1.0, NO_MESSAGE_CAME),
+        (None, 1.04, True, 0.99, NO_TIME),
+        (b"", 2.0, True, 1.95, NO_TIME),
     ],
 )
 @in_virtual_time
 async def test_when_a_caller_is_answered(
     message: bytes | None, deadline: float | None, hangs: bool, after: float, told: Any
 ) -> None:
-    """A message has 1 s to come, an attempt PROBE_TIMEOUT, and all ends 50 ms before a deadline."""
+    """A message has 1 s, a probe PROBE_TIMEOUT, and every answer comes 50 ms before a deadline."""
     probe = FakeProbe(SICK)
     if hangs:
         probe.gate.clear()
@@ -259,7 +332,7 @@ async def test_when_a_caller_is_answered(
 async def test_a_caller_that_vanishes_from_a_sick_gateway_is_no_bug(
     serve: Serve, caplog: pytest.LogCaptureFixture, path: str, data: tuple[bytes, ...]
 ) -> None:
-    """Whoever hangs up before its error can be sent leaves no line in the log."""
+    """A caller that hangs up before its error can be sent leaves no line in the log."""
     async with serve(FakeProbe(SICK)) as served:
         await wire.call(served.port, wire.EMPTY_MESSAGE)
         for _ in range(30):
@@ -273,7 +346,7 @@ async def test_a_caller_that_vanishes_from_a_sick_gateway_is_no_bug(
 async def test_a_malformed_message_is_an_invalid_argument(
     serve: Serve, method: str, message: bytes
 ) -> None:
-    """What is no request of the method is refused by name, and nothing is probed for it."""
+    """Bytes that are not the method's request are refused, and nothing is probed for them."""
     if method == "List" and message.startswith(b"\x0a"):
         message = b"\x07"  # List has no fields: only what is no message at all is malformed
     probe = FakeProbe()
@@ -291,16 +364,23 @@ async def test_a_caller_is_answered_before_its_deadline(serve: Serve) -> None:
     probe.gate.clear()
     async with serve(probe) as served:
         assert await served.check(timeout=20) == NOT_SERVING
-        for path, code in ((wire.CHECK, 14), (f"/{SERVICE_NAME}/List", 0), (ALB_PATH, 14)):
+        for path, code in ((wire.CHECK, 14), (LIST, 14), (ALB_PATH, 14)):
             reply = await wire.call(
                 served.port, wire.EMPTY_MESSAGE, path=path, headers=HALF_A_SECOND_OF_TWENTY
             )
             assert reply.code == code
+        reply = await wire.call(
+            served.port,
+            wire.EMPTY_MESSAGE,
+            path=LIST,
+            headers=[*HALF_A_SECOND_OF_TWENTY, *GRPC_CLIENT],
+        )
+        assert reply.code == 0
         assert probe.under_way == 1
 
 
-async def test_watch_tells_changes_and_list_a_snapshot(serve: Serve) -> None:
-    """Watch goes through the changes of its service; List has every service."""
+async def test_watch_sends_changes_and_list_a_snapshot(serve: Serve) -> None:
+    """Watch sends each change of its service; List has every service."""
     probe = FakeProbe()
     async with serve(probe, more={"sick": FakeProbe(SICK)}) as served:
         watching = served.watch()
@@ -324,7 +404,7 @@ async def test_watch_of_an_unknown_service_stays_open(serve: Serve) -> None:
         after = asyncio.create_task(watching.read())
         assert await served.check("liveness") == SERVING
         assert not after.done()
-        served.checker.end_watches()
+        served.health.end_streams()
         assert await failing(after) == (grpc.StatusCode.UNAVAILABLE, "draining")
 
 
@@ -335,12 +415,12 @@ async def test_watch_goes_through_drain(serve: Serve) -> None:
         assert await watching.read() == SERVING
         served.checker.drain()
         assert await watching.read() == NOT_SERVING
-        served.checker.end_watches()
+        served.health.end_streams()
         assert await failing(watching.read()) == (grpc.StatusCode.UNAVAILABLE, "draining")
 
 
 async def test_too_many_watchers_are_refused_and_checks_are_not(serve: Serve) -> None:
-    """Trap 18: a watcher over the limit has RESOURCE_EXHAUSTED; a place that is left is free."""
+    """Trap 14: a watch over the limit gets RESOURCE_EXHAUSTED; one that ended makes room."""
     async with serve(FakeProbe(), max_watches=1) as served:
         first = served.watch()
         assert await first.read() == SERVING
@@ -419,10 +499,10 @@ async def test_a_bug_in_answering_reads_as_not_serving(
     assert [record.getMessage() for record in caplog.records] == ["answering failed"]
 
 
-ALB_PATH = "/AWS.ALB/healthcheck"
 BY_POLICY = [
     ("auto", "grpc-go/1.70.0", 0),
     ("auto", "ELB-HealthChecker/2.0", 14),
+    ("auto", "tonic/0.12.3", 14),
     ("auto", "", 14),
     ("status", "ELB-HealthChecker/2.0", 0),
     ("code", "grpc-go/1.70.0", 14),
@@ -440,6 +520,7 @@ async def test_a_check_is_answered_by_policy(
     assert reply.code == code
     assert reply.data == (b"\0\0\0\0\2\x08\2" if code == 0 else b"")
     assert reply.headers["grpc-message"] == ("" if code == 0 else "gateway answered 503")
+    assert reply.headers[REASON_KEY] == "gateway answered 503"
 
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -462,7 +543,7 @@ FORMS: dict[str, dict[str, Any]] = {
 async def test_every_form_of_request_is_answered(
     serve: Serve, path: str, says: Any, code: int, form: str
 ) -> None:
-    """However a caller puts it, the answer is the truth, and on Check never 1 or 12."""
+    """Every form of request gets the true answer, and on Check never 1 or 12."""
     options = dict(FORMS[form])
     data = options.pop("data", wire.EMPTY_MESSAGE)
     async with serve(FakeProbe(says)) as served:
@@ -472,10 +553,31 @@ async def test_every_form_of_request_is_answered(
 
 @pytest.mark.parametrize("missing", ["te", ":authority"])
 async def test_what_grpc_refuses_is_refused_at_once(serve: Serve, missing: str) -> None:
-    """A request that is no gRPC at all is reset by gRPC's core: no answer, but no hang either."""
+    """A request that is not gRPC is reset by gRPC's core: no answer, and no hang."""
     async with serve(FakeProbe()) as served:
         with pytest.raises(AssertionError, match="the server reset the call"):
             await wire.call(served.port, wire.EMPTY_MESSAGE, without=(missing,))
+
+
+@pytest.mark.parametrize(
+    ("method", "is_answered"), [("HEAD", True), ("OPTIONS", True), ("GET", False), ("PUT", False)]
+)
+async def test_other_http_methods_never_reach_ghealth(
+    serve: Serve, method: str, is_answered: bool
+) -> None:
+    """HEAD and OPTIONS get HTTP 200 and grpc-status 13 from gRPC's core, others are reset.
+
+    docs/callers.md says what follows for checkers that look at the HTTP status.
+    """
+    async with serve(FakeProbe(SICK)) as served:
+        call = wire.call(served.port, without=(":method",), headers=[(":method", method)])
+        if is_answered:
+            reply = await call
+            assert (reply.headers[":status"], reply.code) == ("200", 13)
+        else:
+            with pytest.raises(AssertionError, match="the server reset the call"):
+                await call
+    assert served.recorder.events == []
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -487,86 +589,338 @@ async def test_the_albs_default_path_is_honest(serve: Serve, policy: str) -> Non
             reply = await wire.call(served.port, *data, path=ALB_PATH)
             assert (reply.code, reply.headers["grpc-message"]) == (12, "gateway answered 200")
         probe.says = SICK
-        reader = [("user-agent", "grpc-go/1.70.0")]
-        reply = await wire.call(served.port, wire.EMPTY_MESSAGE, path=ALB_PATH, headers=reader)
+        reply = await wire.call(served.port, wire.EMPTY_MESSAGE, path=ALB_PATH, headers=GRPC_CLIENT)
         assert (reply.code, reply.headers["grpc-message"]) == (14, "gateway answered 503")
         served.checker.drain()
         reply = await wire.call(served.port, wire.EMPTY_MESSAGE, path=ALB_PATH)
         assert (reply.code, reply.headers["grpc-message"]) == (14, "draining")
 
 
-async def test_whoever_asks_on_the_default_path_is_advised_once(
-    serve: Serve, caplog: pytest.LogCaptureFixture
+UNKNOWN_PATHS = (
+    "/",
+    "*",
+    "//",
+    "/healthz/ready",
+    ALB_PATH,
+    "/AWS.ALB/Healthcheck",
+    "/grpc.health.v1.Health",
+    "/grpc.health.v1.Health/",
+    "/grpc.health.v1.Health/check",
+    "/grpc.health.v1.Health/Chekc",
+    "/grpc.health.v1.Health/Check/",
+    "/grpc.health.v2.Health/Check",
+    "Check",
+    "List",
+    *REFLECTION,
+    f"/{reflection.V1}/Other",
+)
+
+
+@pytest.mark.parametrize("path", UNKNOWN_PATHS)
+async def test_no_unknown_path_is_healthy_while_the_gateway_is_not(serve: Serve, path: str) -> None:
+    """Every path that is not served is 12 while ready and 14 otherwise, reflection that is off too.
+
+    Matchers of target groups are made of the codes 0 and 12.
+    """
+    probe = FakeProbe()
+    async with serve(WithTimeout(probe, 0.05), reflects=False) as served:
+
+        async def answer() -> tuple[int, str, str]:
+            reply = await wire.call(served.port, wire.EMPTY_MESSAGE, path=path, headers=ALB)
+            return reply.code, reply.headers["grpc-message"], reply.headers[REASON_KEY]
+
+        while (await answer())[0] != 12:
+            pass  # a busy machine may need more than one probe
+        probe.says = SICK
+        assert await answer() == (14, "gateway answered 503", "gateway answered 503")
+        probe.says = ZeroDivisionError()
+        assert await answer() == (14, "internal error", "internal error")
+        probe.gate.clear()
+        assert await answer() == (14, "no answer within 0.05 s", "no answer within 0.05 s")
+        served.checker.drain()
+        assert await answer() == (14, "draining", "draining")
+    assert {event.method for event in answers_of(served)} == {"other"}
+    assert {event.path for event in answers_of(served)} == {path}
+
+
+def answers_of(served: Served) -> list[RequestAnswered]:
+    return [event for event in served.recorder.events if isinstance(event, RequestAnswered)]
+
+
+@pytest.mark.parametrize("path", [LIST, *REFLECTION])
+@pytest.mark.parametrize(
+    ("policy", "headers", "code"),
+    [
+        ("auto", ALB, 14),
+        ("auto", TONIC, 14),
+        ("auto", [], 14),
+        ("code", GRPC_CLIENT, 14),
+        ("auto", GRPC_CLIENT, 0),
+        ("status", ALB, 0),
+    ],
+)
+async def test_list_and_reflection_are_no_health_to_callers_that_look_at_the_code(
+    serve: Serve, path: str, policy: str, headers: list[tuple[str, str]], code: int
 ) -> None:
-    """One line recommends the path and matcher that can be read by everyone."""
+    """While not ready or draining, only callers that read messages get OK from them."""
+    probe = FakeProbe()
+    async with serve(probe, policy=policy) as served:
+
+        async def answer() -> tuple[int, str]:
+            data = wire.EMPTY_MESSAGE
+            reply = await wire.call(served.port, data, path=path, headers=headers)
+            assert (reply.data != b"") == (reply.code == 0)
+            return reply.code, reply.headers.get(REASON_KEY, "")
+
+        assert await answer() == (0, "")
+        probe.says = SICK
+        assert await answer() == (code, "gateway answered 503" if code else "")
+        served.checker.drain()
+        assert await answer() == (code, "draining" if code else "")
+
+
+UNKNOWN = wire.framed(health_pb2.HealthCheckRequest(service="x").SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "headers", "code", "reason"),
+    [
+        ("Check", wire.EMPTY_MESSAGE, GRPC_CLIENT, 0, "gateway answered 503"),
+        ("Check", wire.EMPTY_MESSAGE, ALB, 14, "gateway answered 503"),
+        ("Check", UNKNOWN, GRPC_CLIENT, 5, "unknown service"),
+        ("Check", b"\0\0\0\0\1\xff", ALB, 3, "malformed message"),
+        ("Watch", wire.EMPTY_MESSAGE, GRPC_CLIENT, 8, "too many watches"),
+        ("List", wire.EMPTY_MESSAGE, ALB, 14, "gateway answered 503"),
+    ],
+)
+async def test_the_reason_is_in_a_trailer(
+    serve: Serve, method: str, data: bytes, headers: list[tuple[str, str]], code: int, reason: str
+) -> None:
+    """Every answer that has a reason has it in the trailer `ghealth-reason`, OK or not."""
+    async with serve(FakeProbe(SICK), max_watches=0) as served:
+        path = f"/{SERVICE_NAME}/{method}"
+        reply = await wire.call(served.port, data, path=path, headers=headers)
+    assert (reply.code, reply.headers[REASON_KEY]) == (code, reason)
+
+
+async def test_serving_has_no_reason(serve: Serve) -> None:
+    """A Check that is SERVING needs no explanation, and has no trailer."""
     async with serve(FakeProbe()) as served:
-        for _ in range(3):
-            await wire.call(served.port, wire.EMPTY_MESSAGE, path=ALB_PATH)
-    (line,) = caplog.records
-    assert "/grpc.health.v1.Health/Check and the matcher 0" in line.getMessage()
+        reply = await wire.call(served.port, wire.EMPTY_MESSAGE)
+    assert REASON_KEY not in reply.headers
 
 
-async def test_an_observer_learns_what_each_caller_is_told(serve: Serve) -> None:
-    """Who asked, by which method, about what, what it got and why, for every kind of answer."""
-    alb = [("user-agent", "ELB-HealthChecker/2.0")]
-    client = [("user-agent", "grpc-go/1.70.0")]
-    unknown = wire.framed(health_pb2.HealthCheckRequest(service="x").SerializeToString())
+@pytest.mark.parametrize("headers", [ALB, GRPC_CLIENT])
+async def test_a_reason_of_ones_own_cannot_break_an_answer(
+    serve: Serve, headers: list[tuple[str, str]]
+) -> None:
+    """The text of a custom probe is cut and made printable: gRPC refuses trailers otherwise."""
+    text = "disk \u00fcber\r\n" + "x" * 500
+    probe = FakeProbe(ProbeResult.because(text, ready=False))
+    async with serve(probe) as served:
+        reply = await wire.call(served.port, wire.EMPTY_MESSAGE, headers=headers)
+    assert reply.code == (14 if headers == ALB else 0)
+    assert reply.headers[REASON_KEY] == "disk ?ber??" + "x" * 189
+
+
+async def test_sinks_receive_every_answer(serve: Serve) -> None:
+    """The caller, the method, the service, the answer and its reason, for every kind of answer."""
     async with serve(FakeProbe(SICK), max_watches=0) as served:
         for data, method, headers in [
-            (wire.EMPTY_MESSAGE, "Check", alb),
-            (wire.EMPTY_MESSAGE, "Check", client),
-            (unknown, "Check", []),
-            (b"\0\0\0\0\1\xff", "Check", alb),
-            (wire.EMPTY_MESSAGE, "List", client),
-            (wire.EMPTY_MESSAGE, "Watch", client),
+            (wire.EMPTY_MESSAGE, "Check", ALB),
+            (wire.EMPTY_MESSAGE, "Check", GRPC_CLIENT),
+            (UNKNOWN, "Check", []),
+            (b"\0\0\0\0\1\xff", "Check", ALB),
+            (wire.EMPTY_MESSAGE, "List", GRPC_CLIENT),
+            (wire.EMPTY_MESSAGE, "Watch", GRPC_CLIENT),
         ]:
             path = f"/{SERVICE_NAME}/{method}"
             await wire.call(served.port, data, path=path, headers=headers)
-        await wire.call(served.port, path=ALB_PATH, headers=alb)
-    assert served.notes.answers == [
+        await wire.call(served.port, path=ALB_PATH, headers=ALB)
+        await wire.call(served.port, wire.EMPTY_MESSAGE, path=REFLECTION[0], headers=GRPC_CLIENT)
+    assert served.recorder.answers == [
         ("Check", "ELB-HealthChecker/2.0", "", "UNAVAILABLE", "gateway answered 503"),
         ("Check", "grpc-go/1.70.0", "", "NOT_SERVING", "gateway answered 503"),
         ("Check", "", "x", "NOT_FOUND", "unknown service"),
         ("Check", "ELB-HealthChecker/2.0", None, "INVALID_ARGUMENT", "malformed message"),
         ("List", "grpc-go/1.70.0", None, "OK", ""),
         ("Watch", "grpc-go/1.70.0", None, "RESOURCE_EXHAUSTED", "too many watches"),
-        ("healthcheck", "ELB-HealthChecker/2.0", "", "UNAVAILABLE", "gateway answered 503"),
+        ("other", "ELB-HealthChecker/2.0", None, "UNAVAILABLE", "gateway answered 503"),
+        ("reflection", "grpc-go/1.70.0", None, "OK", ""),
+    ]
+    assert [event.path for event in answers_of(served)] == [
+        *["/grpc.health.v1.Health/Check"] * 4,
+        LIST,
+        "/grpc.health.v1.Health/Watch",
+        ALB_PATH,
+        REFLECTION[0],
     ]
 
 
 async def test_watchers_are_counted_by_service(serve: Serve) -> None:
-    """Each watch counts for its service while it is open, and an observer learns its messages."""
+    """Each watch counts for its service while it is open; sinks receive each of its messages."""
     async with serve(FakeProbe()) as served:
         watches = [served.watch(), served.watch(), served.watch("x")]
         for watch in watches:
             await watch.read()
-        assert served.health.watchers == {"": 2, "x": 1}
+        assert served.health.watches == {"": 2, "x": 1}
         watches[0].cancel()
         watches[2].cancel()
-        while served.health.watchers != {"": 1}:
+        while served.health.watches != {"": 1}:
             await served.check()
-        served.checker.end_watches()
+        served.health.end_streams()
         assert await watches[1].code() is grpc.StatusCode.UNAVAILABLE
-        assert served.health.watchers == {}
-    told = [
+        assert served.health.watches == {}
+    sent = [
         (service, answer)
-        for method, _, service, answer, _ in served.notes.answers
+        for method, _, service, answer, _ in served.recorder.answers
         if method == "Watch"
     ]
-    assert Counter(told) == {
+    assert Counter(sent) == {
         ("", "SERVING"): 2,
         ("x", "SERVICE_UNKNOWN"): 1,
-        (None, "UNAVAILABLE"): 1,
+        ("", "UNAVAILABLE"): 1,
     }
 
 
-async def test_a_call_whose_caller_is_gone_ends_as_a_cancelled_one() -> None:
-    """What gRPC raises when it can neither send nor receive is no bug: nobody is told of it."""
-    notes = Notes()
+async def test_a_connection_has_a_limit_of_watches_and_all_of_them_together_too(
+    serve: Serve,
+) -> None:
+    """24 watches on one connection, MAX_WATCHES in all; beyond it a Check is answered still."""
+    per_connection = servicer.MAX_WATCHES_PER_CONNECTION
+    refused = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches")
+    async with (
+        serve(FakeProbe(), max_watches=per_connection + 2) as served,
+        connected(served.port) as second,
+    ):
+        request = health_pb2.HealthCheckRequest()
+        first = [served.watch() for _ in range(per_connection)]
+        assert [await watch.read() for watch in first] == [SERVING] * per_connection
+        assert await failing(served.watch().read()) == refused
+        other = [second.Watch(request) for _ in range(2)]
+        assert [await watch.read() for watch in other] == [SERVING] * 2
+        assert await failing(second.Watch(request).read()) == refused
+        assert await served.check() == SERVING
+        assert await second.Check(request) == SERVING
 
-    async def gone(_: object) -> bytes:
-        raise grpc.aio.InternalError("the caller is gone")
 
+@in_virtual_time
+async def test_watches_that_come_at_once_are_counted_at_once() -> None:
+    """A watch counts before its message is read: none slips in beside the one that is too many."""
+    watch = method_of("/grpc.health.v1.Health/Watch", FakeProbe(), max_watches=1)
+    contexts = [FakeContext(b""), FakeContext(b"")]
+    watching = [asyncio.create_task(watch(context)) for context in contexts]
+    await asyncio.sleep(0.5)
+    assert [len(context.sent) for context in contexts] == [1, 0]
+    assert contexts[1].told == (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches")
+    for task in watching:
+        task.cancel()
+    await asyncio.wait(watching)
+
+
+async def echo(requests: AsyncIterator[Any], _: object) -> AsyncGenerator[Any, None]:
+    """Answer as a reflection servicer does: a reply for each request."""
+    async for request in requests:
+        yield request
+
+
+@in_virtual_time
+async def test_a_silent_reflection_stream_ends() -> None:
+    """A stream without a request is ended after its timeout, and makes room for another."""
+    probe = FakeProbe()
+    reflect: Any = servicer_of(probe).guarded("/reflection", echo)
+    streams = [FakeContext(None) for _ in range(servicer.MAX_REFLECTIONS)]
+    started = asyncio.get_running_loop().time()
+    open_: list[asyncio.Task[bytes]] = [
+        asyncio.create_task(reflect(None, stream)) for stream in streams
+    ]
+    await asyncio.sleep(0.5)
+    one_more = FakeContext(None)
+    with pytest.raises(grpc.aio.AbortError):
+        await reflect(None, one_more)
+    assert one_more.told == (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls")
+    await asyncio.wait(open_)
+    ended = asyncio.get_running_loop().time()
+    assert ended - started == pytest.approx(servicer.REFLECTION_TIMEOUT, abs=0.01)
+    assert await reflect(None, FakeContext(None)) == b""
+
+
+@in_virtual_time
+async def test_reflection_streams_end_with_the_server() -> None:
+    """Those that are open end at once, and so does one that comes later."""
+    health = servicer_of(FakeProbe())
+    reflect: Any = health.guarded("/reflection", echo)
+    open_: asyncio.Task[bytes] = asyncio.create_task(reflect(None, FakeContext(None)))
+    await asyncio.sleep(0.5)
+    started = asyncio.get_running_loop().time()
+    health.end_streams()
+    assert await open_ == b""
+    assert await reflect(None, FakeContext(None)) == b""
+    health.end_streams()
+    assert asyncio.get_running_loop().time() == started
+
+
+async def test_malformed_reflection_is_an_invalid_argument(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bytes that are not a request of reflection are refused, and are no bug in the log."""
+    async with serve(FakeProbe()) as served:
+        for path in REFLECTION:
+            reply = await wire.call(served.port, b"\0\0\0\0\1\xff", path=path)
+            assert (reply.code, reply.headers["grpc-message"]) == (3, "malformed message")
+    assert caplog.records == []
+
+
+async def test_a_server_that_has_stopped_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
+    """What gRPC raises in calls that outlive the server leaves no line, and is not answered."""
+
+    async def gone(*_: object, **__: object) -> Any:
+        raise grpc.aio.BaseError("Server already stopped.")
+
+    health = servicer_of(FakeProbe())
+    context = FakeContext(b"")
+    context.read = gone  # type: ignore[method-assign]
+    method: Any = health.handler(wire.CHECK)
     with pytest.raises(asyncio.CancelledError):
-        await servicer._answering("Check", gone, notes)(None, Any)  # type: ignore[arg-type]
-    assert notes.answers == []
+        await method.stream_unary(None, context)
+    assert context.told is None
+    assert caplog.records == []
+
+
+async def test_a_list_during_the_start_of_the_drain_is_not_ok(serve: Serve) -> None:
+    """A List that waits for a slow service when the drain begins does not report the gateway."""
+    slow = FakeProbe()
+    slow.gate.clear()
+    async with serve(FakeProbe(), policy="code", more={"slow": slow}) as served:
+        listing = asyncio.create_task(
+            wire.call(served.port, wire.EMPTY_MESSAGE, path=f"/{SERVICE_NAME}/List")
+        )
+        while not slow.under_way:
+            await served.check("liveness")
+        served.checker.drain()
+        reply = await listing
+    assert (reply.code, reply.headers["grpc-message"]) == (14, "draining")
+
+
+@pytest.mark.usefixtures("_half_a_second_is_left")
+async def test_a_hurried_caller_that_reads_messages_gets_a_message(serve: Serve) -> None:
+    """Without a message before its deadline, the answer is the policy's for "not serving"."""
+    headers = [*HALF_A_SECOND_OF_TWENTY, ("user-agent", "grpc-go/1.70.0")]
+    async with serve(FakeProbe()) as served:
+        reply = await wire.call(served.port, ends=False, headers=headers)
+    assert (reply.code, reply.data[-2:]) == (0, b"\x08\2")
+    assert reply.headers["ghealth-reason"] == "no answer before the caller's deadline"
+
+
+@in_virtual_time
+async def test_a_reflection_stream_ends_with_the_truth() -> None:
+    """A stream that was opened while the gateway was ready does not end with OK when it is not."""
+    probe = FakeProbe()
+    reflect: Any = servicer_of(probe).guarded("/reflection", echo)
+    stream = FakeContext(None)
+    open_: asyncio.Task[bytes] = asyncio.create_task(reflect(None, stream))
+    await asyncio.sleep(0.5)
+    probe.says = SICK
+    with pytest.raises(grpc.aio.AbortError):
+        await open_
+    assert stream.told == (grpc.StatusCode.UNAVAILABLE, "gateway answered 503")
