@@ -1,0 +1,1 @@
+"""Floods against a ghealth process in a memory control group: `make flood`."""

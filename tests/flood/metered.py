@@ -1,0 +1,58 @@
+"""`python -m ghealth`, with a meter of native memory: SIGUSR2 writes the bytes in use to a file.
+
+`python -m tests.flood.metered FILE`
+"""
+
+import ctypes
+import gc
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+
+class _Mallinfo2(ctypes.Structure):
+    """What malloc knows of itself (mallinfo2(3), glibc 2.33)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    )
+
+
+def native_bytes() -> int:
+    """Bytes in use in malloc's heaps, without what is freed and kept."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return int(info.uordblks) + int(info.hblkhd)
+
+
+def main() -> None:
+    """Install the meter and run ghealth."""
+    path = Path(sys.argv.pop())
+
+    def write(*_: object) -> None:
+        gc.collect()
+        new = path.with_suffix(".new")
+        new.write_text(str(native_bytes()))
+        os.replace(new, path)  # noqa: PTH105 - whole or not at all
+
+    signal.signal(signal.SIGUSR2, write)
+    runpy.run_module("ghealth", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

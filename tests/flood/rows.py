@@ -1,0 +1,73 @@
+"""The rows of the table: who attacks, and what is expected while it does."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Row:
+    """One flood.
+
+    Args:
+        name: Of the row.
+        attackers: Names in `attacks.ATTACKS`, a process each.
+        slow: Whether the gateway answers slowly, so that checks wait for it.
+        processor: Whether it takes the processor itself, as many frames as the machine can send:
+            then answers need not be in time before its end.
+        descriptors: Whether it exhausts the descriptors.
+        settings: Of ghealth, without the prefix.
+    """
+
+    name: str
+    attackers: tuple[str, ...]
+    slow: bool = False
+    processor: bool = False
+    descriptors: bool = False
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+def _alone(name: str, *, processes: int = 1, processor: bool = False, slow: bool = False) -> Row:
+    return Row(name, (name,) * processes, slow=slow, processor=processor)
+
+
+ROWS: Final = (
+    _alone("unknown-frames", processor=True),
+    _alone("priority-frames", processor=True),
+    _alone("settings-frames", processor=True),
+    _alone("ping-frames", processor=True),
+    _alone("window-frames", processor=True),
+    _alone("empty-data-frames", processor=True),
+    _alone("continuation", processor=True),
+    _alone("held-checks"),
+    _alone("held-checks-large"),
+    _alone("held-no-message"),
+    _alone("held-half-message"),
+    _alone("held-reflection"),
+    _alone("held-watches"),
+    _alone("waiting-checks", slow=True),
+    _alone("rapid-reset", processes=3, processor=True),
+    _alone("watch-churn", processes=2, processor=True),
+    _alone("connect-and-go", processes=2, processor=True),
+    _alone("wide-checks", processor=True),
+    _alone("wide-no-message", processor=True),
+    _alone("wide-large", processor=True),
+    _alone("idle-connections"),
+    Row("many-connections", ("many-connections",), descriptors=True),
+    _alone("unknown-frames-1M"),
+    _alone("ping-frames-100k"),
+    _alone("rapid-reset-1000"),
+    _alone("connect-and-go-200"),
+    _alone("connect-and-go-1000"),
+    _alone("connect-and-go-2000", processor=True),
+)
+
+SHORT: Final = (
+    "unknown-frames",
+    "held-checks",
+    "waiting-checks",
+    "rapid-reset",
+    "connect-and-go-200",
+)
+"""The rows of the short form: each needs another limit."""
+
+MIX: Final = Row("mix", tuple(row.name for row in ROWS), processor=True, descriptors=True)
