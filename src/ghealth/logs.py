@@ -1,4 +1,4 @@
-"""Lines about what happens, written where they can never hold up an answer."""
+"""The log: one line per event, written by a thread so that it delays no answer."""
 
 import json
 import logging
@@ -14,70 +14,77 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
-from ghealth.callers import GOOD, caller_of, presentable
-from ghealth.changes import Change, Changes
-from ghealth.observer import Observer
-from ghealth.status import Health, Status
+from ghealth.events import ConnectionsCut, Event, ProbeCompleted, RequestAnswered
+from ghealth.health import Status
+from ghealth.transitions import Transition, Transitions
+from ghealth.user_agents import Caller, caller_of, printable
 
 _log = logging.getLogger(__name__)
 
 QUEUE_SIZE: Final = 1000
-"""Lines that wait at most for a reader of the log; further ones are dropped and counted."""
+"""Maximum number of lines that wait to be written; further ones are dropped and counted."""
 
-FLUSH_PATIENCE: Final = 0.5
-"""Seconds that the end of the process waits for the last lines to be taken."""
+FLUSH_TIMEOUT: Final = 0.5
+"""Seconds that the end of the process waits for the last lines to be written."""
 
-
-LINES_A_MINUTE: Final = 6
-"""Lines about the changes of one thing that are written in a minute, however often it flaps."""
+MAX_LINES_PER_MINUTE: Final = 6
+"""Maximum number of lines a minute about a status or an answer that keeps changing."""
 
 _MINUTE: Final = 60.0
 
+MAX_PATHS: Final = 20
+"""Paths that are logged because no load balancer should check them."""
 
-class StatusLog(Observer):
-    """Writes one line for each change of a service's status, and none for a good check.
+CHECK_PATH: Final = "/grpc.health.v1.Health/Check"
 
-    A service that flaps has `LINES_A_MINUTE`; then the next line tells how many were left out.
+
+class StatusLog:
+    """A sink that logs each transition of a service's status.
+
+    A status that keeps changing is limited to `MAX_LINES_PER_MINUTE`; the next line after that
+    reports how many changes were not logged.
 
     Args:
-        clock: Seconds on a clock that nobody can set back.
+        clock: Seconds on a monotonic clock.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._changes = Changes[Status]()
-        self._sparing = _Sparing()
+        self._transitions = Transitions[Status]()
+        self._limit = _LineLimit()
 
-    def probed(self, service: str, health: Health, seconds: float) -> None:  # noqa: ARG002
-        """Write a line if the status is another than before."""
-        now = self._clock()
-        change = self._changes.change(service, health.status, now)
-        due = self._sparing.due(service, change, now)
+    def __call__(self, event: Event) -> None:
+        """Log a probe whose status differs from the previous one."""
+        if not isinstance(event, ProbeCompleted):
+            return
+        service, health, now = event.service, event.health, self._clock()
+        transition = self._transitions.record(service, health.status, now)
+        due = self._limit.due(service, transition, now)
         if due is None:
             return
-        change, left_out = due
+        transition, left_out = due
         fields: dict[str, object] = {
             "service": service,
             "status": health.status.name,
-            "reason": health.reason,
+            "reason": str(health.reason),
         }
         text = f"{service or 'gateway'} is {health.status.name}: {health.reason}"
-        if change.previous is not None:
-            held = round(change.held_seconds, 3)
+        if transition.previous is not None:
+            held = round(transition.held_seconds, 3)
             fields |= {"held_seconds": held}
-            text += f" (was {change.previous.name} for {held:g} s)"
-        level = logging.INFO if health.status is Status.SERVING else logging.WARNING
-        _log_change(level, "status_changed", text, fields, left_out)
+            text += f" (was {transition.previous.name} for {held:g} s)"
+        level = logging.INFO if health.serving else logging.WARNING
+        _log_transition(level, "status_changed", text, fields, left_out)
 
 
-class AnswerLog(Observer):
-    """Writes one line when callers of one kind start to get another answer to one question.
+class AnswerLog:
+    """A sink that logs when the callers of one kind get another answer to the same call.
 
-    It spares the log as `StatusLog` does.
+    Its lines are limited as those of `StatusLog` are.
 
     Args:
-        services: The names that are known; all others count as one.
-        clock: Seconds on a clock that nobody can set back.
+        services: The configured names; all others count as one.
+        clock: Seconds on a monotonic clock.
     """
 
     def __init__(
@@ -85,63 +92,131 @@ class AnswerLog(Observer):
     ) -> None:
         self._services = frozenset(services)
         self._clock = clock
-        self._changes = Changes[str]()
-        self._sparing = _Sparing()
+        self._transitions = Transitions[str]()
+        self._limit = _LineLimit()
 
-    def answered(
-        self, method: str, user_agent: str, service: str | None, answer: str, reason: str
-    ) -> None:
-        """Write a line if the answer is another than such callers got before."""
-        now = self._clock()
-        caller = caller_of(user_agent)
-        known = service if service in self._services else None
-        question = (caller, method, known)
-        change = self._changes.change(question, answer, now)
-        if change is not None and change.previous is None:
+    def __call__(self, event: Event) -> None:
+        """Log an answer that differs from the previous one to this kind of caller."""
+        if not isinstance(event, RequestAnswered):
             return
-        due = self._sparing.due(question, change, now)
+        now, name = self._clock(), event.answer.name
+        caller = caller_of(event.user_agent)
+        known = event.service if event.service in self._services else None
+        question = (caller, event.method, known)
+        transition = self._transitions.record(question, name, now)
+        if transition is not None and transition.previous is None:
+            return
+        due = self._limit.due(question, transition, now)
         if due is None:
             return
-        change, left_out = due
-        held = round(change.held_seconds, 3)
+        transition, left_out = due
+        held = round(transition.held_seconds, 3)
+        reason = "" if event.answer.reason is None else printable(str(event.answer.reason), 200)
         fields: dict[str, object] = {
             "caller": caller,
-            "user_agent": presentable(user_agent),
-            "method": method,
+            "user_agent": printable(event.user_agent),
+            "method": event.method,
             "service": known,
-            "answer": answer,
+            "answer": name,
             "reason": reason,
             "held_seconds": held,
         }
         about = "" if known is None else f" of {known or 'gateway'}"
-        text = f"{caller} gets {answer} from {method}{about}: {reason}"
-        text += f" (got {change.previous} for {held:g} s)"
-        level = logging.INFO if answer in GOOD else logging.WARNING
-        _log_change(level, "answer_changed", text, fields, left_out)
+        text = f"{caller} gets {name} from {event.method}{about}"
+        text += f": {reason}" if reason else ""
+        text += f" (got {transition.previous} for {held:g} s)"
+        level = logging.INFO if event.answer.good else logging.WARNING
+        _log_transition(level, "answer_changed", text, fields, left_out)
 
 
-class _Sparing:
-    """Decides which changes have a line: `LINES_A_MINUTE` for each thing.
+class PathLog:
+    """A sink that logs each path that a load balancer should not check, once."""
 
-    The last change is never lost: it has its line as soon as there may be one again.
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Log a path that is not served, or a path other than Check that an ALB calls."""
+        if not isinstance(event, RequestAnswered) or event.method == "Check":
+            return
+        caller = caller_of(event.user_agent)
+        if event.method != "other" and caller is not Caller.ALB:
+            return
+        path = printable(event.path)
+        if path in self._logged or len(self._logged) >= MAX_PATHS:
+            return
+        self._logged.add(path)
+        log_event(
+            _log,
+            logging.WARNING,
+            "path_not_recommended",
+            f"{caller} checks {path}: use the path {CHECK_PATH} with the matcher 0",
+            caller=caller,
+            user_agent=printable(event.user_agent),
+            path=path,
+        )
+
+
+class CutLog:
+    """A sink that logs each address whose connections were cut, at most `MAX_LINES_PER_MINUTE`.
+
+    Args:
+        clock: Seconds on a monotonic clock.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._written: deque[float] = deque(maxlen=MAX_LINES_PER_MINUTE)
+        self._left_out = 0
+
+    def __call__(self, event: Event) -> None:
+        """Log an address that held too much."""
+        if not isinstance(event, ConnectionsCut):
+            return
+        now = self._clock()
+        if len(self._written) == MAX_LINES_PER_MINUTE and now - self._written[0] < _MINUTE:
+            self._left_out += 1
+            return
+        self._written.append(now)
+        left_out, self._left_out = self._left_out, 0
+        text = f"cut {event.count} connections of {event.address}: too many {event.reason}"
+        text += f"; blocked for {event.blocked:g} s" if event.blocked else ""
+        text += f"; {left_out} addresses before it were left out" if left_out else ""
+        log_event(
+            _log,
+            logging.WARNING,
+            "connections_cut",
+            text,
+            address=event.address,
+            count=event.count,
+            reason=event.reason,
+            blocked_seconds=event.blocked,
+            left_out=left_out,
+        )
+
+
+class _LineLimit:
+    """Limits the lines about each key to `MAX_LINES_PER_MINUTE`.
+
+    The last change is never lost: it has its line as soon as the limit allows one again.
     """
 
     def __init__(self) -> None:
         self._written: dict[object, deque[float]] = {}
-        self._left_out: dict[object, tuple[Change[Any], int]] = {}
+        self._left_out: dict[object, tuple[Transition[Any], int]] = {}
 
     def due(
-        self, key: object, change: Change[Any] | None, now: float
-    ) -> tuple[Change[Any], int] | None:
-        """Tell the change that is to be written now, and how many before it were not."""
+        self, key: object, change: Transition[Any] | None, now: float
+    ) -> tuple[Transition[Any], int] | None:
+        """Return the change to log now, and the number of unlogged changes before it."""
         if change is None and not self._left_out:
             return None
         waiting, left_out = self._left_out.get(key, (None, 0))
         latest = change or waiting
         if latest is None:
             return None
-        written = self._written.setdefault(key, deque(maxlen=LINES_A_MINUTE))
-        if len(written) == LINES_A_MINUTE and now - written[0] < _MINUTE:
+        written = self._written.setdefault(key, deque(maxlen=MAX_LINES_PER_MINUTE))
+        if len(written) == MAX_LINES_PER_MINUTE and now - written[0] < _MINUTE:
             self._left_out[key] = (latest, left_out + (change is not None))
             return None
         self._left_out.pop(key, None)
@@ -149,7 +224,7 @@ class _Sparing:
         return latest, left_out - (change is None)
 
 
-def _log_change(
+def _log_transition(
     level: int, event: str, text: str, fields: dict[str, object], left_out: int
 ) -> None:
     if left_out:
@@ -159,35 +234,36 @@ def _log_change(
 
 
 def log_event(logger: logging.Logger, level: int, event: str, text: str, **fields: object) -> None:
-    """Write one line about something that happened.
+    """Log one event as one line.
 
     Args:
-        logger: Who says it.
-        level: How much it matters, as in `logging`.
-        event: The stable name of what happened: the JSON key `event`.
-        text: The same for people: the JSON key `message`.
-        fields: What else a program may want to know, a JSON key each.
+        logger: The logger.
+        level: The level, as in `logging`.
+        event: The stable name of the event: the JSON key `event`.
+        text: The event in words: the JSON key `message`.
+        fields: Further JSON keys.
     """
     logger.log(level, "%s", text, extra={"event": event, "fields": fields})
 
 
 @contextmanager
 def logging_to(stream: TextIO | None, *, level: str, as_json: bool) -> Iterator[None]:
-    """Send the lines of the whole process to `stream`, from a thread of its own, until the end.
+    """Send the lines of the whole process to a stream, from a thread, until the block ends.
 
-    The thread writes to the file descriptor: a stream's buffer has a lock, and a thread stuck in
-    a write with that lock held would turn the end of the interpreter into a crash.
+    The thread writes to the file descriptor: a stream's buffer has a lock, and if a
+    thread held it in a blocked write, the interpreter would crash at exit.
 
     Args:
         stream: Where lines go; None (a closed standard output) discards them.
-        level: The least of ghealth's own lines; libraries' lines are shown from warnings up,
-            since on lower levels they would name addresses and headers.
-        as_json: One JSON object a line, or text for people.
+        level: The lowest level of ghealth's lines. Of libraries, only warnings and errors are
+            logged, since lower levels contain addresses and headers.
+        as_json: Whether a line is a JSON object, otherwise text.
     """
     handler: logging.Handler = logging.NullHandler()
     if stream is not None:
         handler = _LineQueue(stream.fileno())
         handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+        handler.addFilter(is_not_a_hang_up)
         handler.addFilter(OncePerCause())
     root, ours = logging.getLogger(), logging.getLogger("ghealth")
     before = root.level, ours.level
@@ -204,13 +280,13 @@ def logging_to(stream: TextIO | None, *, level: str, as_json: bool) -> Iterator[
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats a record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one line.
 
         Args:
-            record: What to say.
+            record: The line.
         """
         line = {
             "time": _timestamp(record),
@@ -225,27 +301,27 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for a person at a terminal."""
+    """Formats a record as text for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Render one line, and the stack below it where there is one.
+        """Render one line, and the stack below it if there is one.
 
         Args:
-            record: What to say.
+            record: The line.
         """
         line = f"{_timestamp(record)} {record.levelname:<7} {record.getMessage()}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 class OncePerCause(logging.Filter):
-    """Lets the stack of one bug through once: a bug in answering would fill the log otherwise."""
+    """Filters repeated stacks: a bug in answering would otherwise fill the log."""
 
     def __init__(self) -> None:
         super().__init__()
         self._seen: set[tuple[type[BaseException], str, int]] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a line is to be written.
+        """Return whether a line is to be written.
 
         Args:
             record: The line; one without a stack always is.
@@ -260,8 +336,18 @@ class OncePerCause(logging.Filter):
         return True
 
 
+def is_not_a_hang_up(record: logging.LogRecord) -> bool:
+    """Drop what gRPC logs, as an error with a stack, when a client disconnects during a call.
+
+    Args:
+        record: The line.
+    """
+    raised = record.exc_info[0] if record.exc_info else None
+    return raised is None or raised.__name__ != "ExecuteBatchError"
+
+
 class _LineQueue(logging.handlers.QueueHandler):
-    """Hands finished lines to a thread that writes them, and drops what the thread cannot take."""
+    """Queues lines for a thread that writes them, and drops lines while the queue is full."""
 
     def __init__(self, descriptor: int) -> None:
         self._lines: queue.Queue[str | None] = queue.Queue(QUEUE_SIZE)
@@ -279,10 +365,10 @@ class _LineQueue(logging.handlers.QueueHandler):
             self._dropped += 1
 
     def close(self) -> None:
-        """Give the last lines a moment to be taken."""
+        """Wait a moment for the last lines to be written."""
         with suppress(queue.Full):
-            self._lines.put(None, timeout=FLUSH_PATIENCE)
-        self._thread.join(FLUSH_PATIENCE)
+            self._lines.put(None, timeout=FLUSH_TIMEOUT)
+        self._thread.join(FLUSH_TIMEOUT)
         super().close()
 
     def _write_all(self) -> None:
@@ -296,7 +382,7 @@ class _LineQueue(logging.handlers.QueueHandler):
             try:
                 _write(self._descriptor, "".join(f"{line}\n" for line in lines))
             except OSError:
-                # Nobody to tell: the next line that gets through says how many did not.
+                # The next line that can be written reports the number of dropped lines.
                 with self.lock or nullcontext():
                     self._dropped += dropped + 1
 
@@ -307,7 +393,7 @@ class _LineQueue(logging.handlers.QueueHandler):
                 {
                     "levelno": logging.WARNING,
                     "levelname": "WARNING",
-                    "msg": f"{count} log lines were dropped: nobody took them",
+                    "msg": f"{count} log lines were dropped: they could not be written",
                     "event": "log_lines_dropped",
                     "fields": fields,
                 }
@@ -322,6 +408,6 @@ def _write(descriptor: int, text: str) -> None:
 
 
 def _timestamp(record: logging.LogRecord) -> str:
-    """Render a line's time in UTC, as RFC 3339 has it."""
+    """Format a record's time in UTC (RFC 3339)."""
     moment = datetime.fromtimestamp(record.created, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

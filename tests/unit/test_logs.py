@@ -10,25 +10,66 @@ from typing import Any, TextIO
 import pytest
 
 from ghealth import logs
-from ghealth.logs import LINES_A_MINUTE, AnswerLog, StatusLog, log_event, logging_to
-from ghealth.status import GATEWAY, Health, Status
+from ghealth.events import (
+    ConnectionsCut,
+    DrainStarted,
+    Event,
+    Method,
+    ProbeCompleted,
+    RequestAnswered,
+)
+from ghealth.health import GATEWAY, Health, Reason, ReasonKind, Status
+from ghealth.logs import (
+    CHECK_PATH,
+    MAX_LINES_PER_MINUTE,
+    MAX_PATHS,
+    AnswerLog,
+    CutLog,
+    PathLog,
+    StatusLog,
+    log_event,
+    logging_to,
+)
+from ghealth.policies import Answer, Code
+from tests.support.fakes import answered
 
-UP = Health(Status.SERVING, "gateway answered 200")
-DOWN = Health(Status.NOT_SERVING, "gateway answered 503")
+UP = Health(Status.SERVING, answered(200))
+DOWN = Health(Status.NOT_SERVING, answered(503))
+SERVING = Answer(Code.OK, Status.SERVING)
+NOT_SERVING = Answer(Code.OK, Status.NOT_SERVING)
+UNAVAILABLE = Answer(Code.UNAVAILABLE, reason=answered(503))
+ALB = "ELB-HealthChecker/2.0"
 
 log = logging.getLogger("ghealth.test")
+
+
+def probed(service: str, health: Health) -> Event:
+    return ProbeCompleted(service=service, health=health, seconds=0.1)
+
+
+def request(
+    answer: Answer,
+    *,
+    user_agent: str = ALB,
+    method: Method = "Check",
+    path: str = CHECK_PATH,
+    service: str | None = GATEWAY,
+) -> Event:
+    return RequestAnswered(
+        method=method, path=path, user_agent=user_agent, service=service, answer=answer
+    )
 
 
 @pytest.fixture(autouse=True)
 def _all_lines_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is, no line is left to a thread that a test no longer waits for."""
-    monkeypatch.setattr(logs, "FLUSH_PATIENCE", 60)
+    monkeypatch.setattr(logs, "FLUSH_TIMEOUT", 60)
 
 
 def lines_of(
     write: Callable[[], None], tmp_path: Path, *, level: str = "info", as_json: bool = True
 ) -> list[str]:
-    """Tell the lines that reach a file."""
+    """Return the lines that reach a file."""
     with (tmp_path / "log").open("w+") as file:
         with logging_to(file, level=level, as_json=as_json):
             write()
@@ -47,20 +88,20 @@ class Clock:
 def test_a_change_of_status_is_one_line_and_a_good_check_none(tmp_path: Path) -> None:
     """Going down is a warning, coming up an info, with the reason and how long the last held."""
     clock = Clock()
-    noted = StatusLog(clock)
+    log_status = StatusLog(clock)
 
     def write() -> None:
         for health, later in [(UP, 1), (UP, 1.5), (DOWN, 1), (DOWN, 60), (UP, 1)]:
-            noted.probed(GATEWAY, health, 0.1)
+            log_status(probed(GATEWAY, health))
             clock.now += later
 
-    told = [json.loads(line) for line in lines_of(write, tmp_path)]
-    assert [(line["level"], line["status"], line.get("held_seconds")) for line in told] == [
+    lines = [json.loads(line) for line in lines_of(write, tmp_path)]
+    assert [(line["level"], line["status"], line.get("held_seconds")) for line in lines] == [
         ("info", "SERVING", None),
         ("warning", "NOT_SERVING", 2.5),
         ("info", "SERVING", 61.0),
     ]
-    assert {key: told[1][key] for key in told[1] if key != "time"} == {
+    assert {key: lines[1][key] for key in lines[1] if key != "time"} == {
         "level": "warning",
         "event": "status_changed",
         "message": "gateway is NOT_SERVING: gateway answered 503 (was SERVING for 2.5 s)",
@@ -72,16 +113,16 @@ def test_a_change_of_status_is_one_line_and_a_good_check_none(tmp_path: Path) ->
 
 
 def test_services_are_followed_apart(tmp_path: Path) -> None:
-    """A change of one service is no change of another."""
-    noted = StatusLog(Clock())
+    """A change of one service does not count as a change of another."""
+    log_status = StatusLog(Clock())
 
     def write() -> None:
-        noted.probed(GATEWAY, UP, 0.1)
-        noted.probed("b", UP, 0.1)
-        noted.probed(GATEWAY, UP, 0.1)
+        log_status(probed(GATEWAY, UP))
+        log_status(probed("b", UP))
+        log_status(probed(GATEWAY, UP))
 
-    told = [json.loads(line)["message"] for line in lines_of(write, tmp_path)]
-    assert told == [
+    lines = [json.loads(line)["message"] for line in lines_of(write, tmp_path)]
+    assert lines == [
         "gateway is SERVING: gateway answered 200",
         "b is SERVING: gateway answered 200",
     ]
@@ -90,22 +131,22 @@ def test_services_are_followed_apart(tmp_path: Path) -> None:
 def test_a_service_that_flaps_has_few_lines_and_none_is_lost_for_good(tmp_path: Path) -> None:
     """Six lines a minute; then the last change has its line, with how many had none."""
     clock = Clock()
-    noted = StatusLog(clock)
+    log_status = StatusLog(clock)
 
     def write() -> None:
         for number in range(41):
-            noted.probed(GATEWAY, DOWN if number % 2 else UP, 0.1)
+            log_status(probed(GATEWAY, DOWN if number % 2 else UP))
             clock.now += 1
         for _ in range(30):  # it stays up: nothing new, but the log does not know it yet
-            noted.probed(GATEWAY, UP, 0.1)
+            log_status(probed(GATEWAY, UP))
             clock.now += 1
 
-    told = [json.loads(line) for line in lines_of(write, tmp_path)]
-    assert len(told) == LINES_A_MINUTE + 1
-    assert all("left_out" not in line for line in told[:-1])
-    assert told[-2]["status"] == "NOT_SERVING"
-    assert (told[-1]["status"], told[-1]["left_out"]) == ("SERVING", 34)
-    assert told[-1]["message"] == (
+    lines = [json.loads(line) for line in lines_of(write, tmp_path)]
+    assert len(lines) == MAX_LINES_PER_MINUTE + 1
+    assert all("left_out" not in line for line in lines[:-1])
+    assert lines[-2]["status"] == "NOT_SERVING"
+    assert (lines[-1]["status"], lines[-1]["left_out"]) == ("SERVING", 34)
+    assert lines[-1]["message"] == (
         "gateway is SERVING: gateway answered 200 (was NOT_SERVING for 1 s); "
         "34 changes before it were left out"
     )
@@ -114,43 +155,42 @@ def test_a_service_that_flaps_has_few_lines_and_none_is_lost_for_good(tmp_path: 
 def test_what_flaps_takes_no_lines_from_what_does_not(tmp_path: Path) -> None:
     """While the changes of one service are left out, another's change has its line at once."""
     clock = Clock()
-    noted = StatusLog(clock)
+    log_status = StatusLog(clock)
 
     def write() -> None:
         for number in range(20):
-            noted.probed(GATEWAY, DOWN if number % 2 else UP, 0.1)
-            noted.probed("b", DOWN if number == 15 else UP, 0.1)
+            log_status(probed(GATEWAY, DOWN if number % 2 else UP))
+            log_status(probed("b", DOWN if number == 15 else UP))
             clock.now += 1
 
-    told = [json.loads(line) for line in lines_of(write, tmp_path)]
-    steady = [(line["status"], line.get("held_seconds")) for line in told if line["service"]]
+    lines = [json.loads(line) for line in lines_of(write, tmp_path)]
+    steady = [(line["status"], line.get("held_seconds")) for line in lines if line["service"]]
     assert steady == [("SERVING", None), ("NOT_SERVING", 15), ("SERVING", 1)]
 
 
 def test_a_caller_that_starts_to_get_another_answer_is_one_line(tmp_path: Path) -> None:
-    """Who, what it asked, what it gets and why, and how long it got the other answer."""
+    """The caller, its question, the answer and why, and how long it got the previous answer."""
     clock = Clock()
-    noted = AnswerLog([GATEWAY, "b"], clock)
-    agent = "ELB-HealthChecker/2.0"
+    log_answer = AnswerLog([GATEWAY, "b"], clock)
 
     def write() -> None:
-        for answer, health in [("SERVING", UP), ("SERVING", UP), ("UNAVAILABLE", DOWN)] * 2:
-            noted.answered("Check", agent, GATEWAY, answer, health.reason)
+        for answer in [SERVING, SERVING, UNAVAILABLE] * 2:
+            log_answer(request(answer))
             clock.now += 1.5
 
-    told = [json.loads(line) for line in lines_of(write, tmp_path)]
-    assert [(line["level"], line["answer"], line["held_seconds"]) for line in told] == [
+    lines = [json.loads(line) for line in lines_of(write, tmp_path)]
+    assert [(line["level"], line["answer"], line["held_seconds"]) for line in lines] == [
         ("warning", "UNAVAILABLE", 3),
         ("info", "SERVING", 1.5),
         ("warning", "UNAVAILABLE", 3),
     ]
-    assert {key: told[0][key] for key in told[0] if key != "time"} == {
+    assert {key: lines[0][key] for key in lines[0] if key != "time"} == {
         "level": "warning",
         "event": "answer_changed",
         "message": "alb gets UNAVAILABLE from Check of gateway: gateway answered 503 "
         "(got SERVING for 3 s)",
         "caller": "alb",
-        "user_agent": agent,
+        "user_agent": ALB,
         "method": "Check",
         "service": "",
         "answer": "UNAVAILABLE",
@@ -160,44 +200,92 @@ def test_a_caller_that_starts_to_get_another_answer_is_one_line(tmp_path: Path) 
 
 
 def test_questions_are_followed_apart_and_unknown_services_together(tmp_path: Path) -> None:
-    """Another kind, method or service is another question; the names of strangers are not told."""
-    noted = AnswerLog([GATEWAY, "b"], Clock())
+    """Another caller, method or service is another question; unknown names are not logged."""
+    log_answer = AnswerLog([GATEWAY, "b"], Clock())
+    not_found = Answer(Code.NOT_FOUND, reason=Reason(ReasonKind.UNKNOWN_SERVICE))
+    malformed = Answer(Code.INVALID_ARGUMENT, reason=Reason(ReasonKind.MALFORMED))
 
     def write() -> None:
-        noted.answered("Check", "kube-probe/1.34", GATEWAY, "SERVING", "")
-        noted.answered("Check", "Envoy/HC", GATEWAY, "NOT_SERVING", "")
-        noted.answered("Watch", "kube-probe/1.34", GATEWAY, "NOT_SERVING", "")
-        noted.answered("Check", "kube-probe/1.34", "b", "NOT_SERVING", "")
-        noted.answered("Check", "a", "x", "NOT_FOUND", "unknown service")
-        noted.answered("Check", "b\n" * 99, "y\n", "INVALID_ARGUMENT", "malformed message")
+        log_answer(request(SERVING, user_agent="kube-probe/1.34"))
+        log_answer(request(NOT_SERVING, user_agent="Envoy/HC"))
+        log_answer(request(NOT_SERVING, user_agent="kube-probe/1.34", method="Watch"))
+        log_answer(request(NOT_SERVING, user_agent="kube-probe/1.34", service="b"))
+        log_answer(request(not_found, user_agent="a", service="x"))
+        log_answer(request(malformed, user_agent="b\n" * 99, service="y\n"))
 
-    (line,) = lines_of(write, tmp_path)
-    told = json.loads(line)
-    assert (told["service"], told["user_agent"]) == (None, "b?" * 40 + "…")
-    assert told["message"].startswith("other gets INVALID_ARGUMENT from Check: malformed message")
+    (text,) = lines_of(write, tmp_path)
+    line = json.loads(text)
+    assert (line["service"], line["user_agent"]) == (None, ("b?" * 40)[:79] + "…")
+    assert line["message"].startswith("other gets INVALID_ARGUMENT from Check: malformed message")
 
 
 def test_answers_that_flap_have_few_lines(tmp_path: Path) -> None:
-    """A caller that alternates fills no log, and the next line after a minute tells how often."""
+    """The lines of a caller are limited, and the next one after a minute counts the rest."""
     clock = Clock()
-    noted = AnswerLog([GATEWAY], clock)
+    log_answer = AnswerLog([GATEWAY], clock)
 
     def write() -> None:
         for number in range(1001):
-            answer = "UNAVAILABLE" if number % 2 else "SERVING"
-            noted.answered("Check", "curl/8", GATEWAY, answer, "")
+            log_answer(request(UNAVAILABLE if number % 2 else SERVING))
             clock.now += 0.01
         clock.now += 60
-        noted.answered("Check", "curl/8", GATEWAY, "SERVING", "")
+        log_answer(request(SERVING))
 
-    told = [json.loads(line) for line in lines_of(write, tmp_path)]
-    assert len(told) == LINES_A_MINUTE + 1
-    assert (told[-1]["answer"], told[-1]["left_out"]) == ("SERVING", 1000 - LINES_A_MINUTE - 1)
+    lines = [json.loads(line) for line in lines_of(write, tmp_path)]
+    assert len(lines) == MAX_LINES_PER_MINUTE + 1
+    left_out = 1000 - MAX_LINES_PER_MINUTE - 1
+    assert (lines[-1]["answer"], lines[-1]["left_out"]) == ("SERVING", left_out)
+
+
+def test_a_path_that_should_not_be_checked_is_logged_once(tmp_path: Path) -> None:
+    """An ALB on another path than Check, or any caller on an unknown path, has one line."""
+    log_path = PathLog()
+    unknown = Answer(Code.UNIMPLEMENTED)
+
+    def write() -> None:
+        for _ in range(2):
+            log_path(request(SERVING))
+            log_path(request(SERVING, method="Watch", user_agent="grpc-go/1.70.0"))
+            log_path(request(unknown, method="other", path="/a\n", user_agent="curl/8"))
+            log_path(request(SERVING, method="List", path="/grpc.health.v1.Health/List"))
+
+    lines = [json.loads(line) for line in lines_of(write, tmp_path)]
+    assert [(line["caller"], line["path"]) for line in lines] == [
+        ("other", "/a?"),
+        ("alb", "/grpc.health.v1.Health/List"),
+    ]
+    assert {key: lines[0][key] for key in lines[0] if key != "time"} == {
+        "level": "warning",
+        "event": "path_not_recommended",
+        "message": f"other checks /a?: use the path {CHECK_PATH} with the matcher 0",
+        "caller": "other",
+        "user_agent": "curl/8",
+        "path": "/a?",
+    }
+
+
+def test_the_paths_in_the_log_are_bounded(tmp_path: Path) -> None:
+    """A scanner that tries every path does not fill the log."""
+    log_path = PathLog()
+
+    def write() -> None:
+        for number in range(MAX_PATHS * 2):
+            log_path(request(Answer(Code.UNIMPLEMENTED), method="other", path=f"/{number}"))
+
+    assert len(lines_of(write, tmp_path)) == MAX_PATHS
+
+
+@pytest.mark.parametrize("sink", [StatusLog(), AnswerLog([GATEWAY]), PathLog()])
+def test_other_events_are_not_a_sinks_business(
+    tmp_path: Path, sink: Callable[[Event], None]
+) -> None:
+    """Each sink logs the events that it knows."""
+    assert lines_of(lambda: sink(DrainStarted(seconds=1)), tmp_path) == []
 
 
 def test_a_line_for_people(tmp_path: Path) -> None:
     """As text, a line has the time in UTC, the level and the message."""
-    (line,) = lines_of(lambda: StatusLog().probed(GATEWAY, DOWN, 0.1), tmp_path, as_json=False)
+    (line,) = lines_of(lambda: StatusLog()(probed(GATEWAY, DOWN)), tmp_path, as_json=False)
     time, level, *message = line.split()
     assert time.endswith("Z")
     assert level == "WARNING"
@@ -206,7 +294,7 @@ def test_a_line_for_people(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_bug_has_its_stack_once(tmp_path: Path, as_json: bool) -> None:
-    """The same exception from the same place is told once, another one again."""
+    """The same exception from the same place is logged once, another one again."""
 
     def write() -> None:
         for divisor in (0, 0, ""):
@@ -223,16 +311,30 @@ def test_a_bug_has_its_stack_once(tmp_path: Path, as_json: bool) -> None:
     assert "without a stack" in text
 
 
+def test_a_client_that_goes_away_is_not_an_error(tmp_path: Path) -> None:
+    """What gRPC logs with a stack when a call's client is gone is left out."""
+
+    class ExecuteBatchError(Exception):
+        pass
+
+    def write() -> None:
+        for error in (ExecuteBatchError("Failed grpc_call_start_batch"), ValueError("a bug")):
+            logging.getLogger("grpc._cython.cygrpc").error("raised in core", exc_info=error)
+
+    lines = [json.loads(line)["stack"] for line in lines_of(write, tmp_path)]
+    assert lines == ["ValueError: a bug"]
+
+
 def test_the_level_is_ghealths_alone(tmp_path: Path) -> None:
-    """On debug, libraries stay quiet: their lines would name addresses and headers."""
+    """Libraries log from warnings up at any level: they would name addresses and headers."""
 
     def write() -> None:
         log.debug("ours")
         logging.getLogger("httpcore.http11").info("theirs")
         logging.getLogger("asyncio").warning("100%% theirs %s", "too")
 
-    told = [json.loads(line) for line in lines_of(write, tmp_path, level="debug")]
-    assert [(line["event"], line["message"]) for line in told] == [
+    lines = [json.loads(line) for line in lines_of(write, tmp_path, level="debug")]
+    assert [(line["event"], line["message"]) for line in lines] == [
         ("message", "ours"),
         ("message", "100% theirs too"),
     ]
@@ -253,7 +355,7 @@ def test_a_closed_standard_output_discards_the_lines() -> None:
 
 
 class Pipe:
-    """A pipe that nobody reads until `lines` is called."""
+    """A pipe that is not read until `lines` is called."""
 
     def __init__(self) -> None:
         self._reader, writer = os.pipe()
@@ -266,7 +368,7 @@ class Pipe:
 
 
 def test_a_pipe_that_nobody_reads_delays_nothing() -> None:
-    """Trap 23: lines are dropped and counted; the next one that gets through tells how many."""
+    """Trap 23: lines are dropped and counted; the next one that is written reports how many."""
     pipe = Pipe()
     written = 5000
     with logging_to(pipe.writer, level="info", as_json=True):
@@ -284,8 +386,8 @@ def test_a_pipe_that_nobody_reads_delays_nothing() -> None:
 
 
 def test_the_end_does_not_wait_for_a_reader_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log that nobody takes holds up the end of the process by a bounded time."""
-    monkeypatch.setattr(logs, "FLUSH_PATIENCE", 0.01)
+    """A log that is not read delays the end of the process by a bounded time."""
+    monkeypatch.setattr(logs, "FLUSH_TIMEOUT", 0.01)
     pipe = Pipe()
     with logging_to(pipe.writer, level="info", as_json=True):
         (handler,) = (h for h in logging.getLogger().handlers if isinstance(h, logs._LineQueue))
@@ -318,9 +420,9 @@ def test_a_full_disk_is_told_when_it_is_over(
         log.info("lost")
         log.info("found")
 
-    told = [json.loads(line) for line in lines_of(two_lines, tmp_path)]
-    assert [line["message"] for line in told] == [
-        "1 log lines were dropped: nobody took them",
+    lines = [json.loads(line) for line in lines_of(two_lines, tmp_path)]
+    assert [line["message"] for line in lines] == [
+        "1 log lines were dropped: they could not be written",
         "found",
     ]
 
@@ -329,3 +431,34 @@ def test_a_stream_without_a_descriptor_is_a_bug() -> None:
     """Lines go to a file descriptor; anything else is refused at once."""
     with pytest.raises(io.UnsupportedOperation), logging_to(io.StringIO(), level="info", as_json=1):  # type: ignore[arg-type]
         pass
+
+
+def test_addresses_that_are_cut_have_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Six lines a minute, and the next one has the number of those left out."""
+    now = 0.0
+    log = CutLog(lambda: now)
+    log(DrainStarted(seconds=1))
+    for number in range(10):
+        log(
+            ConnectionsCut(
+                address=f"10.0.0.{number}",
+                count=25,
+                reason="calls",
+                blocked=2.0 if number else 0.0,
+            )
+        )
+    assert len(caplog.records) == MAX_LINES_PER_MINUTE
+    assert caplog.records[0].getMessage() == "cut 25 connections of 10.0.0.0: too many calls"
+    now = 60.0
+    log(ConnectionsCut(address="::1", count=300, reason="connections", blocked=4.0))
+    assert caplog.records[-1].getMessage() == (
+        "cut 300 connections of ::1: too many connections; blocked for 4 s; "
+        "4 addresses before it were left out"
+    )
+    assert vars(caplog.records[-1])["fields"] == {
+        "address": "::1",
+        "count": 300,
+        "reason": "connections",
+        "blocked_seconds": 4.0,
+        "left_out": 4,
+    }
