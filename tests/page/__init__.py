@@ -1,1 +1,1 @@
-"""The operators' page in a real browser: `make page-test`."""
+"""The status page in a real browser: `make page-test`."""

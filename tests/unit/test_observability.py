@@ -1,4 +1,4 @@
-"""What is in deploy/observability fits what ghealth tells."""
+"""The files in deploy/observability fit the metrics that exist."""
 
 import json
 import os
@@ -13,8 +13,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from ghealth.metrics import Metrics
-from ghealth.status import ALIVE, GATEWAY, LIVENESS
+from ghealth.admin.metrics import Metrics
+from ghealth.events import RequestAnswered
+from ghealth.health import ALIVE, GATEWAY, LIVENESS, Status
+from ghealth.policies import Answer, Code
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "observability"
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
@@ -27,14 +29,25 @@ PORT = "ghealth-metrics"
 
 def exposition() -> str:
     metrics = Metrics([GATEWAY, LIVENESS], probe_timeout=3.0)
-    metrics.answered("Check", "ELB-HealthChecker/2.0", GATEWAY, "SERVING", "")
-    _, content = metrics.rendered("", {GATEWAY: ALIVE, LIVENESS: ALIVE}, {})
+    metrics(
+        RequestAnswered(
+            method="Check",
+            path="/grpc.health.v1.Health/Check",
+            user_agent="ELB-HealthChecker/2.0",
+            service=GATEWAY,
+            answer=Answer(Code.OK, Status.SERVING),
+        )
+    )
+    _, content = metrics.render("", {GATEWAY: ALIVE, LIVENESS: ALIVE}, {})
     return content.decode()
 
 
 def series() -> dict[str, set[str]]:
-    """Tell the names of all series, and the labels that each has beside the scrape's own."""
-    found: dict[str, set[str]] = {}
+    """Return the names of all series, each with its labels and those of the scrape.
+
+    `up` is Prometheus' own.
+    """
+    found: dict[str, set[str]] = {"up": {"job", "instance"}}
     for family in text_string_to_metric_families(exposition()):
         for sample in family.samples:
             found.setdefault(sample.name, {"job", "instance"}).update(sample.labels)
@@ -47,14 +60,19 @@ def alerts() -> list[dict[str, Any]]:
     return rules
 
 
+def panel_expressions() -> Iterator[str]:
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            yield target["expr"]
+
+
 def expressions() -> Iterator[tuple[str, str]]:
     for panel in DASHBOARD["panels"]:
         for target in panel["targets"]:
             yield panel["title"], target["expr"]
     for variable in DASHBOARD["templating"]["list"]:
-        query = variable["query"]
         if variable["type"] == "query":
-            yield variable["name"], query["query"]
+            yield variable["name"], variable["query"]
     for rule in alerts():
         yield rule["alert"], rule["expr"]
 
@@ -62,10 +80,10 @@ def expressions() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     "expression", [expr for _, expr in expressions()], ids=[name for name, _ in expressions()]
 )
-def test_every_query_names_what_there_is(expression: str) -> None:
-    """Each metric of a panel or an alert is one that ghealth tells, with the labels asked for."""
+def test_every_query_names_metrics_that_exist(expression: str) -> None:
+    """Each metric of a panel or an alert exists, with the labels in the query."""
     known = series()
-    names = re.findall(r"\b(?:ghealth|process)_\w+", expression)
+    names = re.findall(r"\b(?:ghealth_\w+|process_\w+|up\b)", expression)
     assert names
     assert set(names) <= set(known)
     labels = set(re.findall(r"(\w+)\s*(?:=~|!=|=)\s*\"", expression))
@@ -74,16 +92,16 @@ def test_every_query_names_what_there_is(expression: str) -> None:
     assert labels <= set().union(*(known[name] for name in names))
 
 
-def test_every_metric_of_ghealths_own_is_on_the_dashboard() -> None:
-    """What is counted is shown."""
+def test_every_metric_of_ghealth_is_on_the_dashboard() -> None:
+    """A metric is on a panel or in an alert."""
     shown = " ".join(expression for _, expression in expressions())
     own = {name.removesuffix("_sum").removesuffix("_count") for name in series()}
     for name in own:
-        assert name in shown or name.startswith("process_"), name
+        assert name in shown or name.startswith(("process_", "up")), name
 
 
-def test_the_dashboard_is_one_that_grafana_takes() -> None:
-    """Panels have numbers, places that do not overlap, queries, and the data source chosen."""
+def test_panels_have_their_places() -> None:
+    """Different ids, places that do not overlap, descriptions, and the chosen data source."""
     assert DASHBOARD["schemaVersion"] >= 39
     numbers = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(numbers)) == len(numbers)
@@ -102,9 +120,11 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
         assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
 
 
-def test_the_alerts_are_those_that_matter() -> None:
-    """Each has a severity and says what is wrong and what it means."""
+def test_every_alert_has_a_severity_and_a_description() -> None:
+    """There are these alerts, and each has a summary and a description."""
     assert {rule["alert"] for rule in alerts()} == {
+        "GhealthAbsent",
+        "GhealthNotScraped",
         "GhealthNotServing",
         "GhealthFlapping",
         "GhealthNobodyAsks",
@@ -117,7 +137,7 @@ def test_the_alerts_are_those_that_matter() -> None:
 
 
 def test_both_kinds_of_prometheus_scrape_the_same_port() -> None:
-    """The port has a name that Kubernetes takes, and a scrape has time for a silent gateway."""
+    """The port has a name that Kubernetes accepts, and a scrape has time for a hanging gateway."""
     (endpoint,) = MONITOR["spec"]["podMetricsEndpoints"]
     (job,) = SCRAPE["scrape_configs"]
     assert endpoint["port"] == job["relabel_configs"][0]["regex"] == PORT
@@ -126,7 +146,7 @@ def test_both_kinds_of_prometheus_scrape_the_same_port() -> None:
     assert endpoint["scrapeTimeout"] == job["scrape_timeout"] == "10s"
 
 
-def promtool(*arguments: str, folder: Path, said: str = "") -> subprocess.CompletedProcess[str]:
+def promtool(*arguments: str, folder: Path, text: str = "") -> subprocess.CompletedProcess[str]:
     found = shutil.which("promtool")
     if found is None:
         assert "CI" not in os.environ, "CI must have promtool"
@@ -134,7 +154,7 @@ def promtool(*arguments: str, folder: Path, said: str = "") -> subprocess.Comple
     return subprocess.run(
         [found, *arguments],
         cwd=folder,
-        input=said,
+        input=text,
         capture_output=True,
         text=True,
         timeout=60,
@@ -142,8 +162,8 @@ def promtool(*arguments: str, folder: Path, said: str = "") -> subprocess.Comple
     )
 
 
-def test_the_alerts_do_what_they_say(tmp_path: Path) -> None:
-    """Prometheus' own tool takes the rules, and each fires when it should and not otherwise."""
+def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
+    """Promtool accepts the rules, and the tests in rules_test.yaml pass."""
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(RULE["spec"]))
     shutil.copy(FOLDER / "rules_test.yaml", tmp_path)
     for command in (("check", "rules", "rules.yaml"), ("test", "rules", "rules_test.yaml")):
@@ -153,7 +173,7 @@ def test_the_alerts_do_what_they_say(tmp_path: Path) -> None:
 
 
 def test_every_alert_is_tested() -> None:
-    """No alert is left out of the tests of the rules."""
+    """Each alert fires in a test in rules_test.yaml."""
     tests = yaml.safe_load((FOLDER / "rules_test.yaml").read_text())["tests"]
     fired = {
         case["alertname"]
@@ -164,14 +184,28 @@ def test_every_alert_is_tested() -> None:
     assert fired == {rule["alert"] for rule in alerts()}
 
 
-def test_names_and_units_are_prometheus_conventions(tmp_path: Path) -> None:
-    """Prometheus' own linter finds nothing."""
-    done = promtool("check", "metrics", folder=tmp_path, said=exposition())
+def test_the_queries_of_the_dashboard_are_promql(tmp_path: Path) -> None:
+    """Promtool parses each of them, with values for Grafana's variables."""
+    rules = [
+        {"record": f"panel:{number}", "expr": expression}
+        for number, expression in enumerate(panel_expressions())
+    ]
+    text = yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]})
+    (tmp_path / "panels.yaml").write_text(
+        text.replace("$__rate_interval", "5m").replace("$job", ".*").replace("$instance", ".*")
+    )
+    done = promtool("check", "rules", "panels.yaml", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_names_and_units_follow_prometheus_conventions(tmp_path: Path) -> None:
+    """Promtool's linter finds nothing."""
+    done = promtool("check", "metrics", folder=tmp_path, text=exposition())
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_the_scrape_configuration_is_one(tmp_path: Path) -> None:
-    """Prometheus' own tool takes it; Debian's knows no Kubernetes, so the pods are made up."""
+def test_the_scrape_configuration_is_valid(tmp_path: Path) -> None:
+    """Promtool accepts it; Debian's has no Kubernetes, so the pods are made up."""
     (job,) = SCRAPE["scrape_configs"]
     assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
     made_up = {"scrape_configs": [job | {"static_configs": [{"targets": ["127.0.0.1:25022"]}]}]}
@@ -180,7 +214,7 @@ def test_the_scrape_configuration_is_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_page_for_operators_explains_every_alert() -> None:
-    """Whoever is woken by one finds it in docs/operations.md, and none that there is not."""
+def test_every_alert_is_documented() -> None:
+    """docs/operations.md explains each alert, and names no other."""
     page = (FOLDER.parent.parent / "docs" / "operations.md").read_text()
     assert set(re.findall(r"`(Ghealth\w+)`", page)) == {rule["alert"] for rule in alerts()}

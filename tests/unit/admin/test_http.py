@@ -1,0 +1,367 @@
+import asyncio
+import socket
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from ghealth.admin import http
+from ghealth.admin.http import MAX_CONNECTIONS, MAX_HEAD, Request, Respond, Response, line, serving
+
+LARGE = b"x" * 10_000_000
+NOW = 1_790_000_000.0
+
+
+async def respond(request: Request) -> Response | None:
+    """Answer by the path."""
+    match request.path:
+        case "/":
+            accept = request.headers.get("accept", "")
+            text = f"accepts {accept}, query {request.query}"
+            return Response("text/x", text.encode(), headers={"X-More": "y"})
+        case "/large":
+            return Response("text/x", LARGE)
+        case "/broken":
+            raise ZeroDivisionError("a secret")
+        case "/hangs":
+            await asyncio.Event().wait()
+    return None
+
+
+@asynccontextmanager
+async def port(respond: Respond = respond, *, host: str = "127.0.0.1") -> AsyncGenerator[int, None]:
+    """Serve on a free port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as bound:
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        bound.bind((host, 0))
+        async with serving([bound], respond, now=lambda: NOW):
+            yield bound.getsockname()[1]
+
+
+async def exchange(number: int, data: bytes) -> bytes:
+    """Send something, and return all that comes back until the server closes or resets."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", number)
+    writer.write(data)
+    try:
+        async with asyncio.timeout(20):
+            return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def get(path: str, *headers: str, host: str = "localhost") -> bytes:
+    """Make a GET request."""
+    lines = (f"GET {path} HTTP/1.1", f"Host: {host}", *headers)
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
+
+
+async def test_a_get_is_answered_and_the_connection_closed() -> None:
+    """One request per connection; a repeated header's values are joined."""
+    async with port() as number:
+        answer = await exchange(number, get("/?a=b", "Accept: one", "accept: two"))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert body == b"accepts one,two, query a=b"
+    status, *headers = head.decode().split("\r\n")
+    assert status == "HTTP/1.1 200 OK"
+    assert headers == [
+        "Date: Mon, 21 Sep 2026 14:13:20 GMT",
+        "Content-Type: text/x",
+        "Content-Length: 26",
+        "Connection: close",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+        "X-More: y",
+    ]
+
+
+@pytest.mark.parametrize("path", ["/", "/none"])
+async def test_head_is_get_without_the_body(path: str) -> None:
+    """Status and headers, the body's length among them, are those of GET (RFC 9110, 9.3.2)."""
+    async with port() as number:
+        of_get = await exchange(number, get(path))
+        of_head = await exchange(number, get(path).replace(b"GET", b"HEAD"))
+    head, separator, body = of_get.partition(b"\r\n\r\n")
+    assert body
+    assert of_head == head + separator
+
+
+async def test_a_large_answer_arrives_whole() -> None:
+    """An answer larger than the buffers on its way is sent completely."""
+    async with port() as number:
+        answer = await exchange(number, get("/large"))
+    assert answer.endswith(b"\r\n\r\n" + LARGE)
+
+
+ABSOLUTE = "http://LocalHost:8080"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (get("/none"), 404),
+        (get("//"), 404),
+        (get("/").replace(b"GET", b"POST"), 405),
+        (get("/").replace(b"GET", b"get"), 405),
+        (get("*").replace(b"GET", b"OPTIONS"), 405),
+        (get("localhost:80").replace(b"GET", b"CONNECT"), 405),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (get("/", "Content-Length: 5") + b"hello", 200),
+        (get("/", "Transfer-Encoding: chunked") + b"zz", 200),
+        (get("/", "Expect: 100-continue", "Content-Length: 5"), 200),
+        (b"GET / HTTP/1.0\r\n\r\n", 200),
+        (b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n", 200),
+        (get("/?%zz=%ff"), 200),
+        (get("/%6eone"), 404),
+        (get("/%2e"), 404),
+        (get(f"{ABSOLUTE}/"), 200),
+        (get(f"{ABSOLUTE}/", host="elsewhere.example"), 200),
+        (get(ABSOLUTE), 200),
+        (get(f"{ABSOLUTE}?a=b"), 200),
+        (get(f"{ABSOLUTE.upper()}/none"), 404),
+        (get("https://localhost/"), 421),
+        (get("ftp://localhost/"), 421),
+        (get("http:///livez"), 400),
+        (get("http://user@localhost/"), 400),
+        (get(f"{ABSOLUTE}/", host="a b"), 400),
+        (get("*"), 400),
+        (get("localhost:80"), 400),
+        (get("/#x"), 400),
+        (get("/").replace(b"Host: localhost\r\n", b""), 400),
+        (get("/", "Host: localhost"), 400),
+        (get("/", host="a/b"), 400),
+        (get("/", host="user@localhost"), 400),
+        (get("/", host="localhost:80a"), 400),
+        (b"\x16\x03\x01\0\xa5" * 100, 400),
+        (b"\r\n" * 100, 400),
+        (get("/\xff"), 400),
+        (get("/", "X: " + "y" * 3 * MAX_HEAD), 431),
+        (get("/" + "y" * 3 * MAX_HEAD), 431),
+        (get("/", "X: " + "y" * 1_000_000), 431),
+        (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * MAX_HEAD, 431),
+    ],
+)
+async def test_each_request_has_one_answer(request_: bytes, status: int) -> None:
+    """RFC 9110 and 9112 decide which, and nothing that the client sent beyond it loses it."""
+    async with port() as number:
+        answer = await exchange(number, request_)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.count(b"HTTP/1.1") == 1
+    assert (b"\r\nAllow: GET, HEAD\r\n" in answer) == (status == 405)
+
+
+async def test_a_path_is_percent_decoded() -> None:
+    """`%2F` is a slash (RFC 3986, 6.2.2.2); the query stays as it was sent."""
+    async with port() as number:
+        answer = await exchange(number, get("/%6Carge"))
+        assert answer.endswith(LARGE)
+        assert (await exchange(number, get("%2F"))).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:9000", 200),
+        ("127.0.0.1", 200),
+        ("127.0.0.1:25022", 200),
+        ("[::1]:25022", 200),
+        ("[::1]", 200),
+        ("rebound.example", 421),
+        ("localhost.rebound.example", 421),
+        ("127.0.0.2", 421),
+        ("[::2]", 421),
+        ("", 421),
+    ],
+)
+@pytest.mark.parametrize("bound", ["127.0.0.1", "::"])
+async def test_a_loopback_address_serves_only_local_hosts(
+    host: str, status: int, bound: str
+) -> None:
+    """A website's name that was rebound to 127.0.0.1 is refused, in absolute form too."""
+    async with port(host=bound) as number:
+        answers = [await exchange(number, get("/", host=host))]
+        if host:
+            answers.append(await exchange(number, get(f"http://{host}/", host="localhost")))
+    for answer in answers:
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+
+async def test_another_address_serves_every_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pod, Prometheus asks for its IP address, and others for any name."""
+    monkeypatch.setattr(http, "_is_loopback", lambda _: False)
+    async with port() as number:
+        for host in ("10.1.2.3:25022", "any.example", ""):
+            answer = await exchange(number, get("/", host=host))
+            assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("10.0.0.1", False),
+        ("::ffff:10.0.0.1", False),
+        ("fe80::1%eth0", False),
+        ("2001:db8::1", False),
+    ],
+)
+def test_loopback_addresses(address: str, expected: bool) -> None:
+    """IPv4 addresses on an IPv6 socket are judged as what they are."""
+    assert http._is_loopback(address) is expected
+
+
+async def test_a_connection_that_ends_early_has_no_answer() -> None:
+    """A client that closes before its request is complete gets no 200."""
+    async with port() as number:
+        for data in (b"", b"GET / HT"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", number)
+            writer.write(data)
+            writer.write_eof()
+            assert b"HTTP/1.1 200" not in await reader.read()
+            writer.close()
+
+
+async def test_a_bug_is_a_500_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception is logged, and the client sees nothing of it."""
+    async with port() as number:
+        answer = await exchange(number, get("/broken"))
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"secret" not in answer
+    assert [record.getMessage() for record in caplog.records] == ["answering HTTP failed"]
+
+
+@pytest.mark.parametrize(
+    ("data", "limit"),
+    [
+        (b"", "HEAD_TIMEOUT"),
+        (b"GET / HTTP/1.1\r\nHost", "HEAD_TIMEOUT"),
+        (get("/hangs"), "ANSWER_TIMEOUT"),
+    ],
+)
+async def test_a_connection_has_bounded_time(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, limit: str
+) -> None:
+    """A silent or slow client, or an answer that takes too long, ends with the connection."""
+    monkeypatch.setattr(http, limit, 0.2)
+    async with port() as number:
+        started = time.monotonic()
+        assert await exchange(number, data) == b""
+        assert time.monotonic() - started < 2.5
+
+
+async def test_a_client_that_reads_nothing_has_bounded_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It cannot hold a large answer in memory for longer than an answer may take."""
+    monkeypatch.setattr(http, "ANSWER_TIMEOUT", 0.3)
+    async with port() as number:
+        with socket.create_connection(("127.0.0.1", number)) as client:
+            client.sendall(get("/large"))
+            await asyncio.sleep(1.5)
+            client.setblocking(False)
+            received = 0
+            loop = asyncio.get_running_loop()
+            try:
+                while chunk := await loop.sock_recv(client, 1 << 20):
+                    received += len(chunk)
+            except ConnectionError:
+                pass
+            assert 0 < received < len(LARGE)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GET / HTTP/1.1\r\n", get("/"), get("/large")], ids=["", "part", "done", "deaf"]
+)
+async def test_connections_cannot_keep_others_from_an_answer(data: bytes) -> None:
+    """At the limit the oldest makes room: silent, slow, not closed, or not read."""
+    async with port() as number:
+        old = [await asyncio.open_connection("127.0.0.1", number) for _ in range(MAX_CONNECTIONS)]
+        for _, writer in old:
+            writer.write(data)
+        for _ in range(5):
+            assert (await exchange(number, get("/"))).startswith(b"HTTP/1.1 200 ")
+        for _, writer in old:
+            writer.transport.abort()
+
+
+async def test_a_request_that_waits_for_its_answer_is_closed_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Room is made among the silent connections first, then by the oldest request."""
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 3)
+    arrived: asyncio.Queue[str] = asyncio.Queue()
+
+    async def hang(request: Request) -> None:
+        arrived.put_nowait(request.path)
+        await asyncio.Event().wait()
+
+    async with port(hang) as number:
+        requests: list[asyncio.Task[bytes]] = []
+        silent = []
+
+        async def ask() -> None:
+            requests.append(asyncio.create_task(exchange(number, get(f"/{len(requests)}"))))
+            await arrived.get()
+
+        await ask()
+        for _ in range(2):
+            silent.append(await asyncio.open_connection("127.0.0.1", number))
+        for reader, writer in silent:
+            await ask()
+            assert await reader.read() == b""
+            writer.close()
+        assert not any(request.done() for request in requests)
+        await ask()
+        assert await requests[0] == b""
+        assert not any(request.done() for request in requests[1:])
+    await asyncio.wait(requests)
+
+
+async def test_an_answered_connection_makes_room_before_a_waiting_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client that has its answer and does not close loses nothing."""
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
+    arrived = asyncio.Event()
+
+    async def hang_once(_: Request) -> None:
+        if not arrived.is_set():
+            arrived.set()
+            await asyncio.Event().wait()
+
+    async with port(hang_once) as number:
+        waiting = asyncio.create_task(exchange(number, get("/")))
+        await arrived.wait()
+        reader, writer = await asyncio.open_connection("127.0.0.1", number)
+        writer.write(get("/"))
+        assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
+        assert (await exchange(number, get("/"))).startswith(b"HTTP/1.1 404 ")
+        assert not waiting.done()
+        writer.close()
+    await waiting
+
+
+async def test_the_end_closes_what_is_open() -> None:
+    """Neither a request under way nor a silent connection delays it."""
+    async with port() as number:
+        hanging = [asyncio.create_task(exchange(number, data)) for data in (get("/hangs"), b"")]
+        for _ in range(5):
+            await exchange(number, get("/"))
+        started = time.monotonic()
+    assert time.monotonic() - started < http.HEAD_TIMEOUT
+    assert await asyncio.gather(*hanging) == [b"", b""]
+    with pytest.raises(ConnectionRefusedError):
+        await exchange(number, get("/"))
+
+
+def test_a_line_is_one_line() -> None:
+    """A text with line breaks cannot become several lines."""
+    assert line("a\r\n b\n").body == b"a b\n"
