@@ -1,0 +1,59 @@
+"""The result of a check: an exit code, a text for people and the keys of the JSON output."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+CODE_NAMES: Final = (
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)
+"""The names of the gRPC status codes, by their numbers."""
+
+
+def code_name(code: int) -> str | None:
+    """Return the name of a gRPC status code, None for an unknown number."""
+    return CODE_NAMES[code] if code in range(len(CODE_NAMES)) else None
+
+
+class ExitCode(IntEnum):
+    """The exit codes of a check, which are grpc-health-probe's."""
+
+    SERVING = 0
+    MISTAKE = 1
+    NO_CONNECTION = 2
+    RPC_FAILED = 3
+    NOT_SERVING = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The result of a check.
+
+    Args:
+        exit_code: The exit code.
+        text: The output for people.
+        keys: The keys and values of the JSON output.
+        warnings: Why the result may be misleading.
+    """
+
+    exit_code: ExitCode
+    text: str
+    keys: Mapping[str, object]
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,330 @@
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import h2.connection
+import pytest
+
+from ghealth.address import Address
+from ghealth.check import alb
+from ghealth.check.report import ExitCode, Report
+from ghealth.check.target import Target
+from ghealth.health import REASON_KEY
+from ghealth.matcher import GRPC_CODES, Matcher
+from tests.support.peers import is_silent, nobody, resets, says, target
+from tests.unit.check.servers import (
+    TIMEOUT,
+    Answers,
+    Http2Peer,
+    goaway_then,
+    responds,
+    server_context,
+    trailers,
+)
+
+NOT_SERVING = b"\x08\x02"
+SERVING = b"\x08\x01"
+
+
+@asynccontextmanager
+async def grpc_server(says: bytes | tuple[grpc.StatusCode, str]) -> AsyncGenerator[int, None]:
+    """Serve a Check with a fixed answer; every other path is unknown."""
+
+    async def check(_request: Any, context: Any) -> bytes:
+        if isinstance(says, tuple):
+            await context.abort(*says, ((REASON_KEY, says[1]),))
+        return says if isinstance(says, bytes) else b""
+
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    method: Any = grpc.unary_unary_rpc_method_handler(check)
+    for service, name in (("grpc.health.v1.Health", "Check"), ("AWS.ALB", "honest")):
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {name: method}),)
+        )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield port
+    await server.stop(None)
+
+
+async def checked(port: int, *, matcher: str = "0", **settings: Any) -> Report:
+    settings.setdefault("timeout", TIMEOUT)
+    group = alb.TargetGroup(matcher=Matcher.parse(matcher, GRPC_CODES), **settings)
+    return await alb.check(Target.parse(f"127.0.0.1:{port}"), group)
+
+
+async def checked_peer(answers: Answers, **settings: Any) -> Report:
+    async with target(Http2Peer(answers).talk, reads=False) as peer:
+        return await checked(peer.port, **settings)
+
+
+def failure(report: Report) -> tuple[str, str]:
+    """Return how a check without a code failed: in our words, and in the console's."""
+    assert report.exit_code is ExitCode.NOT_SERVING
+    _, how, reason, conclusion = report.text.splitlines()
+    assert conclusion == "unhealthy"
+    assert report.keys["reason"] == reason
+    assert how.startswith(f"no gRPC status: {report.keys['failure']} (after ")
+    return str(report.keys["failure"]), reason
+
+
+UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "gateway answered 503")
+HONEST_12 = (grpc.StatusCode.UNIMPLEMENTED, "gateway answered 200")
+
+
+@pytest.mark.parametrize(
+    ("said", "path", "matcher", "healthy", "warning"),
+    [
+        (SERVING, alb.DEFAULT_PATH, "0", True, None),
+        (UNAVAILABLE, alb.DEFAULT_PATH, "0", False, None),
+        (NOT_SERVING, alb.DEFAULT_PATH, "0", True, "the message is NOT_SERVING"),
+        (NOT_SERVING, alb.DEFAULT_PATH, "12", False, None),
+        (UNAVAILABLE, alb.DEFAULT_PATH, "0-99", True, "accepts every code"),
+        (SERVING, alb.DEFAULT_PATH, "0-16", True, "accepts every code"),
+        (UNAVAILABLE, alb.DEFAULT_PATH, "0,14", True, "accepts 14 (UNAVAILABLE)"),
+        (SERVING, "/AWS.ALB/healthcheck", "12", True, "can never fail"),
+        (HONEST_12, "/AWS.ALB/honest", "12", True, None),
+        (SERVING, "/AWS.ALB/healthcheck", "0", False, None),
+    ],
+)
+async def test_what_an_alb_concludes(
+    said: Any, path: str, matcher: str, healthy: bool, warning: str | None
+) -> None:
+    """The code against the matcher decides; a conclusion that means nothing has a warning."""
+    async with grpc_server(said) as port:
+        report = await checked(port, path=path, matcher=matcher)
+    assert report.exit_code == (ExitCode.SERVING if healthy else ExitCode.NOT_SERVING)
+    assert report.text.endswith("\nhealthy" if healthy else "\nunhealthy")
+    assert len(report.warnings) == (1 if warning else 0)
+    assert all(warning in line for line in report.warnings if warning)
+
+
+async def test_a_mismatch_in_the_consoles_words() -> None:
+    """A code outside the matcher is named as the AWS console names it, with the reason."""
+    async with grpc_server(UNAVAILABLE) as port:
+        report = await checked(port)
+    lines = report.text.splitlines()
+    assert lines[0] == (
+        f"POST {alb.DEFAULT_PATH} to 127.0.0.1:{port} as ELB-HealthChecker/2.0 ghealth-check, "
+        "success codes 0"
+    )
+    assert lines[1].startswith("grpc-status 14 (UNAVAILABLE) 'gateway answered 503' in ")
+    assert lines[2:] == [
+        "Target.ResponseCodeMismatch: Health checks failed with these codes: [14]",
+        "unhealthy",
+    ]
+    seconds = report.keys["seconds"]
+    assert isinstance(seconds, float)
+    assert report.keys == {
+        "exit_code": 4,
+        "conclusion": "unhealthy",
+        "address": f"127.0.0.1:{port}",
+        "path": alb.DEFAULT_PATH,
+        "matcher": "0",
+        "tls": False,
+        "code": 14,
+        "code_name": "UNAVAILABLE",
+        "grpc_message": "gateway answered 503",
+        "failure": None,
+        "reason": lines[2],
+        "seconds": seconds,
+        "warnings": (),
+    }
+
+
+async def is_a_keepalive_http1_server(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Answer in HTTP/1.1 and keep the connection open."""
+    writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+    await is_silent(reader, writer)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "how"),
+    [
+        (resets, "connection reset"),
+        (says(b""), "connection closed without an answer"),
+        (says(b"\x15\x03"), "answer is not HTTP/2"),
+        (says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "answer is not HTTP/2"),
+        (says(b"\0\0\0\1\0\0\0\0\1"), "answer is not HTTP/2"),
+        (says(b"\0\0\1\4\0\0\0\0\0\0"), "answer is not HTTP/2"),
+        (is_a_keepalive_http1_server, "answer is not HTTP/2"),
+    ],
+)
+async def test_a_connection_that_fails_says_how(behaviour: Any, how: str) -> None:
+    """The console has one failure for all of them; the text before it has the cause."""
+    async with target(behaviour, reads=False) as peer:
+        assert failure(await checked(peer.port)) == (how, alb.FAILED)
+
+
+async def test_silence_is_a_timeout() -> None:
+    """A target that accepts connections and does not answer is a timeout."""
+    async with target(is_silent, reads=False) as peer:
+        report = await checked(peer.port, timeout=0.1)
+    assert failure(report) == ("no answer within 0.1 s", alb.TIMED_OUT)
+
+
+async def test_a_handshake_without_an_end_is_a_timeout_of_the_connection() -> None:
+    """The text of a timeout shows whether there was a connection."""
+    async with target(is_silent, reads=False) as peer:
+        report = await checked(peer.port, timeout=0.1, tls=True)
+    assert failure(report) == ("no connection within 0.1 s", alb.TIMED_OUT)
+
+
+async def test_a_refused_connection() -> None:
+    """A refused connection is a failed check."""
+    with nobody() as port:
+        assert failure(await checked(port)) == ("connection refused", alb.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("unreachable", "how"),
+    [
+        (Target.parse("ghealth.invalid:1"), "name does not resolve"),
+        (Target("", Address("255.255.255.255", 1)), "cannot connect: Network is unreachable"),
+        (Target.parse("unix:/nonexistent"), "cannot connect: No such file or directory"),
+    ],
+)
+async def test_a_target_that_cannot_be_reached(unreachable: Target, how: str) -> None:
+    """The report distinguishes a name without an address from an address without a route."""
+    report = await alb.check(unreachable, alb.TargetGroup(timeout=TIMEOUT))
+    assert failure(report) == (how, alb.FAILED)
+
+
+async def test_a_look_up_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that may not have more threads cannot look up names."""
+
+    async def look_up(*_: object) -> None:
+        raise OSError(11, "no thread can be started")
+
+    monkeypatch.setattr("ghealth.check.http2.look_up", look_up)
+    assert failure(await checked(1))[0] == "cannot connect: no thread can be started"
+
+
+async def test_a_name_without_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up that finds nothing has not resolved the name."""
+
+    async def look_up(*_: object) -> list[object]:
+        return []
+
+    monkeypatch.setattr("ghealth.check.http2.look_up", look_up)
+    assert failure(await checked(1))[0] == "name does not resolve"
+
+
+async def test_without_a_descriptor_there_is_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that cannot be created is reported like one that cannot connect."""
+
+    def no_socket(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("ghealth.check.http2.socket.socket", no_socket)
+    assert failure(await checked(1))[0] == "cannot connect: Too many open files"
+
+
+async def test_https_health_checks_verify_nothing() -> None:
+    """An expired certificate is good enough, as for an ALB, and no server name is sent."""
+    names: list[str | None] = []
+    context = server_context()
+    context.sni_callback = lambda _socket, name, _context: names.append(name)
+    peer = Http2Peer(responds(b"", code="0"))
+    async with target(peer.talk, reads=False, tls=context) as listening:
+        report = await checked(listening.port, tls=True)
+    assert report.exit_code is ExitCode.SERVING
+    assert names == [None]
+    assert (b":scheme", b"https") in peer.headers
+
+
+async def test_https_health_checks_of_a_plaintext_target() -> None:
+    """A handshake with a server that does not speak TLS fails."""
+    async with grpc_server(SERVING) as port:
+        assert failure(await checked(port, tls=True)) == (
+            "TLS handshake failed: wrong version number",
+            alb.FAILED,
+        )
+
+
+async def test_the_request_is_the_albs_header_for_header() -> None:
+    """The request is the one captured from a real ALB, but for the end of the user agent."""
+    peer = Http2Peer(trailers((":status", "200"), ("grpc-status", "0")))
+    async with target(peer.talk, reads=False) as listening:
+        report = await checked(listening.port, path="/a.B/C")
+    assert report.exit_code is ExitCode.SERVING
+    assert peer.headers == [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", b"/a.B/C"),
+        (b"host", b"AWSALB"),
+        (b"content-length", b"5"),
+        (b"content-type", b"application/grpc"),
+        (b"te", b"trailers"),
+        (b"user-agent", b"ELB-HealthChecker/2.0 ghealth-check"),
+        (b"accept-encoding", b"gzip, compressed"),
+    ]
+    assert peer.body == b"\0\0\0\0\0"
+    assert peer.connections == 1
+
+
+def answers_without_an_end(connection: h2.connection.H2Connection) -> None:
+    connection.send_headers(1, ((":status", "200"), ("grpc-status", "0")))
+
+
+@pytest.mark.parametrize(
+    ("answers", "how"),
+    [
+        (trailers((":status", "503"), ("grpc-status", "0")), "HTTP status 503"),
+        (trailers((":status", "200")), "an answer without a gRPC status"),
+        (
+            trailers((":status", "200"), ("grpc-status", "ok")),
+            "an answer without a gRPC status",
+        ),
+        (
+            trailers((":status", "200"), ("grpc-status", "9" * 5000)),
+            "an answer without a gRPC status",
+        ),
+        (lambda connection: connection.reset_stream(1), "request reset by the server"),
+        (goaway_then(0), "connection closed without an answer"),
+    ],
+)
+async def test_an_answer_that_is_not_grpc_is_a_failed_check(answers: Any, how: str) -> None:
+    """Without a code in an HTTP 200 there is nothing to match."""
+    assert failure(await checked_peer(answers, matcher="0-99")) == (how, alb.FAILED)
+
+
+async def test_a_code_without_an_end_is_no_answer() -> None:
+    """A code that came, and then the connection's end in place of the answer's, is unhealthy."""
+    peer = Http2Peer(answers_without_an_end, stays=False)
+    async with target(peer.talk, reads=False) as listening:
+        report = await checked(listening.port)
+    # Closing before everything was read is a reset.
+    assert failure(report)[0] in ("connection closed without an answer", "connection reset")
+
+
+@pytest.mark.parametrize(("last_stream", "code"), [(1, 14), (0x7FFFFFFF, 14), (1, 0)])
+async def test_an_answer_after_a_goaway_counts(last_stream: int, code: int) -> None:
+    """A server that is draining sends a GOAWAY before its last answers."""
+    headers = ((":status", "200"), ("grpc-status", str(code)))
+    report = await checked_peer(goaway_then(last_stream, *headers))
+    assert report.keys["code"] == code
+
+
+async def test_a_message_of_any_length_is_received() -> None:
+    """Only the beginning of a message is kept."""
+    report = await checked_peer(responds(*(b"a" * 9000 for _ in range(5))))
+    assert report.exit_code is ExitCode.SERVING
+
+
+async def test_a_servers_text_is_shown_escaped() -> None:
+    """A server's text is shown decoded and quoted: it cannot write on a terminal."""
+    said = ((":status", "200"), ("grpc-status", "13"), ("grpc-message", "%1B[2Jcl%C3%A9"))
+    report = await checked_peer(trailers(*said))
+    assert r"grpc-status 13 (INTERNAL) '\x1b[2Jclé'" in report.text
+
+
+async def test_an_unknown_code_is_named_so() -> None:
+    """A code that gRPC does not define is shown as a number."""
+    report = await checked_peer(trailers((":status", "200"), ("grpc-status", "77")))
+    assert "grpc-status 77 (unknown)" in report.text
+    assert report.keys["code_name"] is None

@@ -1,0 +1,415 @@
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghealth import __version__, flags
+from ghealth.check import alb, client, command
+from ghealth.check.alb import TargetGroup
+from ghealth.check.certificates import Tls
+from ghealth.check.question import Question
+from ghealth.check.report import ExitCode, Report
+from ghealth.check.target import Target
+from ghealth.matcher import GRPC_CODES, Matcher
+from tests.support.peers import nobody
+from tests.unit.check.servers import files
+
+WIDTH = 80
+MATCHERS = "expected codes from 0 to 99, such as 0 or 0,12 or 0-5"
+REPORT = Report(ExitCode.NOT_SERVING, "NOT_SERVING: é", {"reason": "é"}, ("a", "b"))
+
+
+def run(*arguments: str) -> int:
+    """Run the command in this process."""
+    parser = argparse.ArgumentParser(prog="ghealth")
+    command.add_parser(parser.add_subparsers(parser_class=flags.Parser))
+    parsed = parser.parse_args(["check", *arguments])
+    code: int = parsed.command(parsed)
+    return code
+
+
+def exit_code(*arguments: str) -> int:
+    """Run the command, and return the exit code in whatever way it ends."""
+    try:
+        return run(*arguments)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GHEALTH_LISTEN", raising=False)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The questions that were asked, and the target groups; the answer is always `REPORT`."""
+    questions: list[Any] = []
+
+    async def check(question: Question, log: Callable[[str], None]) -> Report:
+        questions.append(question)
+        log("a step")
+        return REPORT
+
+    async def watch(question: Question, **_: Any) -> AsyncGenerator[Report, None]:
+        questions.append(question)
+        yield REPORT
+        yield replace(REPORT, exit_code=ExitCode.SERVING, text="status: SERVING")
+
+    async def check_alb(target: Target, group: TargetGroup) -> Report:
+        questions.append((target, group))
+        return REPORT
+
+    monkeypatch.setattr(client, "check", check)
+    monkeypatch.setattr(client, "watch", watch)
+    monkeypatch.setattr(alb, "check", check_alb)
+    return questions
+
+
+def test_the_defaults(asked: list[Any]) -> None:
+    """The defaults are grpc-health-probe's, but for the address."""
+    assert run() == ExitCode.NOT_SERVING
+    assert asked == [
+        Question(target=Target.parse("127.0.0.1:25021"), user_agent=f"ghealth/{__version__}")
+    ]
+    asked.clear()
+    run("-addr=a:1")
+    assert asked[0].target.uri == "dns:///a:1"
+
+
+def test_all_flags(asked: list[Any], tmp_path: Path) -> None:
+    """Each flag of grpc-health-probe has its place in the question."""
+    tls = files(tmp_path)
+    run(
+        *("-addr=a:1", "-service", "s", "-connect-timeout=+1m", "-rpc-timeout", "2", "-gzip"),
+        *("-user-agent=me", "-rpc-header", "a:  b: c", "-rpc-header=d:", "-tls=true"),
+        *(f"-tls-ca-cert={tls.ca_cert}", f"-tls-client-cert={tls.client_cert}"),
+        *(f"-tls-client-key={tls.client_key}", "-tls-server-name=localhost"),
+    )
+    assert asked == [
+        Question(
+            target=Target.parse("a:1"),
+            service="s",
+            connect_timeout=60.0,
+            rpc_timeout=2.0,
+            user_agent="me",
+            headers=(("a", "b: c"), ("d", "")),
+            gzip=True,
+            tls=tls,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tls"),
+    [
+        (["-tls"], Tls()),
+        (["-tls", "-tls-no-verify"], Tls(verify=False)),
+        (["-tls", "-tls=false"], None),
+    ],
+)
+def test_tls(asked: list[Any], arguments: list[str], tls: Tls | None) -> None:
+    """TLS is verified unless it is not to be."""
+    run("-addr=a:1", *arguments)
+    assert asked[0].tls == tls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mistake"),
+    [
+        (["-addr="], "--addr is empty"),
+        (["-addr=a:1", "-rpc-timeout=0"], "--rpc-timeout must be greater than zero"),
+        (["-addr=a:1", "-connect-timeout=-1s"], "--connect-timeout must be greater than zero"),
+        (["-addr=a:1", "-tls-no-verify"], "--tls-no-verify needs --tls"),
+        (["-addr=a:1", "-tls-ca-cert=a"], "--tls-ca-cert needs --tls"),
+        (["-addr=a:1", "-tls-server-name=a"], "--tls-server-name needs --tls"),
+        (["-addr=a:1", "-tls-client-cert=a"], "--tls-client-cert needs --tls"),
+        (["-addr=a:1", "-tls-client-key=a"], "--tls-client-key needs --tls-client-cert"),
+        (
+            ["-addr=a:1", "-tls", "-tls-client-cert=a"],
+            "--tls-client-cert needs --tls-client-key",
+        ),
+        (
+            ["-addr=a:1", "-tls", "-tls-no-verify", "-tls-ca-cert=a"],
+            "--tls-ca-cert cannot be combined with --tls-no-verify",
+        ),
+        (
+            ["-addr=a:1", "-tls", "-tls-no-verify", "-tls-server-name=a"],
+            "--tls-server-name cannot be combined with --tls-no-verify",
+        ),
+        (
+            ["-addr=a:1", "-tls", "-tls-ca-cert=/nonexistent"],
+            "/nonexistent: No such file or directory",
+        ),
+        (["--path=/a"], "--path needs --as"),
+        (["--matcher=0"], "--matcher needs --as"),
+        (["--as=alb", "--watch"], "--as cannot be combined with --watch"),
+        (["--as=alb", "--service=a"], "--as cannot be combined with --service"),
+        (["localhost:1"], "unexpected argument 'localhost:1'"),
+        (["--addr=a:1", "--as=alb", "a"], "unexpected argument 'a'"),
+        (["--addr=a:1", "--watch", "a"], "unexpected argument 'a'"),
+        (["-other"], "unknown flag -other"),
+        (["--as=nlb"], "argument --as: invalid choice: 'nlb' (choose from 'alb')"),
+        (
+            ["-rpc-timeout=1d"],
+            "argument --rpc-timeout: invalid value '1d'; expected a duration such as 5s or 500ms",
+        ),
+        (["-rpc-header=a"], "argument --rpc-header: invalid value 'a'; expected 'name: value'"),
+        (
+            ["--as=alb", "--path=a"],
+            "argument --path: invalid value 'a'; expected a path such as /package.Service/Method",
+        ),
+        (
+            ["--as=alb", "--matcher=100"],
+            f"argument --matcher: invalid value '100'; {MATCHERS}",
+        ),
+    ],
+)
+def test_a_mistake_in_the_flags_is_one_line(
+    capsys: pytest.CaptureFixture[str], asked: list[Any], arguments: list[str], mistake: str
+) -> None:
+    """A mistake has exit code 1, and its line points to the help."""
+    assert exit_code(*arguments) == ExitCode.MISTAKE
+    printed = capsys.readouterr()
+    assert printed.err == f"ghealth: {mistake} (see ghealth check --help)\n"
+    assert printed.out == ""
+    assert asked == []
+
+
+@pytest.mark.parametrize("text", ["", "+", "+-1s", "--1s", "1x", "9999999h"])
+def test_durations_that_go_does_not_accept(text: str) -> None:
+    """A sign is one sign, and there is a longest duration."""
+    with pytest.raises(argparse.ArgumentTypeError):
+        command._duration(text)
+
+
+@pytest.mark.parametrize(("addr", "why"), [("a", "no port"), ("a:b:1", "brackets")])
+def test_an_address_that_cannot_be_one_is_no_connection(
+    capsys: pytest.CaptureFixture[str], addr: str, why: str
+) -> None:
+    """grpc-health-probe tries to connect to any text, and fails with 2."""
+    assert run(f"-addr={addr}") == ExitCode.NO_CONNECTION
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"ghealth: cannot connect to '{addr}': ")
+    assert why in printed
+
+
+def test_arguments_after_the_flags_are_ignored(
+    capsys: pytest.CaptureFixture[str], asked: list[Any]
+) -> None:
+    """As for grpc-health-probe, `-tls false` is `-tls`, but it is not ignored silently."""
+    run("-addr=a:1", "-tls", "false", "-service=s")
+    assert (asked[0].tls, asked[0].service) == (Tls(), "")
+    assert capsys.readouterr().err.startswith(
+        "ghealth: warning: ignored after the flags: false -service=s\n"
+    )
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """The version is printed whatever other flags there are."""
+    assert run("-version", "-rpc-timeout=0") == 0
+    assert capsys.readouterr().out == f"ghealth {__version__}\n"
+
+
+def test_the_help_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The help has every flag, at most 80 columns, and no word that is broken at a hyphen."""
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    assert exit_code("-h") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert not [line for line in lines if re.search(r"\w-$", line)]
+    for flag in ("addr", "tls-no-verify", "rpc-header", "as", "matcher", "output"):
+        assert any(line.startswith(f"  --{flag}") for line in lines)
+
+
+def test_text_output(capsys: pytest.CaptureFixture[str], asked: list[Any]) -> None:
+    """The text goes to standard output; steps and warnings go to standard error."""
+    assert run("-addr=a:1", "-v") == ExitCode.NOT_SERVING
+    printed = capsys.readouterr()
+    assert printed.out == "NOT_SERVING: é\n"
+    assert printed.err == "ghealth: a step\nghealth: warning: a\nghealth: warning: b\n"
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["--as=alb"]])
+@pytest.mark.usefixtures("asked")
+def test_json_output(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    """The keys of the report are one line."""
+    run("-addr=a:1", "--output=json", *arguments)
+    printed = capsys.readouterr()
+    assert printed.out == '{"reason": "é"}\n'
+    assert printed.err == ""
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_watch_prints_each_change(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line begins with the time in UTC; the last one decides the exit code."""
+    assert run("-addr=a:1", "--watch") == ExitCode.SERVING
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" ")[2] for line in lines] == ["NOT_SERVING: é", "status: SERVING"]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ", line) for line in lines)
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_watch_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each change is an object with its time."""
+    run("-addr=a:1", "--watch", "--output=json")
+    for line in capsys.readouterr().out.splitlines():
+        assert list(json.loads(line)) == ["time", "reason"]
+
+
+def test_a_watch_ends_when_interrupted(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
+    """Ctrl-C ends a watch with the code of the last report, or as without a connection."""
+
+    async def watch(*_: object, pause: Any) -> AsyncGenerator[Report, None]:
+        await pause()
+        yield REPORT
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "watch", watch)
+    monkeypatch.setattr(command, "RECONNECT_INTERVAL", 0)
+    assert run("-addr=a:1", "--watch") == ExitCode.NOT_SERVING
+    assert asked == []
+
+
+def test_an_alb(asked: list[Any]) -> None:
+    """The target group's settings are flags."""
+    assert run("--as=alb", "--addr=a:1") == ExitCode.NOT_SERVING
+    run(
+        *("--as=alb", "--addr=a:1", "--path=/", "--matcher=12", "--rpc-timeout=1s", "--tls"),
+        "--connect-timeout=1s",
+    )
+    matcher = Matcher.parse("12", GRPC_CODES)
+    assert asked == [
+        (Target.parse("a:1"), TargetGroup()),
+        (Target.parse("a:1"), TargetGroup(path="/", matcher=matcher, timeout=1.0, tls=True)),
+    ]
+
+
+@pytest.fixture
+def certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Set what GHEALTH_TLS_LISTEN needs."""
+    tls = files(tmp_path)
+    monkeypatch.setenv("GHEALTH_TLS_CERT_FILE", tls.client_cert)
+    monkeypatch.setenv("GHEALTH_TLS_KEY_FILE", tls.client_key)
+
+
+@pytest.mark.parametrize(
+    ("listen", "target"),
+    [
+        ("[::]:1", "127.0.0.1:1"),
+        ("0.0.0.0:1", "127.0.0.1:1"),
+        ("[::1]:1,127.0.0.1:2", "[::1]:1"),
+        ("127.0.0.1:0,127.0.0.1:2", "127.0.0.1:2"),
+        ("10.0.0.1:1", "10.0.0.1:1"),
+    ],
+)
+def test_the_own_address(
+    monkeypatch: pytest.MonkeyPatch, asked: list[Any], listen: str, target: str
+) -> None:
+    """Without --addr, the ghealth of the same environment is asked, whatever the names' case."""
+    monkeypatch.setenv("ghealth_listen", listen)
+    run()
+    assert (str(asked[0].target), asked[0].tls) == (target, None)
+
+
+@pytest.mark.usefixtures("certificate")
+@pytest.mark.parametrize(
+    ("listen", "arguments", "target", "tls"),
+    [
+        ("off", [], "127.0.0.1:2", Tls(verify=False)),
+        ("127.0.0.1:1", [], "127.0.0.1:1", None),
+        ("127.0.0.1:1", ["-tls"], "127.0.0.1:2", Tls()),
+        ("127.0.0.1:1", ["-tls", "-tls-no-verify"], "127.0.0.1:2", Tls(verify=False)),
+    ],
+)
+def test_the_own_address_with_tls(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[Any],
+    listen: str,
+    arguments: list[str],
+    target: str,
+    tls: Tls | None,
+) -> None:
+    """Where only TLS is served, it is asked by TLS: its certificate is not for 127.0.0.1."""
+    monkeypatch.setenv("GHEALTH_LISTEN", listen)
+    monkeypatch.setenv("GHEALTH_TLS_LISTEN", "[::]:2")
+    run(*arguments)
+    assert (str(asked[0].target), asked[0].tls) == (target, tls)
+
+
+@pytest.mark.usefixtures("certificate")
+def test_the_own_address_as_an_alb(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
+    """Where only TLS is served, the health check is an HTTPS one."""
+    monkeypatch.setenv("GHEALTH_LISTEN", "off")
+    monkeypatch.setenv("GHEALTH_TLS_LISTEN", "[::]:2")
+    run("--as=alb")
+    assert asked[0][1] == TargetGroup(tls=True)
+
+
+@pytest.mark.parametrize(
+    ("listen", "arguments", "mistake"),
+    [
+        ("[::]:0", [], "GHEALTH_LISTEN has only port 0, which cannot be checked"),
+        ("[::]:1", ["-tls"], "GHEALTH_TLS_LISTEN is off"),
+    ],
+)
+def test_settings_without_an_address(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    listen: str,
+    arguments: list[str],
+    mistake: str,
+) -> None:
+    """Where the settings name no port, the address is needed."""
+    monkeypatch.setenv("GHEALTH_LISTEN", listen)
+    assert run(*arguments) == ExitCode.MISTAKE
+    assert capsys.readouterr().err == (
+        f"ghealth: {mistake}: --addr is needed (see ghealth check --help)\n"
+    )
+
+
+def test_mistakes_in_the_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --addr, the settings have to be valid, and their mistakes are all reported."""
+    monkeypatch.setenv("GHEALTH_LISTEM", "1")
+    monkeypatch.setenv("GHEALTH_CACHE_TTL", "x")
+    assert run() == ExitCode.MISTAKE
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["ghealth", "GHEALTH_LISTEM"],
+        ["ghealth", "GHEALTH_CACHE_TTL"],
+    ]
+
+
+def test_with_an_address_the_settings_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch, asked: list[Any]
+) -> None:
+    """A check of another server works in any environment."""
+    monkeypatch.setenv("GHEALTH_LISTEM", "1")
+    run("-addr=a:1")
+    assert len(asked) == 1
+
+
+def test_a_check_as_a_process() -> None:
+    """The whole command: a port without a server means no connection."""
+    with nobody("127.0.0.1") as port:
+        done = subprocess.run(
+            [sys.executable, "-m", "ghealth", "check", f"-addr=:{port}", "-connect-timeout=.1s"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == ExitCode.NO_CONNECTION
+    assert done.stdout.startswith(f'failed to connect to ":{port}" within 0.1 s')
+    assert done.stderr == ""
