@@ -1,7 +1,7 @@
-"""What strangers may send: bursts of broken HTTP/2, each followed by a Check of somebody else's.
+"""What untrusted clients may send: bursts of broken HTTP/2, each followed by another's Check.
 
-Every burst follows from the name of its family and its number alone, so a failure repeats. The
-burst's connection stays open during the Check: what gRPC makes of it must not be in the way.
+Every burst depends only on the name of its family and its number, so a failure repeats. The
+burst's connection stays open during the Check: it must not affect others.
 """
 
 import asyncio
@@ -22,8 +22,6 @@ from tests.support.stopwatch import Stopwatch
 
 ROUNDS = 15
 IN_TIME = 1.0
-VANISHED = "ExecuteBatchError"
-"""What grpc.aio raises, and logs as an error, when the caller of an answer has gone."""
 
 SERVING = b"\0\0\0\0\2\x08\1"
 SICK_SERVICE = b"\0\0\0\0\6\x0a\4sick"
@@ -37,7 +35,7 @@ END_STREAM, END_HEADERS, PADDED = 0x1, 0x4, 0x8
 def frame(
     kind: int, payload: bytes = b"", *, stream: int = 0, flags: int = 0, length: int | None = None
 ) -> bytes:
-    """Make a frame, with a length of its own choosing."""
+    """Return a frame, with any length in its header."""
     size = len(payload) if length is None else length
     return size.to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
 
@@ -46,7 +44,7 @@ START = PREFACE + frame(SETTINGS)
 
 
 def request(*streams: int, ends: bool = True, path: str = wire.CHECK) -> bytes:
-    """Make a connection's beginning with flawless calls on it, with or without a message."""
+    """Return the start of a connection with valid calls, with or without a message."""
     connection = h2.connection.H2Connection(
         h2.config.H2Configuration(validate_outbound_headers=False)
     )
@@ -245,7 +243,7 @@ def ghealth() -> Iterator[processes.Server]:
 
 
 async def answers_others(ghealth: processes.Server) -> None:
-    """Assert that somebody else is told the truth about both services, in time."""
+    """Assert that another caller gets the correct status of both services, in time."""
     taking = Stopwatch(ghealth.process.pid)
     well, sick = await asyncio.gather(
         wire.call(ghealth.port, wire.EMPTY_MESSAGE), wire.call(ghealth.port, SICK_SERVICE)
@@ -261,13 +259,13 @@ def descriptors(ghealth: processes.Server) -> int:
 
 async def comes_back_to(fewest: int, ghealth: processes.Server) -> None:
     """Wait until no descriptor is open that was not before."""
-    async with asyncio.timeout(processes.PATIENCE):
+    async with asyncio.timeout(processes.TIMEOUT):
         while descriptors(ghealth) > fewest:  # noqa: ASYNC110 - another process has no events
             await asyncio.sleep(0.01)
 
 
 async def send(ghealth: processes.Server, family: str, number: int) -> asyncio.StreamWriter:
-    """Send a burst on a connection of its own, which stays open."""
+    """Send a burst on a separate connection, which stays open."""
     _, writer = await asyncio.open_connection("127.0.0.1", ghealth.port)
     writer.write(BURSTS[family](Random(f"{family} {number}")))
     return writer
@@ -277,7 +275,7 @@ async def send(ghealth: processes.Server, family: str, number: int) -> asyncio.S
 async def test_nonsense_keeps_nobody_else_from_an_answer(
     ghealth: processes.Server, family: str
 ) -> None:
-    """After each burst others are answered rightly within 1 s, and no connection stays behind."""
+    """After each burst others get the correct answer within 1 s, and no connection is left."""
     await answers_others(ghealth)
     before = descriptors(ghealth)
     for number in range(ROUNDS):
@@ -300,5 +298,4 @@ async def test_all_kinds_of_nonsense_at_once() -> None:
             writer.transport.abort()
         await comes_back_to(before, ghealth)
         assert ghealth.ended_by(signal.SIGINT) == 0
-        errors = [str(line) for line in ghealth.rest() if line["level"] == "error"]
-        assert [error for error in errors if VANISHED not in error] == []
+        assert [line for line in ghealth.rest() if line["level"] == "error"] == []

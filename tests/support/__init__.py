@@ -1,1 +1,1 @@
-"""What ghealth, Envoy and the callers of both need in a test."""
+"""Gateways, fakes, raw HTTP/2 and processes for tests."""

@@ -1,8 +1,8 @@
 """A gateway on this machine: a real Envoy with Istio's readiness listener, and a stand-in agent.
 
 The listener is the one that pilot-agent writes into a gateway's bootstrap: any host, the prefix
-/healthz/ready, routed to the agent's own port. The stand-in answers there as pilot-agent does and
-takes what state to be in by PUT, so that a person can turn the gateway sick:
+/healthz/ready, routed to the agent's port. The stand-in answers there as pilot-agent does, and
+a PUT sets its state:
 
     curl -X PUT localhost:15020/sick      curl -X PUT localhost:15020/ready
 """
@@ -24,16 +24,16 @@ from typing import Any, Self
 
 READY, SICK, SILENT = "ready", "sick", "silent"
 ENVOY = Path(sys.prefix) / "bin" / "envoy"
-START_PATIENCE = 60.0
+START_TIMEOUT = 60.0
 PORTS = range(20_000, 30_000)
-"""Below those that Linux hands out (net.ipv4.ip_local_port_range)."""
+"""Below the ports that Linux assigns (net.ipv4.ip_local_port_range)."""
 
 
 class Agent:
     """Answers /healthz/ready as pilot-agent does: 200 when ready, 503 when not.
 
     Args:
-        port: Where to listen on 127.0.0.1; 0 takes a free one.
+        port: The port on 127.0.0.1; 0 for a free one.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -52,7 +52,7 @@ class Agent:
                 if agent.state == SILENT:
                     agent._stopped.wait()
                 if agent._stopped.is_set():
-                    self.close_connection = True  # as when the agent's process has ended
+                    self.close_connection = True  # as if the agent's process had ended
                     return
                 self._answer(200 if agent.state == READY else 503)
 
@@ -69,11 +69,11 @@ class Agent:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
-            request_queue_size = 128  # a connection that waits for a second is no fault of Envoy's
+            request_queue_size = 128  # so that connections of Envoy do not wait for a second
 
         self._server = Server(("127.0.0.1", port), Handler)
         self.port: int = self._server.server_address[1]
@@ -87,7 +87,7 @@ class Agent:
         self.stop()
 
     def stop(self) -> None:
-        """Stop answering; nobody listens any more."""
+        """Stop listening."""
         if self._thread.is_alive():
             self._stopped.set()
             self._server.shutdown()
@@ -95,8 +95,10 @@ class Agent:
             self._server.server_close()
 
 
-def envoy_config(agent_port: int, port: int, host: str) -> dict[str, Any]:
-    """Write the bootstrap of an Envoy with nothing but the readiness listener."""
+def envoy_config(
+    agent_port: int, port: int, host: str, admin_port: int | None = None
+) -> dict[str, Any]:
+    """Write the bootstrap of an Envoy with the readiness listener, and an admin port if given."""
 
     def at(address: str, number: int) -> dict[str, Any]:
         return {"socket_address": {"address": address, "port_value": number}}
@@ -129,7 +131,9 @@ def envoy_config(agent_port: int, port: int, host: str) -> dict[str, Any]:
         },
     }
     endpoint = {"endpoint": {"address": at("127.0.0.1", agent_port)}}
+    admin = {} if admin_port is None else {"admin": {"address": at("127.0.0.1", admin_port)}}
     return {
+        **admin,
         "static_resources": {
             "listeners": [
                 {
@@ -166,10 +170,10 @@ class Gateway:
     """A real Envoy with the readiness listener.
 
     Args:
-        agent: Whom the listener asks.
-        port: Where it listens; 0 takes a free one, kept over restarts.
+        agent: The target of the listener.
+        port: The listener's port; 0 for a free one, which restarts keep.
         host: The address of the listener.
-        options: Further ones of Envoy's command line.
+        options: Further options of Envoy's command line.
     """
 
     def __init__(
@@ -179,19 +183,20 @@ class Gateway:
         self.url = f"http://localhost:{self.port}/healthz/ready"
         self._host = host
         self._options = options
-        self._config = json.dumps(envoy_config(agent.port, self.port, host))
+        self.admin_port = free_port()
+        self._config = json.dumps(envoy_config(agent.port, self.port, host, self.admin_port))
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start Envoy and wait until it listens.
 
         Raises:
-            RuntimeError: If it does not; the text is what Envoy said.
+            RuntimeError: If it does not; the message is Envoy's log.
         """
         command = [str(ENVOY), "--config-yaml", self._config, "--disable-hot-restart"]
         command += ["--concurrency", "1", "--log-level", "warning", *self._options]
         with tempfile.TemporaryFile() as said, ExitStack() as stack:
-            # Whatever interrupts the wait, no Envoy is left running.
+            # If the wait is interrupted, no Envoy is left running.
             stack.callback(self.stop)
             self.process = subprocess.Popen(command, stdout=said, stderr=said)
             if not wait_until(lambda: listens(self.port, self._host) or self._ended()):
@@ -219,10 +224,10 @@ class Gateway:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Find a port that is nobody's, and stays so until somebody asks for just this one.
+    """Find a free port that stays free until it is listened on.
 
-    It is not one of those that the kernel hands out: between this moment and the one in which it
-    is listened on, it would be anybody's, as the near end of any connection.
+    It is not a port that the kernel assigns: such a port could become the local port of any
+    connection before it is listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
@@ -233,7 +238,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:
-    """Tell whether somebody listens on a port."""
+    """Return whether a process listens on a port."""
     try:
         socket.create_connection((host, port), timeout=1).close()
     except OSError:
@@ -241,9 +246,9 @@ def listens(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def wait_until(true: Callable[[], bool], patience: float = START_PATIENCE) -> bool:
-    """Wait for something to become true; tell whether it did in time."""
-    end = time.monotonic() + patience
+def wait_until(true: Callable[[], bool], timeout: float = START_TIMEOUT) -> bool:
+    """Wait until a condition is true; return whether it became true in time."""
+    end = time.monotonic() + timeout
     while not true():
         if time.monotonic() > end:
             return False
@@ -266,7 +271,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with gateway(arguments.port, arguments.agent_port) as (envoy, agent):
         print(f"Envoy answers on {envoy.url}")
-        print(f"Make it sick: curl -X PUT localhost:{agent.port}/sick")
+        print(f"Make it fail: curl -X PUT localhost:{agent.port}/sick")
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
 

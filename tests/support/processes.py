@@ -1,4 +1,4 @@
-"""ghealth as people run it: a process of its own."""
+"""ghealth as a separate process."""
 
 import json
 import os
@@ -13,49 +13,51 @@ from typing import Any
 
 import pytest
 
-PATIENCE = 60.0
-"""Seconds after which something will never come; no machine is starved for that long."""
+TIMEOUT = 60.0
+"""Seconds after which an expected event is considered missing, also on a slow machine."""
 
 TIMES = ("--connect-timeout=20s", "--rpc-timeout=20s")
-"""For a check whose time is not what is tested."""
+"""Timeouts of a check whose duration is not tested."""
 
 COMMAND = (sys.executable, "-m", "ghealth")
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Make the environment of a process, with these variables of ghealth's and no others."""
+    """Return the environment of a process, with only these of ghealth's variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GHEALTH_")}
     return kept | {f"GHEALTH_{name}": value for name, value in variables.items()}
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of ghealth's to its end."""
+    """Run a command of ghealth, and wait for its end."""
     return subprocess.run(
         [*COMMAND, *arguments],
         env=environment(**variables),
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=False,
     )
 
 
-def in_namespaces(*kinds: str, script: str = "true") -> tuple[str, ...]:
-    """Tell the command that runs another in namespaces of its own; skip where there are none.
+def in_namespaces(*kinds: str, script: str = "true", mapped: bool = True) -> tuple[str, ...]:
+    """Return the command that runs another in new namespaces; without them, skip the test.
 
     Args:
         kinds: Flags of `unshare`.
         script: Prepares the namespaces, in a shell.
+        mapped: Whether this user is root in them.
     """
-    prefix = ("unshare", *kinds, "--map-root-user", "sh", "-c", f'{script} && exec "$0" "$@"')
+    root = ("--map-root-user",) if mapped else ()
+    prefix = ("unshare", *kinds, *root, "sh", "-c", f'{script} && exec "$0" "$@"')
     if subprocess.run([*prefix, "/bin/true"], capture_output=True, check=False).returncode:
-        assert "CI" not in os.environ, "CI must be able to make namespaces"
+        assert "CI" not in os.environ, "CI must be able to create namespaces"
         pytest.skip(f"no namespaces on this machine: unshare {' '.join(kinds)}")
     return prefix
 
 
 class Server:
-    """A ghealth under way, and the lines that it writes.
+    """A running ghealth, and the lines that it writes.
 
     Args:
         process: Its process, with the standard output piped.
@@ -63,36 +65,55 @@ class Server:
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
-        self._lines: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def wait_until_started(self) -> None:
+        """Wait for the line `started`, and read the ports in it."""
         self.started = self.next("started")
-        self.port = int(self.started["listen"][0].rpartition(":")[2])
+        self.port = self._port("listen", "tls_listen")
+        self.admin_port = self._port("admin_listen")
+
+    def _port(self, *keys: str) -> int:
+        places = next((self.started[key] for key in keys if key in self.started), [":0"])
+        return int(places[0].rpartition(":")[2])
 
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self._lines.put(json.loads(line))
+            is_json = line.startswith("{")
+            self._lines.put(json.loads(line) if is_json else {"event": "text", "message": line})
+        self._lines.put(None)
 
     def next(self, event: str) -> dict[str, Any]:
-        """Take the lines up to the next one about an event."""
-        while (line := self._lines.get(timeout=PATIENCE))["event"] != event:
-            pass
-        return line
+        """Read lines up to the next one with an event."""
+        others = []
+        while (line := self._lines.get(timeout=TIMEOUT)) is not None:
+            if line["event"] == event:
+                return line
+            others.append(line)
+        raise AssertionError(f"ended without the event {event}, after {others}")
 
     def rest(self) -> list[dict[str, Any]]:
-        """Take what is left once the process has ended."""
-        self._reader.join(PATIENCE)
-        return [self._lines.get_nowait() for _ in range(self._lines.qsize())]
+        """Return the lines that are left once the process has ended."""
+        self.wait_until_read()
+        lines = [self._lines.get_nowait() for _ in range(self._lines.qsize())]
+        return [line for line in lines if line is not None]
+
+    def wait_until_read(self) -> None:
+        """Wait until all lines are read; the process has ended."""
+        self._reader.join(TIMEOUT)
+        assert not self._reader.is_alive(), "another process holds its standard output open"
 
     def check(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Ask it by `ghealth check`, with all the time that it may take."""
+        """Run `ghealth check`, with long timeouts."""
         return run("check", "--addr", f"127.0.0.1:{self.port}", *TIMES, *arguments)
 
     def ended_by(self, signum: signal.Signals) -> int:
-        """Send it a signal, and tell its exit code."""
+        """Send it a signal, and return its exit code."""
         self.process.send_signal(signum)
-        return self.process.wait(PATIENCE)
+        return self.process.wait(TIMEOUT)
 
 
 @contextmanager
@@ -103,17 +124,25 @@ def server(*prefix: str, **variables: str) -> Iterator[Server]:
         prefix: A command that runs the command that follows, such as `unshare`.
         variables: Its settings, without the prefix of their names.
     """
-    settings = {"LISTEN": "127.0.0.1:0", "LOG_FORMAT": "json"} | variables
+    defaults = {"LISTEN": "127.0.0.1:0", "ADMIN_LISTEN": "off", "LOG_FORMAT": "json"}
     with subprocess.Popen(
         [*prefix, *COMMAND],
-        env=environment(**settings),
+        env=environment(**defaults | variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
+        ghealth = Server(process)
         try:
-            yield Server(process)
+            ghealth.wait_until_started()
+            yield ghealth
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
-                process.wait(PATIENCE)
+                try:
+                    process.wait(TIMEOUT)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    raise
+            # The end of the block closes the pipe, so the reader must have ended.
+            ghealth.wait_until_read()

@@ -1,4 +1,4 @@
-"""Time as a promise means it: without what a starved machine adds to it."""
+"""Time as promises count it: without time in which the machine has no free CPU."""
 
 import os
 import time
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 class Stopwatch:
-    """Counts from its making, but not while a process wanted a CPU and got none.
+    """Counts from its creation, but not while a process waits for a CPU.
 
-    A promise in seconds is about ghealth. On a machine that is busy with something else an answer
-    may come later, and the kernel tells by how much (Documentation/scheduler/sched-stats.rst,
-    /proc/PID/schedstat). Where it tells nothing, all time counts.
+    On a busy machine an answer may come later than promised. The kernel reports by how much
+    (Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat). Without this report all time
+    counts.
 
     Args:
-        pids: The processes whose work is waited for, beside this one.
+        pids: The processes whose work the test waits for, besides this one.
     """
 
     def __init__(self, *pids: int) -> None:
@@ -24,7 +24,7 @@ class Stopwatch:
 
     @property
     def on_the_wall(self) -> float:
-        """All the seconds that have passed, for a figure."""
+        """All seconds that have passed, for a log line."""
         return time.monotonic() - self._started
 
     @property
@@ -38,10 +38,10 @@ class Stopwatch:
 
 
 def starvation(pid: int) -> float:
-    """Tell the seconds for which the threads of a process have waited for a CPU in their lives.
+    """Return the seconds for which the threads of a process have waited for a CPU.
 
     Args:
-        pid: The process; of one that has ended it is nothing.
+        pid: The process; 0 seconds if it has ended.
     """
     waited = 0
     with suppress(OSError):
