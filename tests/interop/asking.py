@@ -1,14 +1,12 @@
-"""The ways in which callers ask, and how their conclusions are read."""
+"""The ways in which callers check, and how their conclusions are read."""
 
 import asyncio
-import json
 import re
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,38 +14,38 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.interop.tools import ENVIRONMENT, GO_PROGRAMS
-from tests.support.gateway import ENVOY, free_port
+from tests.support import wire
 
 Ask = Callable[[int], str]
-"""Given ghealth's port, tells what a caller concludes."""
+"""Returns what a caller concludes, given ghealth's port."""
 
 Follow = Callable[[int], AbstractContextManager[Callable[[], str]]]
-"""Given ghealth's port, lends what tells a follower's opinion of the moment."""
+"""Yields a function that returns a follower's present conclusion, given ghealth's port."""
 
 HOST: Final = "127.0.0.1"
-PATIENCE: Final = 30.0
-"""Seconds in which everyone has to conclude something."""
+TIMEOUT: Final = 30.0
+"""Seconds within which every caller must conclude something."""
 
 _GATEWAY: Final = health_pb2.HealthCheckRequest()
 _NO_PROXY: Final = (("grpc.enable_http_proxy", 0),)
 
 
 def python_stub(port: int) -> str:
-    """Ask with Python's stub."""
+    """Check with Python's stub."""
     with grpc.insecure_channel(f"{HOST}:{port}", _NO_PROXY) as channel:
         try:
-            return _status(health_pb2_grpc.HealthStub(channel).Check(_GATEWAY, timeout=PATIENCE))
+            return _status(health_pb2_grpc.HealthStub(channel).Check(_GATEWAY, timeout=TIMEOUT))
         except grpc.RpcError as error:
             return error.code().name
 
 
 def python_asyncio_stub(port: int) -> str:
-    """Ask with Python's stub on an event loop."""
+    """Check with Python's stub on an event loop."""
 
     async def ask() -> str:
         async with grpc.aio.insecure_channel(f"{HOST}:{port}", _NO_PROXY) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
-            return _status(await stub.Check(_GATEWAY, timeout=PATIENCE))
+            return _status(await stub.Check(_GATEWAY, timeout=TIMEOUT))
 
     return asyncio.run(ask())
 
@@ -58,15 +56,15 @@ def _status(reply: Any) -> str:
 
 
 def http1(port: int) -> str:
-    """Speak HTTP/1.1 until the connection is closed; a timeout or a reset raises."""
-    with socket.create_connection((HOST, port), timeout=PATIENCE) as connection:
+    """Send HTTP/1.1 until the connection is closed; a timeout or a reset raises."""
+    with socket.create_connection((HOST, port), timeout=TIMEOUT) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         connection.makefile("rb").read(65536)
     return "closed"
 
 
 def program(pattern: str, *command: str | Path, stdin: str = "") -> Ask:
-    """Ask by running a program to its end.
+    """Check by running a program to its end.
 
     Args:
         pattern: A regular expression; what its groups match in the program's output and the
@@ -83,7 +81,7 @@ def program(pattern: str, *command: str | Path, stdin: str = "") -> Ask:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=False,
         )
         said = f"{done.stdout}\nexit {done.returncode}"
@@ -95,7 +93,7 @@ def program(pattern: str, *command: str | Path, stdin: str = "") -> Ask:
 
 @contextmanager
 def _running(*command: str | Path) -> Iterator[Callable[[], list[str]]]:
-    """Run a program meanwhile; lend what tells the lines that it has said so far."""
+    """Run a program during the block; yield a function that returns its lines so far."""
     with tempfile.NamedTemporaryFile() as said:
         process = subprocess.Popen(command, env=ENVIRONMENT, stdout=said, stderr=subprocess.DEVNULL)
         try:
@@ -105,59 +103,50 @@ def _running(*command: str | Path) -> Iterator[Callable[[], list[str]]]:
             process.wait()
 
 
-@contextmanager
-def grpc_go_channel(port: int) -> Iterator[Callable[[], str]]:
-    """Follow by a channel of grpc-go; its opinion is its state."""
-    command = (GO_PROGRAMS / "clienthealth", f"-addr={HOST}:{port}", "-duration=1h")
-    with _running(*command) as states:
-        yield lambda: (states() or ["not started"])[-1]
+def grpc_go_channel(*options: str) -> Follow:
+    """Follow by a channel of grpc-go; the conclusion is the channel's state."""
+
+    @contextmanager
+    def follow(port: int) -> Iterator[Callable[[], str]]:
+        program = GO_PROGRAMS / "clienthealth"
+        with _running(program, f"-addr={HOST}:{port}", "-duration=1h", *options) as states:
+            yield lambda: (states() or ["not started"])[-1]
+
+    return follow
 
 
-@contextmanager
-def envoy(port: int) -> Iterator[Callable[[], str]]:
-    """Follow by an Envoy that checks ghealth's health; its opinion is the flags of that host."""
-    admin_port = free_port()
-    config = json.dumps(_envoy_config(port, admin_port))
-    with _running(ENVOY, "--config-yaml", config, "--disable-hot-restart", "--concurrency", "1"):
-        yield lambda: _envoy_opinion(admin_port)
+def alb(path: str, matchers: Mapping[str, frozenset[int]]) -> Ask:
+    """Check as an ALB does: its request, on a new connection, judged only by the code.
+
+    Args:
+        path: The target group's path.
+        matchers: Possible success codes of a target group; healthy is what any of them accepts.
+    """
+
+    async def ask(port: int) -> str:
+        try:
+            async with asyncio.timeout(ALB_TIMEOUT):
+                reply = await wire.call(
+                    port,
+                    wire.EMPTY_MESSAGE,
+                    path=path,
+                    without=(":authority",),
+                    headers=_ALB_HEADERS,
+                )
+        except TimeoutError:
+            return "no answer: unhealthy"
+        healthy = any(reply.code in codes for codes in matchers.values())
+        return f"{reply.code} {'healthy' if healthy else 'unhealthy'}"
+
+    return lambda port: asyncio.run(ask(port))
 
 
-def _envoy_opinion(admin_port: int) -> str:
-    admin = HTTPConnection(HOST, admin_port, timeout=PATIENCE)
-    try:
-        # Before its first check has ended, Envoy flags every host as one that failed.
-        admin.request("GET", "/stats?usedonly&filter=health_check.(success%7Cfailure)")
-        if not admin.getresponse().read():
-            return "undecided"
-        admin.request("GET", "/clusters?format=json")
-        (cluster,) = json.load(admin.getresponse())["cluster_statuses"]
-    except (OSError, HTTPException):
-        return "not started"
-    finally:
-        admin.close()
-    flags = cluster["host_statuses"][0]["health_status"]
-    return " ".join(flag for flag, up in flags.items() if up is True) or "healthy"
+ALB_TIMEOUT: Final = 5.0
+"""Seconds; an ALB's default."""
 
-
-def _envoy_config(port: int, admin_port: int) -> dict[str, Any]:
-    def at(number: int) -> dict[str, Any]:
-        return {"address": {"socket_address": {"address": HOST, "port_value": number}}}
-
-    http = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    http2 = {
-        "@type": f"type.googleapis.com/{http}",
-        "explicit_http_config": {"http2_protocol_options": {}},
-    }
-    # The timeout is never reached: it is ghealth that has to answer.
-    check = {"timeout": "60s", "interval": "0.2s", "no_traffic_interval": "0.2s"}
-    thresholds = {"healthy_threshold": 1, "unhealthy_threshold": 1}
-    cluster = {
-        "name": "ghealth",
-        "typed_extension_protocol_options": {http: http2},
-        "load_assignment": {
-            "cluster_name": "ghealth",
-            "endpoints": [{"lb_endpoints": [{"endpoint": at(port)}]}],
-        },
-        "health_checks": [{"grpc_health_check": {}, **check, **thresholds}],
-    }
-    return {"admin": at(admin_port), "static_resources": {"clusters": [cluster]}}
+_ALB_HEADERS: Final = (
+    ("host", "AWSALB"),
+    ("content-length", "5"),
+    ("user-agent", "ELB-HealthChecker/2.0"),
+    ("accept-encoding", "gzip, compressed"),
+)

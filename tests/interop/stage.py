@@ -1,4 +1,4 @@
-"""What the callers call: ghealth, as a process of its own, beside a real gateway."""
+"""The server for the callers: ghealth as a separate process, beside a real gateway."""
 
 import signal
 import subprocess
@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from tests.interop.asking import HOST, python_stub
+from tests.interop.certificates import CERT_FILE, KEY_FILE
 from tests.interop.tools import ENVIRONMENT, GHEALTH
 from tests.support.gateway import (
     READY,
@@ -22,20 +23,21 @@ from tests.support.gateway import (
 DRAINING: Final = "draining"
 
 STATES: Final = {"ready": READY, "503": SICK, "silent": SILENT, DRAINING: READY}
-"""What callers meet, each with the state of the gateway's agent."""
+"""The states that callers see, each with the state of the gateway's agent."""
 
 SETTINGS: Final = {
-    # Longer than the kubelet and grpc-health-probe wait, shorter than all others do: a silent
-    # gateway is answered for in both ways.
+    # Longer than the timeouts of the kubelet and grpc-health-probe, shorter than all others, so
+    # that both answers for a silent gateway occur.
     "GHEALTH_PROBE_TIMEOUT": "1.5",
     "GHEALTH_CACHE_TTL": "0",
     "GHEALTH_WATCH_INTERVAL": "0.1",
     "GHEALTH_DRAIN_DELAY": "600",
+    "GHEALTH_ADMIN_LISTEN": "off",
 }
 
 
 class Ghealth:
-    """A ghealth that keeps its port when it is started anew.
+    """A ghealth that keeps its port over restarts.
 
     Args:
         probe_url: The gateway's readiness endpoint.
@@ -43,12 +45,19 @@ class Ghealth:
 
     def __init__(self, probe_url: str) -> None:
         self.port = free_port()
-        address = {"GHEALTH_LISTEN": f"{HOST}:{self.port}", "GHEALTH_PROBE_URL": probe_url}
-        self._environment = ENVIRONMENT | SETTINGS | address
+        self.tls_port = free_port()
+        own = {
+            "GHEALTH_LISTEN": f"{HOST}:{self.port}",
+            "GHEALTH_TLS_LISTEN": f"{HOST}:{self.tls_port}",
+            "GHEALTH_TLS_CERT_FILE": str(CERT_FILE),
+            "GHEALTH_TLS_KEY_FILE": str(KEY_FILE),
+            "GHEALTH_PROBE_URL": probe_url,
+        }
+        self._environment = ENVIRONMENT | SETTINGS | own
         self._process = self._launch()
 
     def start(self) -> None:
-        """Start it anew."""
+        """Start it again."""
         self._process = self._launch()
         self.await_start()
 
@@ -56,7 +65,7 @@ class Ghealth:
         """Wait until it listens.
 
         Raises:
-            RuntimeError: If it ends instead, having said why on standard error.
+            RuntimeError: If it ends instead; the cause is on standard error.
         """
         wait_until(lambda: listens(self.port) or self._process.poll() is not None)
         if self._process.poll() is not None:
@@ -85,7 +94,7 @@ def stage(state: str = READY) -> Iterator[tuple[Agent, Ghealth]]:
     """Run a gateway in one of the `STATES`, and ghealth beside it."""
     with Agent() as agent, ExitStack() as stack:
         agent.state = STATES[state]
-        # Who is to be stopped is known before anyone is waited for: an interrupt leaves nobody.
+        # All are registered for the end before the first wait: an interrupt leaves no process.
         gateway = Gateway(agent)
         stack.callback(gateway.stop)
         gateway.start()

@@ -1,4 +1,4 @@
-"""The callers that are not Python, built and installed from what the lock files pin."""
+"""The callers that are not in Python, built and installed from lock files."""
 
 import os
 import shutil
@@ -18,14 +18,14 @@ ENVIRONMENT: Final = {
     for name, value in os.environ.items()
     if not name.startswith("GHEALTH_") and not name.lower().endswith("_proxy")
 }
-"""For ghealth and its callers: no settings but the suite's, and no proxy between them."""
+"""The environment of ghealth and its callers: only the suite's settings, and no proxy."""
 
-BUILD_PATIENCE: Final = 1200.0
-"""Seconds; where nothing is cached, the kubelet's code takes minutes."""
+BUILD_TIMEOUT: Final = 1200.0
+"""Seconds; without a cache, the kubelet's code takes minutes to build."""
 
 
 class Tool(Enum):
-    """What a caller may need of this machine."""
+    """Tools that callers need on this machine."""
 
     PYTHON = "Python"
     GO = "Go"
@@ -34,11 +34,11 @@ class Tool(Enum):
 
 
 class BuildError(Exception):
-    """A tool is there, but did not do what it should; the text is what it said."""
+    """A tool failed; the message is its output."""
 
 
 def prepare() -> frozenset[Tool]:
-    """Build and install the callers that this machine has the tools for, and tell these tools.
+    """Build and install the callers that this machine has the tools for; return these tools.
 
     Raises:
         BuildError: If one of them fails.
@@ -56,9 +56,20 @@ def prepare() -> frozenset[Tool]:
     return frozenset(tools)
 
 
+def build_probe() -> None:
+    """Build grpc-health-probe.
+
+    Raises:
+        BuildError: If that fails.
+        FileNotFoundError: If this machine has no Go toolchain.
+    """
+    package = "github.com/grpc-ecosystem/grpc-health-probe"
+    _run("go", "build", "-o", f"{GO_PROGRAMS}/", package, where=_HERE / "go")
+
+
 def _run(*command: str, where: Path = _HERE) -> str:
     done = subprocess.run(
-        command, cwd=where, capture_output=True, text=True, timeout=BUILD_PATIENCE, check=False
+        command, cwd=where, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=False
     )
     if done.returncode:
         raise BuildError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")

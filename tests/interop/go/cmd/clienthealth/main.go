@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	_ "google.golang.org/grpc/health" // without it the service config below does nothing
 )
@@ -17,6 +18,7 @@ import (
 func main() {
 	addr := flag.String("addr", "127.0.0.1:25021", "host:port of the server")
 	service := flag.String("service", "", "the service whose health is the channel's")
+	ca := flag.String("ca", "", "PEM file with the authority of the server, localhost; unset: no TLS")
 	duration := flag.Duration("duration", time.Minute, "how long to go on")
 	flag.Parse()
 
@@ -25,9 +27,16 @@ func main() {
 		`{"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": %q}}`,
 		*service,
 	)
+	transport := insecure.NewCredentials()
+	if *ca != "" {
+		var err error
+		if transport, err = credentials.NewClientTLSFromFile(*ca, "localhost"); err != nil {
+			log.Fatal(err)
+		}
+	}
 	channel, err := grpc.NewClient(
 		"passthrough:///"+*addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(transport),
 		grpc.WithDefaultServiceConfig(config),
 	)
 	if err != nil {
