@@ -1,6 +1,7 @@
-"""What `make dist` built: the wheel in an empty environment, and the sdist."""
+"""The results of `make dist`: the wheel in an empty environment, and the sdist."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,26 +17,26 @@ from ghealth import __version__
 ROOT = Path(__file__).parents[2]
 WHEEL = ROOT / "dist" / f"ghealth-{__version__}-py3-none-any.whl"
 SDIST = ROOT / "dist" / f"ghealth-{__version__}.tar.gz"
-PATIENCE = 300.0
+TIMEOUT = 300.0
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel into an environment that has nothing else; tell where its commands are."""
+    """Install the wheel into an empty environment; return the folder of its commands."""
     place = tmp_path_factory.mktemp("empty")
     venv.create(place)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     install = [*pip, "--python", str(place / "bin" / "python"), "install"]
-    locked = ["--require-hashes", "--only-binary=:all:", "-r", f"{ROOT}/requirements/run.txt"]
-    subprocess.run([*install, *locked], check=True, timeout=PATIENCE)
-    # What it asks for beyond the lock is not found.
+    locked = ["--require-hashes", "--only-binary=:all:", "-r", f"{ROOT}/requirements/image.txt"]
+    subprocess.run([*install, *locked], check=True, timeout=TIMEOUT)
+    # Packages that are not in the lock are not found.
     alone = {name: value for name, value in os.environ.items() if name != "PIP_FIND_LINKS"}
-    subprocess.run([*install, "--no-index", str(WHEEL)], check=True, timeout=PATIENCE, env=alone)
+    subprocess.run([*install, "--no-index", str(WHEEL)], check=True, timeout=TIMEOUT, env=alone)
     return place / "bin"
 
 
 def test_the_wheel_works_in_an_empty_environment(installed: Path, tmp_path: Path) -> None:
-    """Its commands run without the checkout: settings, a check with nobody there, and serving."""
+    """Its commands run without the checkout: settings, a check without a server, and serving."""
 
     def run(*command: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -43,7 +44,7 @@ def test_the_wheel_works_in_an_empty_environment(installed: Path, tmp_path: Path
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=False,
         )
 
@@ -60,7 +61,7 @@ def test_the_wheel_works_in_an_empty_environment(installed: Path, tmp_path: Path
         assert ghealth.stdout is not None
         assert b'"started"' in ghealth.stdout.readline()
         ghealth.send_signal(signal.SIGTERM)
-        assert ghealth.wait(PATIENCE) == 0
+        assert ghealth.wait(TIMEOUT) == 0
 
 
 def test_the_wheel_has_the_package_alone() -> None:
@@ -73,9 +74,21 @@ def test_the_wheel_has_the_package_alone() -> None:
 
 
 def test_the_sdist_is_the_checkout() -> None:
-    """From the sdist alone everything can be built, tested and read, and nothing else is in it."""
+    """The sdist has everything to build, test and read, and nothing else."""
     with tarfile.open(SDIST) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     files = subprocess.check_output(listing, cwd=ROOT, text=True).split()
     assert names == {*files, "PKG-INFO"}
+
+
+def test_the_page_on_pypi_has_no_relative_links() -> None:
+    """Each link in the description leads to a file of this version's tag, or elsewhere."""
+    with zipfile.ZipFile(WHEEL) as archive:
+        text = archive.read(f"ghealth-{__version__}.dist-info/METADATA").decode()
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 10
+    for link in links:
+        _, found, name = link.partition(f"/ghealth/blob/v{__version__}/")
+        assert link.startswith("https://")
+        assert not found or (ROOT / name.partition("#")[0]).exists(), link

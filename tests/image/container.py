@@ -1,4 +1,4 @@
-"""The image as it is run: by podman, with what a gateway pod allows it and no more."""
+"""Runs the image by podman, with the limits of a gateway pod."""
 
 import itertools
 import json
@@ -13,8 +13,8 @@ from typing import Any, Final
 from tests.image.build import IMAGE, environment, tool
 from tests.support.gateway import wait_until
 
-PATIENCE: Final = 120.0
-"""Seconds, for what takes one on an idle machine."""
+TIMEOUT: Final = 120.0
+"""Seconds; on an idle machine one is enough."""
 
 _CONFINED: Final = (
     "--pull=never",
@@ -38,7 +38,7 @@ def podman(*arguments: str) -> "subprocess.CompletedProcess[str]":
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=False,
     )
 
@@ -57,7 +57,7 @@ def run(*arguments: str, options: tuple[str, ...] = ()) -> "subprocess.Completed
 
 
 class Container:
-    """A container under way.
+    """A running container.
 
     Args:
         name: Its name.
@@ -71,7 +71,7 @@ class Container:
         return podman("exec", self.name, *command)
 
     def healthcheck(self) -> int:
-        """Run the image's HEALTHCHECK and tell its exit code."""
+        """Run the image's HEALTHCHECK and return its exit code."""
         return podman("healthcheck", "run", self.name).returncode
 
     def signal(self, name: str) -> None:
@@ -79,20 +79,20 @@ class Container:
         _succeed(podman("kill", "--signal", name, self.name))
 
     def exit_code(self) -> int:
-        """Wait for its end and tell the exit code."""
+        """Wait for its end and return the exit code."""
         return int(podman("wait", self.name).stdout)
 
     def inspect(self) -> Any:
-        """Tell all that podman knows of it."""
+        """Return podman's data about it."""
         return json.loads(podman("inspect", self.name).stdout)[0]
 
     def process(self) -> dict[str, str]:
-        """Tell what the kernel knows of its process."""
+        """Return the kernel's status of its process."""
         status = Path(f"/proc/{self.inspect()['State']['Pid']}/status").read_text()
         return {name: value.strip() for name, _, value in map(_parted, status.splitlines())}
 
     def memory(self) -> tuple[int, int]:
-        """Tell the limit of its memory and the most that it had, in bytes, cache included."""
+        """Return the memory limit and the peak, in bytes, cache included."""
         groups = Path(f"/proc/{self.inspect()['State']['Pid']}/cgroup").read_text()
         if version_1 := re.search(r"^\d+:memory:(.*)$", groups, re.MULTILINE):
             group = Path(f"/sys/fs/cgroup/memory{version_1[1]}")
@@ -104,7 +104,7 @@ class Container:
         return limit, peak
 
     def lines(self) -> list[dict[str, Any]]:
-        """Tell the lines of its log."""
+        """Return the lines of its log."""
         return [json.loads(line) for line in podman("logs", self.name).stdout.splitlines()]
 
     def line(self, event: str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Container:
         def ended() -> bool:
             return not self.inspect()["State"]["Running"]
 
-        wait_until(lambda: bool(found()) or ended(), PATIENCE)
+        wait_until(lambda: bool(found()) or ended(), TIMEOUT)
         if not found():
             raise RuntimeError(f"no line about {event}: {podman('logs', self.name)}")
         return found()[0]

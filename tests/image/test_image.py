@@ -2,11 +2,14 @@
 
 import http.client
 import json
+import math
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ghealth import __version__
+from ghealth.servicer import MAX_WATCHES_PER_CONNECTION
 from tests.image import container as containers
-from tests.image.build import IMAGE, ROOT, RUN_BASE
-from tests.image.container import PATIENCE, container, podman
+from tests.image.build import IMAGE, ROOT, RUN_BASE, SOURCE
+from tests.image.container import TIMEOUT, container, podman
 from tests.support.gateway import ENVOY, SICK, Agent, listens, wait_until
 
 GHEALTH = Path(sys.prefix) / "bin" / "ghealth"
+LOCK = ROOT / "requirements" / "image.txt"
 USER = "65532"
 AS_ALB = ("ghealth", "check", "--as", "alb")
 MIB = 1024 * 1024
@@ -32,7 +37,7 @@ def inspected(image: str) -> Any:
 
 
 def test_the_image_says_what_it_is(figures: dict[str, str]) -> None:
-    """It has a numeric user, its version and revision, and the port; one layer on its base."""
+    """It has a numeric user, version, revision, source and the port; one layer on its base."""
     image, base = inspected(IMAGE), inspected(RUN_BASE)
     configuration = image["Config"]
     labels = configuration["Labels"]
@@ -42,6 +47,7 @@ def test_the_image_says_what_it_is(figures: dict[str, str]) -> None:
     assert configuration["ExposedPorts"] == {"25021/tcp": {}}
     assert labels["org.opencontainers.image.version"] == __version__
     assert labels["org.opencontainers.image.revision"].removesuffix("-dirty") == revision
+    assert labels["org.opencontainers.image.source"] == SOURCE
     added = image["RootFS"]["Layers"][len(base["RootFS"]["Layers"]) :]
     assert len(added) == 1
     figures["layers"] = f"those of the base and {len(added)}"
@@ -49,6 +55,50 @@ def test_the_image_says_what_it_is(figures: dict[str, str]) -> None:
     figures["size of ghealth's layer on its base"] = (
         f"{(image['Size'] - base['Size']) / MIB:.0f} MiB"
     )
+
+
+def test_it_finds_its_code_whatever_the_environment(tmp_path: Path) -> None:
+    """PYTHONPATH, PYTHONHOME and an injector's modules of the same names change nothing."""
+    for name in ("ghealth", "grpc", "httpx", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+    tmp_path.chmod(0o755)
+    environment = ("PYTHONPATH=/injected", "PYTHONHOME=/injected", "PYTHONSAFEPATH=")
+    variables = [f"--env={variable}" for variable in environment]
+    options = (f"--volume={tmp_path}:/injected:ro", "--workdir=/injected", *variables)
+    done = containers.run("settings", options=options)
+    assert (done.returncode, done.stderr) == (0, "")
+    with container(*options, CACHE_TTL="0") as ghealth:
+        assert ghealth.exec("ghealth", "check", "--service=liveness").returncode == 0
+    assert not any("PYTHON" in variable for variable in inspected(IMAGE)["Config"]["Env"])
+
+
+_PACKAGES = """
+import importlib.metadata as metadata, json, pathlib
+found = {}
+for package in metadata.distributions(path=["/opt/ghealth"]):
+    files = [file for file in map(package.locate_file, package.files or ()) if file.is_file()]
+    held = package.metadata
+    licence = held.get("License-Expression") or held.get("License") or "see its classifiers"
+    size = sum(file.stat().st_size for file in files)
+    found[held["Name"].lower()] = [package.version, licence.splitlines()[0][:40], size]
+files = pathlib.Path("/opt/ghealth").rglob("*")
+left = [str(file) for file in files if file.suffix in {".pyi", ".c", ".proto"}]
+print(json.dumps([found, left]))
+"""
+
+
+def test_it_contains_what_is_locked_and_no_more(figures: dict[str, str]) -> None:
+    """Scanners find each package of the lock with its version, ghealth itself, and no other."""
+    done = containers.run("-c", _PACKAGES, options=("--entrypoint=python3",))
+    found, left = json.loads(done.stdout)
+    assert left == []
+    locked = re.findall(r"^([\w.-]+)==([\w.]+)", LOCK.read_text(), re.MULTILINE)
+    expected = dict(locked) | {"ghealth": __version__}
+    assert {name.replace("_", "-"): version for name, (version, _, _) in found.items()} == expected
+    for name, (version, licence, size) in sorted(found.items(), key=lambda it: -it[1][2]):
+        figures[f"{name} {version}"] = (
+            f"{size / MIB:.1f} MiB, {licence[:40] or 'see its classifiers'}"
+        )
 
 
 def test_beside_a_gateway_it_tells_the_truth(agent: Agent) -> None:
@@ -73,9 +123,9 @@ def test_the_compose_files_gateway_turns_sick_and_well() -> None:
         subprocess.Popen([ENVOY, "--config-path", config, "--log-level", "error"]) as envoy,
     ):
         try:
-            assert wait_until(lambda: listens(15021) and listens(15000), PATIENCE)
+            assert wait_until(lambda: listens(15021) and listens(15000), TIMEOUT)
             for command, exit_code in (("ok", 0), ("fail", 4), ("ok", 0)):
-                admin = http.client.HTTPConnection("127.0.0.1", 15000, timeout=PATIENCE)
+                admin = http.client.HTTPConnection("127.0.0.1", 15000, timeout=TIMEOUT)
                 admin.request("POST", f"/healthcheck/{command}")
                 assert admin.getresponse().status == 200
                 admin.close()
@@ -109,7 +159,7 @@ def test_mistakes_are_one_line_and_an_exit_code() -> None:
 
 
 def test_it_is_process_number_1_without_privileges() -> None:
-    """Nothing stands between the runtime and ghealth; it is nobody and may do nothing."""
+    """Nothing stands between the runtime and ghealth; it has no privileges."""
     with container() as ghealth:
         process = ghealth.process()
         assert process["NSpid"].split()[-1] == "1"
@@ -153,7 +203,7 @@ def test_the_healthcheck_is_about_the_process_alone() -> None:
 
 
 def test_without_a_network_it_starts() -> None:
-    """With a loopback interface alone it serves, and says that the gateway does not answer."""
+    """With only a loopback interface it serves, and reports that the gateway is not reachable."""
     with container(network="none") as ghealth:
         assert ghealth.exec("ghealth", "check", "--service=liveness").returncode == 0
         verdict = ghealth.exec(*AS_ALB)
@@ -162,7 +212,7 @@ def test_without_a_network_it_starts() -> None:
 
 
 def test_nothing_is_written(agent: Agent) -> None:
-    """Where it may write, it does not: a life leaves no file behind but the runtime's own."""
+    """Where it may write, it does not: only the runtime's files are left."""
     mounted = {"/dev", "/etc", "/proc", "/run", "/sys"}
     with container("--read-only=false", "--user=0:0", CACHE_TTL="0") as ghealth:
         assert ghealth.exec("ghealth", "check").returncode == 0
@@ -181,16 +231,26 @@ def test_memory_is_enough(
     """In 64 MiB it serves checks and a few watches, in 96 MiB all that it allows."""
     with (
         container(memory=memory, CACHE_TTL="0") as ghealth,
-        grpc.insecure_channel("127.0.0.1:25021") as channel,
+        ExitStack() as stack,
     ):
         figures[f"resident, idle, of {memory} MiB"] = ghealth.process()["VmRSS"]
-        stub = health_pb2_grpc.HealthStub(channel)
-        nobody = health_pb2.HealthCheckRequest()
-        watches = [stub.Watch(nobody, timeout=PATIENCE) for _ in range(watchers)]
+        own_connection = [("grpc.use_local_subchannel_pool", 1)]
+        stubs = [
+            health_pb2_grpc.HealthStub(
+                stack.enter_context(grpc.insecure_channel("127.0.0.1:25021", own_connection))
+            )
+            for _ in range(math.ceil(watchers / MAX_WATCHES_PER_CONNECTION))
+        ]
+        stub = stubs[0]
+        request = health_pb2.HealthCheckRequest()
+        watches = [
+            stubs[number // MAX_WATCHES_PER_CONNECTION].Watch(request, timeout=TIMEOUT)
+            for number in range(watchers)
+        ]
         serving = health_pb2.HealthCheckResponse.SERVING
         assert all(next(watch).status == serving for watch in watches)
         for _ in range(300):
-            assert stub.Check(nobody, timeout=PATIENCE).status == serving
+            assert stub.Check(request, timeout=TIMEOUT).status == serving
         agent.state = SICK
         assert all(next(watch).status == 2 for watch in watches)
         resident = ghealth.process()["VmHWM"]
@@ -204,7 +264,7 @@ def test_memory_is_enough(
 
 
 def test_every_module_is_compiled() -> None:
-    """Python finds byte code of its own version for each file, and takes it without a look."""
+    """Each file has byte code of this Python, which is used without a check of the source."""
     script = (
         "import importlib.util as u, pathlib, sys\n"
         "for file in pathlib.Path('/opt/ghealth').rglob('*.py'):\n"

@@ -1,9 +1,9 @@
-"""Every caller and every fault at random, and each single answer held against a model.
+"""Every caller and every fault at random; each answer is compared with a model.
 
 A real Envoy with a stand-in for pilot-agent behind it, and a ghealth beside it. One director
 disturbs the agent, one the processes; meanwhile callers of every kind, well-behaved and hostile,
-keep up to `CONNECTIONS` connections busy. Each choice follows from the seed and the name of who
-makes it; which choices happen to meet is up to the machine.
+keep up to `CONNECTIONS` connections busy. Each choice depends on the seed and on the name of the
+caller or director; their timing depends on the machine.
 
 A new caller is a row of `CALLERS`, a new fault a function in `FAULTS`.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Final
 
-from tests.soak.callers import CALLERS, CONNECTIONS, DEAF_WATCH, PATIENCE, work
+from tests.soak.callers import CALLERS, CONNECTIONS, DEAF_WATCH, TIMEOUT, work
 from tests.soak.model import (
     ALLOWANCE,
     CACHE_TTL,
@@ -34,45 +34,54 @@ from tests.soak.model import (
     now,
 )
 from tests.soak.scene import FAULTS, Scene, an_attempt, direct
-from tests.support import processes
+from tests.support import interrupt, processes
 from tests.support.gateway import SICK, Agent, Gateway, free_port, listens, wait_until
 
 DRAIN_DELAY, SHUTDOWN_GRACE = 5.0, 1.0
 SETTINGS: Final = {
     "CACHE_TTL": str(CACHE_TTL),
+    "ADMIN_LISTEN": "off",
     "PROBE_TIMEOUT": str(PROBE_TIMEOUT),
     "WATCH_INTERVAL": str(WATCH_INTERVAL),
     "DRAIN_DELAY": str(DRAIN_DELAY),
     "SHUTDOWN_GRACE": str(SHUTDOWN_GRACE),
-    "MAX_WATCHES": "60",  # twice what there may be: a leak shows
+    "MAX_WATCHES": "60",  # twice the expected number: a leak exceeds it
     "LOG_FORMAT": "json",
 }
-FDS_NEAR: Final = 3  # over the start's: an attempt may be under way
+FDS_NEAR: Final = 3  # more than at the start: a probe may be running
 MISSED: Final = 0.1
-"""Part of the short deadlines that may be missed: ghealth is 50 ms ahead of one, which is less
-than the allowance, and the work for a hundred resets can take as long."""
+"""Share of the short deadlines that may be missed: ghealth answers 50 ms before one, and the work
+for a hundred resets can take as long."""
 SHOWN: Final = 20  # of the wrong answers
+
+PROGRESS: Final = 10
+"""Seconds between two lines about how far it is."""
 
 
 async def play(scene: Scene, seconds: float, *subjects: str) -> None:
-    """Have everyone call for some time while some subjects are disturbed."""
+    """Let all callers check for some time while the directors disturb some subjects."""
     scene.over.clear()
-    async with asyncio.timeout(seconds + 6 * PATIENCE), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(seconds + 6 * TIMEOUT), asyncio.TaskGroup() as group:
         for subject in subjects:
             group.create_task(direct(scene, subject))
         for kind, caller in CALLERS.items():
             for number in range(caller.workers):
                 group.create_task(work(scene, kind, number))
-        end = now() + seconds
-        while now() < end and scene.ghealth.poll() is None:
+        began = now()
+        shown = PROGRESS
+        while now() < began + seconds and scene.ghealth.poll() is None:
+            if now() > began + shown:
+                answers = sum(tally.answers for tally in scene.model.tallies.values())
+                print(f"{shown} of {seconds:g} s: {answers} answers", flush=True)
+                shown += PROGRESS
             scene.usages.append(scene.usage())
             await asyncio.sleep(0.2)
         scene.over.set()
 
 
 async def settled(scene: Scene, most: int) -> tuple[int, int]:
-    """Give ghealth time to let go of what callers left behind, and tell its usage."""
-    end = now() + PATIENCE / 2
+    """Wait until ghealth has closed what callers left open, and return its usage."""
+    end = now() + TIMEOUT / 2
     scene.over.clear()
     while scene.usage()[1] > most and now() < end:
         await scene.rest(0.1)
@@ -80,11 +89,11 @@ async def settled(scene: Scene, most: int) -> tuple[int, int]:
 
 
 async def drain(scene: Scene) -> str:
-    """End ghealth under load, with a slow gateway and with watchers that stay; tell how it went."""
+    """End ghealth under load, with a slow gateway and open watches; return the result."""
     playing = asyncio.create_task(play(scene, 2 * WITHIN + 1))
     await asyncio.sleep(WITHIN)
     await asyncio.sleep(WITHIN)
-    # Either calls are under way when the signal comes, or watchers are between two looks.
+    # When the signal comes, calls are open, or watches are between two probes.
     if scene.rng("drain").choice((True, False)):
         scene.witness.delay = PROBE_TIMEOUT / 2
         await an_attempt(scene)
@@ -96,7 +105,7 @@ async def drain(scene: Scene) -> str:
         scene.model.drains()
         scene.ghealth.send_signal(signal.SIGTERM)
         await playing
-        code = await asyncio.to_thread(scene.ghealth.wait, DRAIN_DELAY + SHUTDOWN_GRACE + PATIENCE)
+        code = await asyncio.to_thread(scene.ghealth.wait, DRAIN_DELAY + SHUTDOWN_GRACE + TIMEOUT)
     took = now() - scene.model.drained
     late = scene.model.machine.withheld_since(scene.model.drained)
     if code or not DRAIN_DELAY <= took < DRAIN_DELAY + SHUTDOWN_GRACE + ALLOWANCE + late:
@@ -105,11 +114,11 @@ async def drain(scene: Scene) -> str:
 
 
 async def soak(scene: Scene, seconds: float) -> None:
-    """Play, drain, and tell what was seen."""
+    """Run the callers and faults, drain, and print the report."""
     model = scene.model
     model.machine.pids = scene.pids
     looking = asyncio.create_task(model.machine.watch())
-    await play(scene, 1)  # what is made once has been made
+    await play(scene, 1)  # one-time allocations are done
     start = await settled(scene, 0)
     await play(scene, seconds, *FAULTS)
     end = await settled(scene, start[1] + FDS_NEAR)
@@ -183,5 +192,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    interrupt.run(main)

@@ -17,8 +17,8 @@ import h2.exceptions
 import h2.settings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ghealth.alb import USER_AGENT
-from ghealth.servicer import MESSAGE_PATIENCE
+from ghealth.server import ALB_USER_AGENT
+from ghealth.servicer import MESSAGE_TIMEOUT
 from tests.soak.model import (
     ALIVE,
     ALLOWANCE,
@@ -34,12 +34,12 @@ from tests.soak.model import (
 from tests.soak.scene import Scene
 from tests.support import wire
 
-PATIENCE: Final = 10.0
+TIMEOUT: Final = 10.0
 
 
 @dataclass
 class Hand:
-    """One of a kind of callers, with a connection of its own that it keeps."""
+    """One caller of a kind, with its own connection, which it keeps."""
 
     kind: str
     scene: Scene
@@ -52,7 +52,7 @@ class Hand:
         return health_pb2_grpc.HealthStub(self.channel)
 
     async def heard(self, asking: Awaitable[str]) -> str:
-        """Tell what came back, whatever it was."""
+        """Return the answer or the error as a text."""
         try:
             return await asking
         except grpc.aio.AioRpcError as error:
@@ -60,15 +60,15 @@ class Hand:
         except (AssertionError, OSError, h2.exceptions.ProtocolError) as error:
             return f"no answer: {error!r}"
 
-    async def check(self, service: str = "", deadline: float = PATIENCE) -> str:
-        """Check on the kept connection."""
+    async def check(self, service: str = "", deadline: float = TIMEOUT) -> str:
+        """Check on the caller's connection."""
         request = health_pb2.HealthCheckRequest(service=service)
-        return told(await self.stub.Check(request, timeout=deadline))
+        return text_of(await self.stub.Check(request, timeout=deadline))
 
     async def list(self) -> str:
-        """List, of which the gateway's own status is what is judged."""
-        reply = await self.stub.List(health_pb2.HealthListRequest(), timeout=PATIENCE)
-        found = {service: told(status) for service, status in reply.statuses.items()}
+        """List; only the gateway's status in it is judged."""
+        reply = await self.stub.List(health_pb2.HealthListRequest(), timeout=TIMEOUT)
+        found = {service: text_of(status) for service, status in reply.statuses.items()}
         fixed = {"liveness": ALIVE.healthy, "sick": NEVER.healthy}
         return found[""] if found == found | fixed and len(found) > len(fixed) else str(found)
 
@@ -84,7 +84,7 @@ class Hand:
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
-        return told(await check(messages(), timeout=PATIENCE))
+        return text_of(await check(messages(), timeout=TIMEOUT))
 
     async def new_channel(self) -> str:
         """Check as the kubelet does."""
@@ -92,7 +92,7 @@ class Hand:
             return await Hand(self.kind, self.scene, self.rng, channel).check()
 
     async def raw(
-        self, *data: bytes, agent: str = USER_AGENT, path: str = wire.CHECK, ends: bool = True
+        self, *data: bytes, agent: str = ALB_USER_AGENT, path: str = wire.CHECK, ends: bool = True
     ) -> str:
         """Check as an ALB does: on a new connection, with a host in place of the authority."""
         headers = (("host", "AWSALB"), ("user-agent", agent))
@@ -101,11 +101,11 @@ class Hand:
         )
         if reply.code:
             return next(code.name for code in grpc.StatusCode if code.value[0] == reply.code)
-        return told(health_pb2.HealthCheckResponse.FromString(reply.data[5:]))
+        return text_of(health_pb2.HealthCheckResponse.FromString(reply.data[5:]))
 
 
-def told(reply: Any) -> str:
-    """Put an OK answer into words."""
+def text_of(reply: Any) -> str:
+    """Return an OK answer as a text."""
     return f"OK {health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)}"
 
 
@@ -113,7 +113,7 @@ Turn = Callable[[Hand], Awaitable[None]]
 
 
 def asks(tells: Tells, ask: Callable[[Hand], Awaitable[str]]) -> Turn:
-    """Make the turn of a caller that asks once and has the answer judged."""
+    """Return the turn of a caller that checks once; the answer is judged."""
 
     async def turn(hand: Hand) -> None:
         asked = now()
@@ -123,26 +123,26 @@ def asks(tells: Tells, ask: Callable[[Hand], Awaitable[str]]) -> Turn:
 
 
 def asks_late(tells: Tells, service: str) -> Turn:
-    """Make the turn of a caller whose message is late, but in time unless the machine is slow.
+    """Return the turn of a caller whose message is late, but in time unless the machine is slow.
 
-    A message that is too late is taken for none, and the answer is the gateway's.
+    A message that is too late counts as missing: INVALID_ARGUMENT.
     """
 
     async def turn(hand: Hand) -> None:
         asked = now()
         answer = await hand.heard(hand.message_late(service))
-        if hand.scene.model.machine.withheld_since(asked) < MESSAGE_PATIENCE / 2:
+        if hand.scene.model.machine.withheld_since(asked) < MESSAGE_TIMEOUT / 2:
             hand.scene.model.judge(hand.kind, tells, answer, asked)
 
     return turn
 
 
 OUT_OF_TIME: Final = ("DEADLINE_EXCEEDED", "UNAVAILABLE")
-"""The second where ghealth had not even read the question before the time was up."""
+"""The second if ghealth had not even read the request before the deadline."""
 
 
 async def short_deadline(hand: Hand) -> None:
-    """Check with less time than an attempt may take, once there is a connection."""
+    """Check with a deadline shorter than a probe may take, when there is a connection."""
     await hand.heard(hand.check("liveness"))
     asked = now()
     answer = await hand.heard(hand.check(deadline=hand.rng.uniform(0.15, 0.45)))
@@ -155,13 +155,13 @@ async def short_deadline(hand: Hand) -> None:
 
 
 async def watch(hand: Hand) -> None:
-    """Watch for a while; each message is judged, and in between what is still believed."""
+    """Watch for a while; each message is judged, and between messages the last one."""
     model, asked, end = hand.scene.model, now(), now() + hand.rng.uniform(0.5, 6)
     call = hand.stub.Watch(health_pb2.HealthCheckRequest())
 
     async def message() -> str:
         reply = await call.read()
-        return "the end" if reply is grpc.aio.EOF else told(reply)
+        return "the end" if reply is grpc.aio.EOF else text_of(reply)
 
     last, blamed = "", len(model.wrong)
     reading = asyncio.ensure_future(message())
@@ -181,7 +181,7 @@ async def watch(hand: Hand) -> None:
 
 
 def sends(longest: float, make: Callable[[Random], bytes]) -> Turn:
-    """Make the turn of a caller that sends something and goes away without an answer."""
+    """Return the turn of a caller that sends data and disconnects before the answer."""
 
     async def turn(hand: Hand) -> None:
         with contextlib.suppress(OSError):
@@ -189,7 +189,7 @@ def sends(longest: float, make: Callable[[Random], bytes]) -> Turn:
             writer.write(make(hand.rng))
             await hand.scene.rest(hand.rng.uniform(0, longest))
             if hand.rng.choice((True, False)):
-                sock = writer.get_extra_info("socket")  # a RST in place of a FIN
+                sock = writer.get_extra_info("socket")  # a RST instead of a FIN
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
@@ -200,7 +200,7 @@ def sends(longest: float, make: Callable[[Random], bytes]) -> Turn:
 def frames(
     method: str, streams: int = 1, *, window: int = 65_535, ends: bool = True, resets: bool = False
 ) -> bytes:
-    """Make the beginning of a connection, with some calls on it."""
+    """Return the start of a connection, with some calls on it."""
     made = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
     made.initiate_connection()
     made.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window})
@@ -241,7 +241,10 @@ CALLERS: Final[dict[str, Caller]] = {
     ),
     "no message": Caller(2, 0.2, asks(CODE, Hand.raw)),
     "no message, grpc-c": Caller(1, 0.2, asks(STATUS, lambda hand: hand.raw(agent="grpc-c/1"))),
-    "no message, no end": Caller(2, 0.2, asks(CODE, lambda hand: hand.raw(ends=False))),
+    "alb, another path": Caller(
+        2, 0.2, asks(DEFAULT_PATH, lambda hand: hand.raw(wire.EMPTY_MESSAGE, path="/"))
+    ),
+    "no message, no end": Caller(2, 0.2, asks(MALFORMED, lambda hand: hand.raw(ends=False))),
     "malformed message": Caller(1, 0.3, asks(MALFORMED, lambda hand: hand.raw(b"\0\0\0\0\1\x0a"))),
     "liveness": Caller(2, 0.1, asks(ALIVE, lambda hand: hand.check("liveness"))),
     "liveness, message late": Caller(3, 0.1, asks_late(ALIVE, "liveness")),
@@ -250,7 +253,7 @@ CALLERS: Final[dict[str, Caller]] = {
     "unknown service": Caller(1, 0.2, asks(UNKNOWN, lambda hand: hand.check("unknown"))),
     "list": Caller(2, 0.2, asks(STATUS, Hand.list)),
     "watch": Caller(15, 1, watch),
-    # From here on nobody waits for an answer.
+    # The callers from here on do not wait for an answer.
     "watch, never read": Caller(8, 0.5, sends(4, lambda _: DEAF_WATCH)),
     "silence": Caller(50, 0.5, sends(4, lambda _: b"")),
     "half a request": Caller(20, 0.5, sends(4, lambda rng: STARTS[1][: rng.randrange(150)])),
@@ -266,13 +269,13 @@ CONNECTIONS: Final = sum(caller.workers for caller in CALLERS.values()) + 2  # a
 
 
 def channel_to(port: int) -> grpc.aio.Channel:
-    """Open a channel that shares its connection with no other."""
+    """Open a channel with its own connection."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
     return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
 
 
 async def work(scene: Scene, kind: str, number: int) -> None:
-    """Take turn after turn."""
+    """Repeat the turn."""
     rng, caller = scene.rng(f"{kind} {number}"), CALLERS[kind]
     await scene.rest(rng.uniform(0, 0.5))  # not all at once
     async with channel_to(scene.port) as channel:

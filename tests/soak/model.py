@@ -1,4 +1,4 @@
-"""What may be answered: the truth of the gateway, and what explains an answer that differs."""
+"""The model: which answers are allowed, from the real state of the gateway."""
 
 import asyncio
 import contextlib
@@ -11,53 +11,53 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ghealth.servicer import MESSAGE_PATIENCE
+from ghealth.servicer import MESSAGE_TIMEOUT
 from tests.support.gateway import READY, Agent
 from tests.support.stopwatch import starvation
 
 CACHE_TTL, PROBE_TIMEOUT, WATCH_INTERVAL = 0.3, 0.5, 0.3
 
 ALLOWANCE: Final = 0.1
-"""Seconds that an answer may be under way, added to each bound. Where it does not do, what the
-machine withheld meanwhile is added too: see `Machine`."""
+"""Seconds of delay that are added to each bound. If they are not enough, the time without a CPU
+is added too: see `Machine`."""
 
 WITHIN: Final = CACHE_TTL + PROBE_TIMEOUT + ALLOWANCE
-"""The promise: healthy only if the gateway said so in these seconds."""
+"""The promise: healthy only if the gateway was ready within these seconds."""
 
 SEEN_WITHIN: Final = WITHIN + WATCH_INTERVAL
-"""The same for what a watcher believes between two looks."""
+"""The same for the last message of a watch, between two probes."""
 
-ANSWERED_WITHIN: Final = PROBE_TIMEOUT + ALLOWANCE + MESSAGE_PATIENCE + ALLOWANCE
-"""An attempt, and one second that is the caller's own, to send its message."""
+ANSWERED_WITHIN: Final = PROBE_TIMEOUT + ALLOWANCE + MESSAGE_TIMEOUT + ALLOWANCE
+"""The time of a probe, and the second in which the caller must send its message."""
 
 HANDSHAKE: Final = 2.0
-"""Seconds in which gRPC lets go of who has connected and not shaken hands."""
+"""Seconds until gRPC closes a connection without a handshake."""
 
 ATTEMPT_SPARES: Final = PROBE_TIMEOUT - ALLOWANCE
-"""Seconds that an attempt on a well gateway can lose and still be in time."""
+"""Seconds of delay with which a probe of a ready gateway is still in time."""
 
-SAMPLED: Final = 0.1  # seconds between looks at the machine
+SAMPLED: Final = 0.1  # seconds between two measurements of the machine
 
 now: Final = time.monotonic
 
 
 class Witness(Agent):
-    """An agent that notes the moment of each "ready": the one truth that an answer may tell.
+    """An agent that records the time of each "ready", from which the age of an answer follows.
 
-    It is said when the state is read for it, after the delay. Envoy, ghealth and the caller come
-    later, so the age of an answer is never underrated.
+    The time is when the state is read for the answer, after the delay. Envoy, ghealth and the
+    caller come later, so the age of an answer is never too small.
     """
 
     def __init__(self) -> None:
         self.said = -math.inf
         self._state = READY
         super().__init__()
-        # A killed Envoy resets its connections, which is no news.
+        # A killed Envoy resets its connections; ignore that.
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
 
     @property
     def state(self) -> str:
-        """What it is about to answer."""
+        """The next answer."""
         if self._state == READY:
             self.said = now()
         return self._state
@@ -67,16 +67,16 @@ class Witness(Agent):
         self._state = state
 
     def heal(self) -> None:
-        """Answer "ready" at once, again."""
+        """Answer "ready" again, without delay."""
         self.delay, self.state = 0.0, READY
 
 
 class Machine:
-    """What this machine withheld from those whose work an answer needs.
+    """The time for which processes that an answer needs waited for a CPU.
 
-    A process that wants a CPU and gets none is late without a fault, and whoever waits for it. The
-    kernel counts that; what it does not see (this program's own work, a virtual machine that stood
-    still) shows as this program's lateness.
+    A process that waits for a CPU is late without a fault, and so are the programs that wait for
+    it. The kernel counts this time. Other pauses (work of this program, a stopped virtual machine)
+    show as delays of this program.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Machine:
         self._samples: deque[tuple[float, float]] = deque(maxlen=1000)
 
     async def watch(self) -> None:
-        """Look on until cancelled."""
+        """Measure until cancelled."""
         while True:
             began = now()
             await asyncio.sleep(SAMPLED)
@@ -97,7 +97,7 @@ class Machine:
             self._samples.append((now(), self.withheld))
 
     def withheld_since(self, moment: float) -> float:
-        """Tell the seconds that were withheld since a moment, rather too many than too few."""
+        """Return the seconds of waiting since a time, rather too many than too few."""
         self._look()
         sums = (withheld for at, withheld in reversed(self._samples) if at <= moment)
         return self.withheld - next(sums, 0.0)
@@ -105,18 +105,18 @@ class Machine:
     def _look(self) -> None:
         for pid in self.pids():
             waited = starvation(pid)
-            # The sum of a process whose thread has ended is smaller than before.
+            # The sum of a process becomes smaller when a thread ends.
             self.withheld += max(0.0, waited - self._seen.get(pid, 0.0))
             self._seen[pid] = waited
 
 
 Withheld = Callable[[float], float]
-"""Tells the seconds that were withheld since a moment."""
+"""Returns the seconds of waiting since a time."""
 
 
 @dataclass(slots=True)
 class Stop:
-    """A time in which ghealth was stopped, and when "ready" had last been said by its beginning."""
+    """A time in which ghealth was stopped, and the time of the last "ready" before it."""
 
     began: float
     said: float
@@ -125,7 +125,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Tells:
-    """What a kind of caller can be told; with `fixed`, whatever the gateway says."""
+    """Answers that a kind of caller can get; with `fixed`, independent of the gateway."""
 
     healthy: str
     sick: str = ""
@@ -143,7 +143,7 @@ MALFORMED = Tells("INVALID_ARGUMENT", fixed=True)
 
 @dataclass(slots=True)
 class Tally:
-    """What one kind of caller got: the columns of the report.
+    """The answers to one kind of caller: the columns of the report.
 
     `must` of the answers had to be healthy and `must_not` could not be, or the model would prove
     nothing. The longest time is without that in which ghealth was stopped.
@@ -157,7 +157,7 @@ class Tally:
 
 
 class Model:
-    """Judges answers by what the gateway truly said."""
+    """Judges answers by the real answers of the gateway."""
 
     def __init__(self, witness: Witness, machine: Machine) -> None:
         self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
@@ -174,7 +174,7 @@ class Model:
 
     @contextlib.contextmanager
     def disturbed(self) -> Iterator[None]:
-        """For this long the gateway, or ghealth, is not steadily well."""
+        """The block during which the gateway or ghealth is disturbed."""
         self._disturbances += 1
         self._steady_from = math.inf
         yield
@@ -185,7 +185,7 @@ class Model:
 
     @contextlib.contextmanager
     def stopped(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Stop ghealth for this long."""
+        """Stop ghealth during the block."""
         stop = Stop(now(), self._witness.said)
         self._stops.append(stop)
         process.send_signal(signal.SIGSTOP)
@@ -196,12 +196,12 @@ class Model:
             stop.ended = now()
 
     def drains(self) -> None:
-        """From now on nothing but `liveness` is serving."""
+        """From now on only `liveness` is serving."""
         self.note("SIGTERM")
         self.drained, self._steady_from = now(), math.inf
 
     def note(self, event: str) -> None:
-        """Remember what happened, for the report of a wrong answer."""
+        """Record an event, for the report of a wrong answer."""
         self._history.append(f"{now() - self._began:.3f} {event}")
 
     def blame(self, kind: str, answer: str, problem: str) -> None:
@@ -210,16 +210,16 @@ class Model:
         self.wrong.append(f"{at}\n      after {'; '.join(self._history)}")
 
     def stood(self, asked: float, received: float) -> float:
-        """Tell for how long of some time ghealth was stopped."""
+        """Return for how long ghealth was stopped within a period."""
         times = (min(s.ended, received) - max(s.began, asked) for s in self._stops)
         return sum(max(0.0, seconds) for seconds in times)
 
     def _unshaken(self, asked: float, received: float, late: float) -> bool:
-        """Tell whether ghealth was stopped for so long that gRPC let go of who had just connected.
+        """Return whether ghealth was stopped for so long that gRPC closed new connections.
 
-        Its handshake timeout (2 s, `ghealth.server.options`) goes on while the process is stopped,
-        and a stop that ended just before the call may count: gRPC's threads go on with the time at
-        which they were stopped.
+        Its handshake timeout (2 s, `ghealth.server.OPTIONS`) continues while the process is
+        stopped, and a stop that ended just before the call may count: gRPC's threads continue with
+        the time at which they were stopped.
         """
         for stop in reversed(self._stops):
             if asked - stop.ended < ALLOWANCE + late:
@@ -232,27 +232,31 @@ class Model:
         """Judge an answer that was received just now.
 
         Args:
-            kind: Who asked.
-            tells: What it can be told.
-            answer: What it was told.
-            asked: When it had begun to ask; None for what a stream brought by itself.
-            hurried: Whether its own deadline may be why it was told "not serving".
+            kind: The kind of caller.
+            tells: The answers that it can get.
+            answer: The answer that it got.
+            asked: When its call started; None for a message of an open stream.
+            hurried: Whether its deadline may be the reason for "not serving".
         """
         received = now()
         since = received if asked is None else asked
         took = received - since - self.stood(since, received)
         well = 0.0 if tells.fixed or hurried else since - self._steady_from
         draining = received - self.drained
-        # What a stream brings was under way for a time that nobody knows.
+        # The delay of a message of a stream is not known.
         sent = received - WITHIN if asked is None else asked
 
         def problem(withheld: Withheld) -> str:
             late = withheld(sent)
             age = self._decided(asked, received, late) - self._witness.said
             if answer not in (tells.healthy, tells.sick):
-                if answer.startswith("no answer") and self._unshaken(since, received, late):
-                    return ""
-                return "never an answer to this caller"
+                if answer.startswith("no answer"):
+                    unshaken = self._unshaken(since, received, late)
+                    return "" if unshaken else "never an answer to this caller"
+                # The second for the message can pass while ghealth is stopped.
+                stopped = self.stood(since, received) + late > MESSAGE_TIMEOUT - ALLOWANCE
+                excused = answer == MALFORMED.healthy and stopped
+                return "" if excused else "never an answer to this caller"
             if took > ANSWERED_WITHIN + late:
                 return f"after {took:.3f} s"
             if tells.fixed:
@@ -261,7 +265,7 @@ class Model:
                 return f"{age:.3f} s after the last ready"
             if answer == tells.healthy and draining > ALLOWANCE + withheld(self.drained):
                 return f"draining for {draining:.3f} s"
-            # An attempt from which so much was withheld can have come to the end of its time.
+            # A probe with so much waiting can have reached its timeout.
             if answer == tells.sick and well > WITHIN and withheld(since - WITHIN) < ATTEMPT_SPARES:
                 return f"though all had been well for {well:.3f} s"
             return ""
@@ -288,10 +292,10 @@ class Model:
         self._blame_for(problem, kind, "nothing yet")
 
     def believes(self, kind: str, last: str) -> None:
-        """Judge that a watcher still believes what it was told last."""
+        """Judge the last message of a watch, which is still valid for its caller."""
         at = now()
         if at - self._stops[-1].ended < SEEN_WITHIN:
-            return  # what changed while ghealth was stopped, it could tell only since
+            return  # ghealth could send changes during a stop only after it
         age, well, draining = (
             at - moment for moment in (self._witness.said, self._steady_from, self.drained)
         )
@@ -309,7 +313,7 @@ class Model:
         self._blame_for(problem, kind, last)
 
     def _blame_for(self, problem: Callable[[Withheld], str], kind: str, answer: str) -> bool:
-        """Report what is wrong; tell whether it is what the machine withheld that explains it."""
+        """Report a wrong answer; return whether waiting for a CPU explains it."""
         if not problem(lambda _: 0.0):
             return False
         found = problem(self.machine.withheld_since)
@@ -318,12 +322,12 @@ class Model:
         return not found
 
     def _decided(self, asked: float | None, received: float, late: float) -> float:
-        """Tell the earliest moment at which an honest ghealth can have decided on an answer.
+        """Return the earliest time at which a correct ghealth can have decided on an answer.
 
-        That is the moment of its receipt, with one exception: a SIGSTOP between the decision and
-        the sending. Then the answer comes with the SIGCONT, and was at hand when the stop began:
-        the gateway had said it that moment, or it was in the cache, which no Check of before
-        waits for. A caller that was waiting for an attempt (trap 15) gets no such excuse.
+        This is the time of its receipt, with one exception: a SIGSTOP between the decision and the
+        sending. Then the answer is sent after the SIGCONT, and existed when the stop began: the
+        gateway had just answered, or the result was fresh. For a caller that was waiting for a
+        probe (trap 15) there is no such exception.
         """
         for stop in self._stops:
             just_continued = stop.ended <= received < stop.ended + ALLOWANCE + late

@@ -1,4 +1,4 @@
-"""Where it plays, and the faults: each puts right what it did."""
+"""The gateway, ghealth, and the faults, each of which is undone at its end."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from tests.support.gateway import READY, SICK, SILENT, Gateway
 
 @dataclass
 class Scene:
-    """What directors and callers share."""
+    """The state that directors and callers share."""
 
     seed: int
     port: int
@@ -30,7 +30,7 @@ class Scene:
     usages: list[tuple[int, int]] = field(default_factory=list)
 
     def rng(self, name: str) -> Random:
-        """Make the choices of somebody's."""
+        """Return the random generator of a caller or director."""
         return Random(f"{self.seed} {name}")
 
     async def rest(self, seconds: float) -> None:
@@ -40,12 +40,12 @@ class Scene:
                 await self.over.wait()
 
     def pids(self) -> tuple[int, ...]:
-        """Tell whose work an answer needs: this program's, ghealth's and Envoy's."""
+        """Return the processes that an answer needs: this program, ghealth and Envoy."""
         assert self.envoy.process is not None
         return os.getpid(), self.ghealth.pid, self.envoy.process.pid
 
     def usage(self) -> tuple[int, int]:
-        """Tell ghealth's resident KiB and open descriptors, zeros if it has died."""
+        """Return ghealth's resident KiB and open descriptors, zeros if it has died."""
         proc = Path(f"/proc/{self.ghealth.pid}")
         with contextlib.suppress(OSError):
             lines = (proc / "status").read_text().splitlines()
@@ -70,7 +70,7 @@ async def is_silent(scene: Scene, rng: Random) -> None:
 
 
 async def is_slow(scene: Scene, rng: Random) -> None:
-    """The agent takes about PROBE_TIMEOUT, and may have changed its mind by then."""
+    """The agent takes about PROBE_TIMEOUT, and may have another state by then."""
     scene.witness.delay = rng.uniform(0.05, 1.6 * PROBE_TIMEOUT)
     await scene.rest(rng.uniform(0.5, 2))
     scene.witness.state = rng.choice((READY, SICK))
@@ -78,7 +78,7 @@ async def is_slow(scene: Scene, rng: Random) -> None:
 
 
 async def flaps(scene: Scene, rng: Random) -> None:
-    """The agent changes its mind ten times a second, in the middle of attempts too."""
+    """The agent changes its state ten times a second, also during probes."""
     scene.witness.delay = rng.choice((0.0, 0.07))
     for number in range(rng.randint(5, 25)):
         scene.witness.state = (SICK, READY)[number % 2]
@@ -107,7 +107,7 @@ async def ghealth_stops(scene: Scene, rng: Random) -> None:
 
 
 async def ghealth_stops_in_an_attempt(scene: Scene, rng: Random) -> None:
-    """Trap 15: "ready" arrives while ghealth is stopped, and is too old when it goes on."""
+    """Trap 15: "ready" arrives while ghealth is stopped, and is too old when it continues."""
     async with scene.agent_free:
         scene.witness.delay = 0.3
         await an_attempt(scene)
@@ -118,7 +118,7 @@ async def ghealth_stops_in_an_attempt(scene: Scene, rng: Random) -> None:
 
 
 async def an_attempt(scene: Scene) -> None:
-    """Wait for the beginning of the next one."""
+    """Wait for the start of the next one."""
     asked = scene.witness.asked
     while scene.witness.asked == asked and not scene.over.is_set():
         await scene.rest(0.01)
@@ -131,7 +131,7 @@ FAULTS: Final[dict[str, tuple[Fault, ...]]] = {
 
 
 async def direct(scene: Scene, subject: str) -> None:
-    """Choose faults, one or some in a row, with times between in which all may be well."""
+    """Choose faults, one or some in a row, with pauses between them."""
     rng = scene.rng(subject)
     while not scene.over.is_set():
         await scene.rest(rng.uniform(0, 3))
