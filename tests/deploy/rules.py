@@ -1,6 +1,6 @@
-"""What has to be true of the rendered objects, beyond what a schema says.
+"""Rules for the rendered objects, beyond the schemas.
 
-Most rules are an expected object: what it has is compared, field by field.
+Most rules are an expected object: the rendered one is compared with it, field by field.
 """
 
 import functools
@@ -9,29 +9,40 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
-from ghealth.environment import PREFIX, defaults
-from ghealth.status import LIVENESS
+from tests.deploy import recipes
 from tests.deploy.recipes import Recipe
 
-_DEFAULTS: Final = defaults()
-PORT: Final = _DEFAULTS.listen[0].port
-OPERATORS_PORT: Final = 25022
-"""Where the files about METRICS_LISTEN have it; it has no default."""
-READINESS_PORT: Final = _DEFAULTS.target.port
+PREFIX: Final = "GHEALTH_"
+LIVENESS: Final = "liveness"
+PORT, ADMIN_PORT, TLS_PORT = 25021, 25022, 25023
+READINESS_PORT, READINESS_PATH = 15021, "/healthz/ready"
+DRAIN_DELAY, SHUTDOWN_GRACE = 5.0, 1.0
+"""ghealth's defaults; `test_the_defaults_are_ghealths` compares them with its own."""
 
-_DEPLOY: Final = Path(__file__).parents[2] / "deploy"
+CONTRACT: Final = frozenset(
+    f"{PREFIX}{name}"
+    for name in (
+        "ADMIN_LISTEN",
+        "TLS_LISTEN",
+        "TLS_CERT_FILE",
+        "TLS_KEY_FILE",
+        "TLS_CLIENT_CA_FILE",
+    )
+)
+"""Settings of the contract; those that ghealth does not have yet are not checked."""
+
+_DEPLOY: Final = recipes.DEPLOY
 
 ANY: Final = object()
-"""Expected where the value is the user's, but there has to be one."""
+"""Expected where the user chooses the value, but there must be one."""
 
 ALB_GOES_ON: Final = 30
-"""Seconds for which an ALB may go on sending new requests, and old ones may go on."""
+"""Seconds for which an ALB may still send new requests, and open ones may continue."""
 
 DEREGISTRATION: Final = 2 * ALB_GOES_ON
-"""Seconds after which an ALB cuts what it sent: preStop + drain (docs/rollouts.md)."""
+"""Seconds after which an ALB ends open requests: preStop + drain (docs/rollouts.md)."""
 
 SPARE: Final = 5
 """Seconds of the grace period that are left over for the runtime."""
@@ -46,8 +57,9 @@ _SIDECAR: Final = {
         "periodSeconds": 10,
         "timeoutSeconds": 5,
         "failureThreshold": 6,
+        "terminationGracePeriodSeconds": 5,
     },
-    "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi"}},
+    "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "192Mi"}},
     "securityContext": {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -59,112 +71,83 @@ _SIDECAR: Final = {
     },
 }
 _LINKS: Final = {"enableServiceLinks": False}
-_ROLLOUT: Final = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}}
+_ROLLOUT: Final = {
+    "type": "RollingUpdate",
+    "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"},
+}
+_TLS: Final = {
+    "ports": [
+        {"name": "grpc-health-tls", "containerPort": TLS_PORT},
+        {"name": "grpc-health", "containerPort": PORT},
+    ],
+    "volumeMounts": [{"name": "ghealth-tls", "mountPath": "/etc/ghealth/tls", "readOnly": True}],
+}
+_TLS_VOLUMES: Final = [
+    {"name": "ghealth-tls", "secret": {"secretName": "ghealth-tls", "defaultMode": 0o444}}
+]
+_TLS_ENVIRONMENT: Final = {
+    "GHEALTH_TLS_LISTEN": f"[::]:{TLS_PORT}",
+    "GHEALTH_TLS_CERT_FILE": "/etc/ghealth/tls/tls.crt",
+    "GHEALTH_TLS_KEY_FILE": "/etc/ghealth/tls/tls.key",
+}
 _PINNED: Final = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 _DRAIN: Final = re.compile(r"terminationDrainDuration: (\d+)s\n")
 
-_ALB: Final = "alb.ingress.kubernetes.io/"
-_OF_BOTH: Final = {
-    "target-type": "ip",
-    "group.name": "istio-ingress",
-    "scheme": ANY,
-    "certificate-arn": ANY,
-    "healthcheck-protocol": "HTTP",
-    "healthcheck-interval-seconds": "10",
-    "healthcheck-timeout-seconds": "5",
-    "healthy-threshold-count": "2",
-    "unhealthy-threshold-count": "2",
-    "target-group-attributes": f"deregistration_delay.timeout_seconds={DEREGISTRATION}",
-}
-_OF_GRPC: Final = {
-    "group.order": "1",
-    "listen-ports": '[{"HTTPS": 443}]',
-    "backend-protocol-version": "GRPC",
-    "healthcheck-port": str(PORT),
-    "healthcheck-path": "/grpc.health.v1.Health/Check",
-    "success-codes": "0",
-}
-_OF_HTTP: Final = {
-    "group.order": "2",
-    "listen-ports": '[{"HTTP": 80}, {"HTTPS": 443}]',
-    "ssl-redirect": "443",
-    "healthcheck-port": str(READINESS_PORT),
-    "healthcheck-path": _DEFAULTS.target.path,
-    "success-codes": "200",
-}
-
-_CHECKS: Final = {
-    "healthCheckProtocol": "HTTP",
-    "healthCheckInterval": 10,
-    "healthCheckTimeout": 5,
-    "healthyThresholdCount": 2,
-    "unhealthyThresholdCount": 2,
-}
-_DEREGISTRATION: Final = [
-    {"key": "deregistration_delay.timeout_seconds", "value": f"{DEREGISTRATION}"}
-]
-_TARGET_GROUPS: Final = {
-    "targetReference": {"name": "istio-ingressgateway"},
-    "defaultConfiguration": {
-        "targetType": "ip",
-        "healthCheckConfig": _CHECKS
-        | {
-            "healthCheckPort": str(READINESS_PORT),
-            "healthCheckPath": _DEFAULTS.target.path,
-            "matcher": {"httpCode": "200"},
-        },
-        "targetGroupAttributes": _DEREGISTRATION,
-    },
-    "routeConfigurations": [
-        {
-            "routeIdentifier": {"kind": "GRPCRoute", "namespace": ANY, "name": ANY},
-            "targetGroupProps": {
-                "targetType": "ip",
-                "protocolVersion": "GRPC",
-                "healthCheckConfig": _CHECKS
-                | {
-                    "healthCheckPort": str(PORT),
-                    "healthCheckPath": "/grpc.health.v1.Health/Check",
-                    "matcher": {"grpcCode": "0"},
-                },
-                "targetGroupAttributes": _DEREGISTRATION,
-            },
-        }
-    ],
-}
 _BINDING: Final = {
     "targetGroupARN": ANY,
     "targetType": "ip",
-    "serviceRef": {"name": "istio-ingressgateway", "port": 443},
-    "networking": {
-        "ingress": [
-            {
-                "from": [{"securityGroup": {"groupID": ANY}}],
-                "ports": [{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": PORT}],
-            }
-        ]
-    },
+    "serviceRef": {"name": recipes.GATEWAY, "port": 80},
 }
 _POLICY: Final = {
     "podSelector": {"matchLabels": {"istio": "ingressgateway"}},
     "policyTypes": ["Ingress"],
     "ingress": [
         {
-            "from": [{"ipBlock": {"cidr": ANY}}],
+            # IPv4 and IPv6 of the load balancer's subnets, and of the nodes'.
+            "from": [{"ipBlock": {"cidr": ANY}}] * 4,
             "ports": [{"protocol": "TCP", "port": PORT}],
         }
     ],
 }
-_OF_KIND: Final = {
-    "TargetGroupConfiguration": _TARGET_GROUPS,
-    "TargetGroupBinding": _BINDING,
-    "NetworkPolicy": _POLICY,
-    "IngressClass": {"controller": "ingress.k8s.aws/alb"},
+_GATEWAY_TLS: Final = {
+    "selector": {"istio": "ingressgateway"},
+    "servers": [
+        {
+            # An ALB sends no SNI.
+            "hosts": ["*"],
+            "port": {"number": 443, "name": "https", "protocol": "HTTPS"},
+            "tls": {"mode": "SIMPLE", "credentialName": ANY},
+        }
+    ],
 }
+_MONITOR: Final = {
+    "namespaceSelector": {"matchNames": [recipes.NAMESPACE]},
+    "selector": {"matchLabels": {"istio": "ingressgateway"}},
+    "podMetricsEndpoints": [
+        {"port": "ghealth-metrics", "path": "/metrics", "interval": ANY, "scrapeTimeout": ANY}
+    ],
+}
+_CERTIFICATE: Final = {
+    "secretName": "ghealth-tls",
+    "dnsNames": [f"{recipes.GATEWAY}.{recipes.NAMESPACE}.svc"],
+    "privateKey": {"algorithm": "ECDSA", "rotationPolicy": "Always"},
+    "issuerRef": {"kind": ANY, "name": ANY},
+}
+_OF_KIND: Final = {
+    ("networking.k8s.io", "NetworkPolicy"): _POLICY,
+    ("networking.istio.io", "Gateway"): _GATEWAY_TLS,
+    ("monitoring.coreos.com", "PodMonitor"): _MONITOR,
+    ("cert-manager.io", "Certificate"): _CERTIFICATE,
+}
+_BUDGET: Final = {"minAvailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow", "selector": ANY}
+_CONTROLLERS: Final = {"alb": "ingress.k8s.aws/alb", "istio-ingress": "eks.amazonaws.com/alb"}
+
+SCALE_OUT: Final = 54
+"""Percent of 150m at which a gateway scales out that did at 80 % of 100m before ghealth."""
 
 
 def differences(expected: Any, actual: Any, at: str) -> Iterator[str]:
-    """Tell where an object is not as expected.
+    """Return where an object is not as expected.
 
     Args:
         expected: The object; `ANY` in it stands for whatever is not empty.
@@ -199,28 +182,46 @@ def differences(expected: Any, actual: Any, at: str) -> Iterator[str]:
 
 
 def faults(recipe: Recipe) -> list[str]:
-    """Tell all that is wrong with a recipe."""
+    """Return all mistakes in a recipe."""
     found: list[str] = []
     gateways = [thing for thing in recipe.objects if _is_gateway(thing)]
-    if recipe.native is not None:
+    if recipe.has_pods:
         if len(gateways) != 1:
             found.append("there is not one gateway")
         for deployment in gateways:
             found += _pod_faults(recipe, deployment)
+            found += _existing_faults(recipe, deployment)
     for thing in recipe.objects:
-        kind = thing["kind"]
-        if kind in _OF_KIND:
-            found += differences(_OF_KIND[kind], thing["spec"], kind)
-        if kind == "Deployment" and not _is_gateway(thing) and "ghealth" in str(thing):
-            found.append(f"{thing['metadata']['name']} is no gateway, but has ghealth")
-        if kind == "Service" and thing["spec"].get("type") != "ClusterIP":
-            found.append("Service.spec.type: behind an ALB it is ClusterIP")
-        if kind == "ConfigMap":
-            found += _parameters_faults(recipe, thing)
-    ingresses = [thing for thing in recipe.objects if thing["kind"] == "Ingress"]
-    if ingresses:
-        found += _ingress_faults(ingresses)
+        found += _object_faults(recipe, thing)
+    bindings = [thing for thing in recipe.objects if thing["kind"] == "TargetGroupBinding"]
+    if bindings:
+        found += _binding_faults({it["metadata"]["name"]: it["spec"] for it in bindings})
     return [f"{recipe.name}: {fault}" for fault in found]
+
+
+def _object_faults(recipe: Recipe, thing: Any) -> Iterator[str]:
+    kind = thing["kind"]
+    expected = _OF_KIND.get((thing["apiVersion"].partition("/")[0], kind))
+    if expected:
+        yield from differences(expected, thing["spec"], kind)
+    match kind:
+        case "PodDisruptionBudget":
+            yield from differences(_BUDGET, thing["spec"], kind)
+        case "IngressClass":
+            controller = _CONTROLLERS.get(thing["metadata"]["name"])
+            yield from differences(
+                controller, thing["spec"].get("controller"), f"{kind}.controller"
+            )
+        case "Deployment" if not _is_gateway(thing) and "ghealth" in str(thing):
+            yield f"{thing['metadata']['name']} is no gateway, but has ghealth"
+        case "Service" if thing["spec"].get("type") != "ClusterIP":
+            yield "Service.spec.type: behind an ALB it is ClusterIP"
+        case "ConfigMap":
+            yield from _parameters_faults(recipe, thing)
+        case "HorizontalPodAutoscaler":
+            yield from _autoscaler_faults(thing)
+        case "Namespace":
+            yield from _restricted_faults(recipe, thing)
 
 
 def _is_gateway(thing: Any) -> bool:
@@ -229,87 +230,157 @@ def _is_gateway(thing: Any) -> bool:
     return is_gateway and bool(thing["kind"] == "Deployment")
 
 
+def _binding_faults(bindings: Mapping[str, Any]) -> Iterator[str]:
+    """Each target group has a binding, and it opens the traffic's port and the check's."""
+    ports = {"istio-ingress-grpc": PORT, "istio-ingress-http": READINESS_PORT}
+    if set(bindings) != set(ports):
+        yield "there is not one TargetGroupBinding for gRPC and one for HTTP"
+        return
+    for name, port in ports.items():
+        opened = [{"protocol": "TCP", "port": 80}, {"protocol": "TCP", "port": port}]
+        source = {"securityGroup": {"groupID": ANY}}
+        networking = {"ingress": [{"from": [source], "ports": opened}]}
+        yield from differences(_BINDING | {"networking": networking}, bindings[name], name)
+
+
+def _autoscaler_faults(autoscaler: Any) -> Iterator[str]:
+    (metric,) = autoscaler["spec"]["metrics"]
+    target = {"type": "Utilization", "averageUtilization": SCALE_OUT}
+    expected = {"type": "Resource", "resource": {"name": "cpu", "target": target}}
+    yield from differences(expected, metric, "HorizontalPodAutoscaler.metrics")
+
+
+def _restricted_faults(recipe: Recipe, namespace: Any) -> Iterator[str]:
+    """Compare a namespace and its pods with PodSecurity `restricted`."""
+    labels = namespace["metadata"].get("labels", {})
+    enforced = {"pod-security.kubernetes.io/enforce": "restricted"}
+    yield from differences(enforced, labels, "Namespace.labels")
+    for deployment in filter(_is_gateway, recipe.objects):
+        pod = deployment["spec"]["template"]["spec"]
+        seccomp = {"type": "RuntimeDefault"}
+        found = pod.get("securityContext", {}).get("seccompProfile")
+        yield from differences(seccomp, found, "pod.securityContext.seccompProfile")
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            context = container.get("securityContext", {})
+            for name, value in (
+                ("allowPrivilegeEscalation", False),
+                ("runAsNonRoot", True),
+                ("capabilities", {"drop": ["ALL"]}),
+            ):
+                at = f"{container.get('name')}.securityContext.{name}"
+                yield from differences(value, context.get(name), at)
+        spread = pod.get("topologySpreadConstraints", [])
+        keys = [found.get("topologyKey") for found in spread]
+        expected = ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+        yield from differences(expected, keys, "pod.topologySpreadConstraints")
+
+
+def _existing_faults(recipe: Recipe, deployment: Any) -> Iterator[str]:
+    """A recipe keeps the gateway's settings, except those that it documents as overwritten."""
+    if not recipe.existing or recipe.drains:
+        return
+    template = deployment["spec"]["template"]
+    held = {
+        "preStop": template["spec"]["containers"][0].get("lifecycle", {}).get("preStop"),
+        "proxy.istio.io/config": template["metadata"]["annotations"].get("proxy.istio.io/config"),
+        "grace": template["spec"].get("terminationGracePeriodSeconds"),
+    }
+    expected = {
+        "preStop": recipes.EXISTING_HOOK,
+        "proxy.istio.io/config": recipes.EXISTING_PROXY_CONFIG,
+        "grace": recipes.EXISTING_GRACE,
+    }
+    yield from differences(expected, held, "existing gateway")
+
+
 def _pod_faults(recipe: Recipe, deployment: Any) -> Iterator[str]:
     template = deployment["spec"]["template"]
     pod = template["spec"]
-    place, other = "initContainers", "containers"
-    if not recipe.native:
-        place, other = other, place
-    sidecars = [found for found in pod.get(place, []) if found.get("name") == "ghealth"]
-    if len(sidecars) != 1 or any(found.get("name") == "ghealth" for found in pod.get(other, [])):
-        yield f"ghealth is not once in {place} and nowhere else"
+    sidecars = [found for found in pod.get("initContainers", []) if found.get("name") == "ghealth"]
+    if len(sidecars) != 1 or any(found.get("name") == "ghealth" for found in pod["containers"]):
+        yield "ghealth is not once in initContainers and nowhere else"
         return
     sidecar = sidecars[0]
-    native = {"restartPolicy": "Always"} if recipe.native else {}
-    yield from differences(_SIDECAR | native, sidecar, "ghealth")
+    expected = _SIDECAR | {"restartPolicy": "Always"} | (_TLS if recipe.tls else {})
+    yield from differences(expected, sidecar, "ghealth")
     if not _PINNED.fullmatch(sidecar.get("image", "")):
         yield "ghealth.image is not pinned by its digest"
+    if recipe.tls:
+        yield from differences(_TLS_VOLUMES, pod.get("volumes"), "volumes")
 
     annotations = template["metadata"].get("annotations", {})
-    expected: dict[str, Any] = {"proxy.istio.io/config": ANY}
+    expected = {"proxy.istio.io/config": ANY}
     if recipe.injected:
         expected["sidecar.istio.io/rewriteAppHTTPProbers"] = "false"
-    if not recipe.native:
-        expected["kubectl.kubernetes.io/default-container"] = "istio-proxy"
     ours = {key: value for key, value in annotations.items() if key != "inject.istio.io/templates"}
     yield from differences(expected, ours, "annotations")
     yield from differences(_ROLLOUT, deployment["spec"].get("strategy"), "strategy")
     if not recipe.by_chart:
         yield from differences(_LINKS, {"enableServiceLinks": pod.get("enableServiceLinks")}, "pod")
-    yield from _environment_faults(sidecar.get("env") or [])
-    yield from _drain_faults(recipe, sidecar, pod, annotations)
+    yield from _environment_faults(sidecar.get("env") or [], tls=recipe.tls)
+    if recipe.drains:
+        yield from _drain_faults(sidecar, pod, annotations)
 
 
-def _environment_faults(entries: list[Any]) -> Iterator[str]:
-    """Ask ghealth itself what it makes of the environment."""
+def _environment_faults(entries: list[Any], *, tls: bool) -> Iterator[str]:
+    """Return the mistakes that ghealth finds in the environment."""
     given = {entry.get("name", ""): entry.get("value") for entry in entries}
     if not all(isinstance(value, str) for value in given.values()):
         yield "ghealth.env has a value that is no string"
         return
-    known = {row.variable for row in _DEFAULTS.rows}
-    for name in sorted(set(given) - known):
+    for name in sorted(set(given) - known_settings()):
         yield f"ghealth.env: {name} is no setting"
-    if mistakes := _mistakes(frozenset(given.items())):
+    held = {name: value for name, value in given.items() if name in _TLS_ENVIRONMENT}
+    yield from differences(_TLS_ENVIRONMENT if tls else {}, held, "ghealth.env")
+    coming = CONTRACT - ghealths_settings()
+    asked = {name: value for name, value in given.items() if name not in coming | set(held)}
+    if mistakes := ask_ghealth(frozenset(asked.items())).stderr.strip():
         yield f"ghealth.env: {mistakes}"
 
 
+def known_settings() -> frozenset[str]:
+    """Return the settings of ghealth, and those of the contract that it will have."""
+    return ghealths_settings() | CONTRACT
+
+
+def ghealths_settings() -> frozenset[str]:
+    """Return the settings that ghealth itself knows."""
+    return frozenset(re.findall(rf"{PREFIX}[A-Z0-9_]+", ask_ghealth(frozenset()).stdout))
+
+
 @functools.cache
-def _mistakes(given: frozenset[tuple[str, str]]) -> str:
+def ask_ghealth(given: frozenset[tuple[str, str]]) -> "subprocess.CompletedProcess[str]":
+    """Run `ghealth settings` in an environment."""
     held = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     command = (sys.executable, "-m", "ghealth", "settings")
     environment = held | dict(given)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    return done.stderr.strip()
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def _seconds(sidecar: Any, name: str, default: float) -> float:
     held = [entry["value"] for entry in sidecar["env"] if entry.get("name") == f"{PREFIX}{name}"]
-    return float(held[0]) if held else default
+    return float(held[0].removesuffix("s")) if held else default
 
 
-def _drain_faults(
-    recipe: Recipe, sidecar: Any, pod: Any, annotations: Mapping[str, str]
-) -> Iterator[str]:
-    """Add up the end of a pod: what each part takes has to fit into the grace period."""
+def _drain_faults(sidecar: Any, pod: Any, annotations: Mapping[str, str]) -> Iterator[str]:
+    """Add up the end of a pod: the parts must fit into the grace period."""
     proxy = next(found for found in pod["containers"] if found.get("name") == "istio-proxy")
-    match proxy.get("lifecycle"):
-        case {"preStop": {"sleep": {"seconds": int(seconds)}}} if recipe.native:
-            sleep = seconds
-        case {"preStop": {"exec": {"command": ["sleep", str(seconds)]}}} if (
-            seconds.isdigit() and not recipe.native
-        ):
-            sleep = int(seconds)
+    hook = proxy.get("lifecycle", {}).get("preStop", {})
+    handlers = {name: handler for name, handler in hook.items() if handler is not None}
+    match handlers:
+        case {"sleep": {"seconds": int(sleep), **others}} if len(handlers) == 1 and not others:
+            pass
         case _:
-            yield "istio-proxy.lifecycle: no preStop sleep, or none that its Kubernetes has"
+            yield f"istio-proxy.lifecycle: not one preStop handler, sleep, but {sorted(handlers)}"
             return
     drain = _DRAIN.fullmatch(annotations.get("proxy.istio.io/config", ""))
     if not drain:
         yield "annotations.proxy.istio.io/config has no terminationDrainDuration"
         return
     try:
-        delay = _seconds(sidecar, "DRAIN_DELAY", _DEFAULTS.drain_delay)
-        grace = _seconds(sidecar, "SHUTDOWN_GRACE", _DEFAULTS.shutdown_grace)
-    except (KeyError, TypeError, ValueError):
+        delay = _seconds(sidecar, "DRAIN_DELAY", DRAIN_DELAY)
+        grace = _seconds(sidecar, "SHUTDOWN_GRACE", SHUTDOWN_GRACE)
+    except (AttributeError, KeyError, TypeError, ValueError):
         yield "ghealth.env has no seconds to add up"
         return
     alive = sleep + int(drain[1])
@@ -317,86 +388,47 @@ def _drain_faults(
         yield f"istio-proxy.lifecycle: {sleep} s do not cover an ALB that goes on sending"
     if int(drain[1]) < ALB_GOES_ON:
         yield f"terminationDrainDuration: {drain[1]} s do not cover what an ALB sent last"
-    if recipe.native and delay:
-        yield "DRAIN_DELAY: SIGTERM comes when Envoy has gone; the pod's end is only delayed"
-    if not recipe.native and delay < alive:
-        yield f"DRAIN_DELAY: ghealth ends while Envoy still serves, {delay:g} s of {alive}"
+    if delay:
+        yield "DRAIN_DELAY: SIGTERM comes after Envoy has stopped; the pod's end is only delayed"
     needed = alive + delay + grace + SPARE
     if not needed <= pod.get("terminationGracePeriodSeconds", 30) <= needed + 10:
         yield f"terminationGracePeriodSeconds is not the {needed:g} s that add up, rounded up"
 
 
 def _parameters_faults(recipe: Recipe, config: Any) -> Iterator[str]:
-    """A Gateway has to name its parameters, and these turn no Service's type by themselves."""
+    """A Gateway must name its parameters, and these must not change a Service's type."""
     gateway = next(found for found in recipe.objects if found["kind"] == "Gateway")
     named = {"group": "", "kind": "ConfigMap", "name": config["metadata"]["name"]}
     found = gateway["spec"].get("infrastructure", {}).get("parametersRef")
     yield from differences(named, found, "Gateway.infrastructure.parametersRef")
     spaces = (gateway["metadata"].get("namespace"), config["metadata"].get("namespace"))
     yield from differences(*spaces, "ConfigMap.namespace")
-    if set(config["data"]) != {"deployment"}:
-        yield "ConfigMap.data has more than the Deployment: a Service's type is the user's decision"
-
-
-def _ingress_faults(ingresses: list[Any]) -> Iterator[str]:
-    by_kind = {"grpc": _OF_GRPC, "http": _OF_HTTP}
-    names = [found["metadata"]["name"].rpartition("-")[2] for found in ingresses]
-    if sorted(names) != sorted(by_kind):
-        yield "there is not one Ingress for gRPC and one for HTTP"
-        return
-    protocols = {
-        found["metadata"]["annotations"].get(f"{_ALB}backend-protocol") for found in ingresses
-    }
-    if len(protocols) != 1 or not protocols <= {"HTTP", "HTTPS"}:
-        yield f"backend-protocol is not one of HTTP and HTTPS for both, but {protocols}"
-        return
-    protocol = protocols.pop()
-    backend = {
-        "service": {
-            "name": "istio-ingressgateway",
-            "port": {"number": 443 if protocol == "HTTPS" else 80},
-        }
-    }
-    for name, found in zip(names, ingresses, strict=True):
-        expected = _OF_BOTH | by_kind[name] | {"backend-protocol": protocol}
-        named = {f"{_ALB}{key}": value for key, value in expected.items()}
-        yield from differences(named, found["metadata"]["annotations"], f"{name}.annotations")
-        path = {"path": ANY, "pathType": "ImplementationSpecific", "backend": backend}
-        rule: dict[str, Any] = {"host": ANY, "http": {"paths": [path]}}
-        if name == "http":
-            rule = {"http": {"paths": [path | {"path": "/", "pathType": "Prefix"}]}}
-        spec = {"ingressClassName": "alb", "rules": [rule]}
-        yield from differences(spec, found["spec"], f"{name}.spec")
-        if name == "grpc" and not re.fullmatch(r"/(?!grpc\.)[\w.]+\.\*", str(_path(found))):
-            yield "grpc.spec: the path is not that of one's own packages alone"
-
-
-def _path(ingress: Any) -> Any:
-    try:
-        return ingress["spec"]["rules"][0]["http"]["paths"][0]["path"]
-    except (KeyError, IndexError, TypeError):
-        return None
+    if set(config["data"]) != {"deployment", "horizontalPodAutoscaler", "podDisruptionBudget"}:
+        yield "ConfigMap.data: not Deployment, autoscaler and budget, and nothing of the Service"
 
 
 def text_faults(texts: Mapping[str, str]) -> Iterator[str]:
-    """Tell what is wrong with the files as people read them.
+    """Return the mistakes in the text of the files.
 
     Args:
         texts: Each file of deploy/, by its path from there.
     """
-    known = {row.variable for row in _DEFAULTS.rows}
+    known = known_settings() | {f"{PREFIX}PORT"}  # what Kubernetes injects
     for name, text in texts.items():
         for variable in sorted(set(re.findall(rf"{PREFIX}[A-Z0-9_]+", text)) - known):
-            if variable != f"{PREFIX}PORT":  # what Kubernetes injects
-                yield f"{name}: {variable} is no setting"
+            yield f"{name}: {variable} is no setting"
         for link in re.findall(r"\]\(([^):#]+)\)", text):
             if not (_DEPLOY / name).parent.joinpath(link).exists():
                 yield f"{name}: {link} is not there"
-        ports = {str(PORT)} | ({str(OPERATORS_PORT)} if "METRICS_LISTEN" in text else set())
+        ports = {str(PORT)}
+        ports |= {str(ADMIN_PORT)} if "ADMIN_LISTEN" in text or "admin port" in text else set()
+        ports |= {str(TLS_PORT)} if "TLS" in text or "kustomize/tls" in text else set()
         for port in sorted(set(re.findall(r"\b25\d{3}\b", text)) - ports):
             yield f"{name}: {port} is not the port"
         for found in re.finditer(
-            r"^[ #]*type: (ClusterIP|LoadBalancer|NodePort)$", text, re.MULTILINE
+            r"^[ #]*(?:networking.istio.io/service-)?type: (ClusterIP|LoadBalancer|NodePort)$",
+            text,
+            re.MULTILINE,
         ):
             above = text[: found.start()].splitlines()[-4:]
             if not any("delete" in line.lower() for line in above if line.lstrip().startswith("#")):
@@ -408,7 +440,7 @@ def text_faults(texts: Mapping[str, str]) -> Iterator[str]:
 
 
 def compose_faults(compose: Any, envoy: Any) -> Iterator[str]:
-    """Tell what is wrong with the gateway on one's own machine.
+    """Return the mistakes in the gateway of the compose file.
 
     Args:
         compose: compose.yaml.
