@@ -1,1 +1,1 @@
-"""What ghealth costs beside others, and what it saves in a rollout."""
+"""Measurements: speed and memory beside alternatives, and failed requests in rollouts."""

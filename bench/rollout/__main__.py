@@ -1,8 +1,8 @@
-"""Make runs, several at a time, and tell what came of them.
+"""Make runs, several at a time, and print their results.
 
     python -m bench.rollout [--smoke] [--events NAME,…] [--seeds N] [--jobs N] [--add] [--write]
 
-Each run is a process of its own, at loopback addresses of its own.
+Each run is a separate process with its own loopback addresses.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from bench.rollout import report
 from bench.rollout.events import EVENTS, Event
+from tests.support import interrupt
 
 ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = Path(__file__).with_name("results.json")
@@ -24,32 +25,36 @@ BEGIN, END = "<!-- rollout: made by `make rollout` -->", "<!-- end of rollout --
 PLANNED_SEEDS, SEEDS, JOBS = 20, 3, 2
 
 PAIR: Final = "ghealth,http"
-"""Who takes part in the runs of planned events beyond `SEEDS`, three times as many at a time."""
+"""Contenders of planned events with seeds beyond `SEEDS`, run three times as many at a time."""
 
-PATIENCE: Final = 180.0
+TIMEOUT: Final = 180.0
 ATTEMPTS: Final = 3
 
 SMOKE: Final = ("scale-in", "sick", "hang", "restart")
 SMOKE_CONTENDERS: Final = "ghealth,http,pass-through"
 
 SHOWN: Final = 20
-"""Failures that are kept one by one; of more, the counts are."""
+"""Failures that are kept with details; above this number only counts are kept."""
 
 FOR_PICTURES: Final = ("checks",)
 
 
 async def make_run(event: Event, seed: int, slot: int, names: str) -> dict[str, Any]:
-    """Make one run in a process of its own.
+    """Make one run in a separate process.
 
     Raises:
-        RuntimeError: If it did not come to its end.
+        RuntimeError: If it failed.
     """
     command = [sys.executable, "-m", "bench.rollout.run", event.name, f"{seed}", f"{slot}"]
     process = await asyncio.create_subprocess_exec(
-        *command, *([names] if names else []), stdout=asyncio.subprocess.PIPE, cwd=ROOT
+        *command,
+        *([names] if names else []),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        start_new_session=True,  # Ctrl-C reaches this program, which ends the others in order
     )
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             said, _ = await process.communicate()
     finally:
         if process.returncode is None:
@@ -62,10 +67,10 @@ async def make_run(event: Event, seed: int, slot: int, names: str) -> dict[str, 
 
 
 async def make_valid_run(event: Event, seed: int, slot: int, names: str) -> dict[str, Any]:
-    """Make a run anew if this machine was not up to it, whatever came of it.
+    """Repeat a run, whatever its result, if this machine was too slow for it.
 
-    The balancer, its clients and the onlooker are one process. If that stood still for longer than
-    the shortest timeout of anyone in the run, what failed may have been the machine.
+    The balancer, its clients and the observation are one process. If it stood still for longer than
+    the shortest timeout in the run, the failures may come from this machine.
     """
     for attempt in range(1, ATTEMPTS + 1):
         run = await make_run(event, seed, slot, names)
@@ -84,6 +89,7 @@ async def make_runs(
     slots = list(range(1, jobs + 1))
     turn = asyncio.Semaphore(jobs)
     began = time.monotonic()
+    done: list[dict[str, Any]] = []
 
     async def make(event: Event, seed: int) -> dict[str, Any]:
         async with turn:
@@ -93,7 +99,9 @@ async def make_runs(
             finally:
                 slots.append(slot)
             failed = {name: result["failed"] for name, result in run["contenders"].items()}
-            print(f"{time.monotonic() - began:5.0f} s  {event.name} {seed}: {failed}", flush=True)
+            done.append(run)
+            so_far = f"{time.monotonic() - began:5.0f} s, {len(done)} of {len(wanted)}"
+            print(f"{so_far}: {event.name} {seed}: {failed}", flush=True)
             return run
 
     async with asyncio.TaskGroup() as group:
@@ -102,7 +110,7 @@ async def make_runs(
 
 
 def slim(run: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what only a picture needs, but of the runs that are drawn."""
+    """Remove data that only pictures need, except from the runs that are drawn."""
     if run["event"] in report.PICTURES and run["seed"] == 1:
         return run
     contenders = {
@@ -123,7 +131,7 @@ def filled(page: str, runs: list[dict[str, Any]]) -> str:
 
 
 def pictures(runs: list[dict[str, Any]]) -> dict[Path, str]:
-    """Draw the runs that are drawn, by file."""
+    """Return the pictures by file."""
     return {
         ROOT / "docs" / f"rollout-{run['event']}.svg": report.picture(run)
         for run in runs
@@ -145,7 +153,7 @@ def write_page(runs: list[dict[str, Any]]) -> None:
 
 
 def main() -> int:
-    """Make the runs that are asked for."""
+    """Make the runs that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="a few runs, nothing written")
     parser.add_argument("--events", help="their names, comma-separated; all of them by default")
@@ -181,7 +189,7 @@ def main() -> int:
 
 
 def seeds_of(event: Event, text: str | None) -> range:
-    """Tell the seeds to run an event with."""
+    """Return the seeds to run an event with."""
     if not text:
         return range(1, 1 + (PLANNED_SEEDS if event.planned else SEEDS))
     first, _, last = text.rpartition("-")
@@ -189,4 +197,4 @@ def seeds_of(event: Event, text: str | None) -> range:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interrupt.run(main)

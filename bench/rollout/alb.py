@@ -1,13 +1,13 @@
-"""A model of an ALB's target group, as far as AWS documents one: no real ALB was asked.
+"""A model of an ALB's target group, from AWS's documentation; not compared with a real ALB.
 
 Each rule stands where it is applied, with its source. "Health checks" is the page "Health checks
 for Application Load Balancer target groups" of the Elastic Load Balancing user guide; "attributes"
 its "Edit target group attributes"; "target group health" its page of that name; "errors" the
 section "The load balancer generates an HTTP error" of its "Troubleshoot your Application Load
 Balancers".
-Where AWS says nothing, the rule says so and where its number comes from.
+Where AWS documents nothing, the comment on the rule has the source of its number.
 
-Time is the event loop's; the durations of `Rules` are in it, scaled already.
+Times are those of the event loop; the durations of `Rules` are already scaled.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from typing import Final, Generic, Protocol, TypeVar
 AddressT = TypeVar("AddressT")
 
 Check = Callable[[AddressT], Awaitable[bool]]
-"""Makes one health check, on a connection of its own; True if the matcher passes."""
+"""Makes one health check, on a separate connection; True if the matcher passes."""
 
 
 class Health(enum.Enum):
-    """What a node thinks of a target (Health checks, "Target health status")."""
+    """The status of a target at a node (Health checks, "Target health status")."""
 
     INITIAL = "initial"
     HEALTHY = "healthy"
@@ -38,7 +38,7 @@ class Closed(Protocol):
     """What a node does with a target's connections when its deregistration is complete."""
 
     def __call__(self) -> None:
-        """Cut what is still under way."""
+        """End the calls that are still open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class Rules:
         timeout: Seconds after which a check without an answer has failed.
         healthy_threshold: Passes in a row that bring an unhealthy target back.
         unhealthy_threshold: Failures in a row that take one out.
-        deregistration: Seconds from a deregistration to the cut of what is under way.
-        routing_lag: Least and most seconds in which a node still routes to a deregistered target.
+        deregistration: Seconds from a deregistration until open calls are ended.
+        routing_lag: Minimum and maximum seconds for which a node routes to a deregistered target.
         cross_zone: Whether a node routes to targets of every zone.
     """
 
@@ -69,7 +69,7 @@ class Target(Generic[AddressT]):
     """A target as one node sees it.
 
     Args:
-        address: Whatever `Check` and the callers take.
+        address: The address for `Check` and the callers.
         zone: Its availability zone.
         closed: Called when its deregistration is complete.
     """
@@ -99,13 +99,13 @@ class Target(Generic[AddressT]):
 
 
 class Node(Generic[AddressT]):
-    """One load balancer node: its own opinion of each target, and where it routes.
+    """One load balancer node: the status of each target at this node, and its routing.
 
     Args:
         zone: Its availability zone.
         rules: Of the target group.
         check: Makes one health check.
-        random: Decides the phases of the checks and the lags.
+        random: For the times of the checks and the lags.
     """
 
     def __init__(self, zone: str, rules: Rules, check: Check[AddressT], random: Random) -> None:
@@ -119,7 +119,7 @@ class Node(Generic[AddressT]):
         self._tasks: dict[AddressT, asyncio.Task[None]] = {}
 
     def register(self, address: AddressT, zone: str) -> None:
-        """Take a target in; one that is draining begins anew."""
+        """Add a target; one that is draining starts again."""
         target = self.targets.get(address)
         if target is not None and target.health is not Health.DRAINING:
             return
@@ -131,11 +131,11 @@ class Node(Generic[AddressT]):
         self._tasks[address] = asyncio.create_task(self._watch(fresh))
 
     def deregister(self, address: AddressT) -> None:
-        """Let a target go: no further checks, and new requests only for the lag.
+        """Remove a target: no further checks, and new requests only for the lag.
 
         The lag: kubernetes-sigs/aws-load-balancer-controller#1064, #2366 and others report new
-        requests for ten to tens of seconds, where AWS says that they stop (attributes,
-        "Deregistration delay"). Only a target that was routed to goes on being so.
+        requests for ten to tens of seconds, although AWS documents that they stop (attributes,
+        "Deregistration delay"). Only targets that got requests still get them.
         """
         target = self.targets.get(address)
         if target is None or target.health is Health.DRAINING:
@@ -148,7 +148,7 @@ class Node(Generic[AddressT]):
         self._tasks[address] = asyncio.create_task(self._drain(target, now))
 
     def routable(self) -> list[Target[AddressT]]:
-        """Tell where new requests go.
+        """Return the targets of new requests.
 
         Health checks: each node routes "only to the healthy targets in the enabled Availability
         Zones". Target group health, "Routing failover": when the healthy targets in a zone fall
@@ -167,7 +167,7 @@ class Node(Generic[AddressT]):
         return (healthy or registered) + lagging
 
     def pick(self) -> Target[AddressT] | None:
-        """Choose the target of a request, by turns; None is a 503.
+        """Choose the target of a request, round robin; None is a 503.
 
         Attributes, "Routing algorithm": round robin is the default. Errors, HTTP 503: the target
         groups "have no registered targets".
@@ -183,7 +183,7 @@ class Node(Generic[AddressT]):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch(self, target: Target[AddressT]) -> None:
-        """Check one target on a schedule of its own.
+        """Check one target every interval.
 
         Health checks: every node checks every target, every interval, and "the time that it takes
         for the target to respond does not affect the interval for the next health check request".
@@ -205,8 +205,8 @@ class Node(Generic[AddressT]):
         """Complete a deregistration.
 
         Attributes, "Deregistration delay": after the delay the target is unused, and errors, HTTP
-        502: what is under way by then fails. With nothing in flight it is complete at once (here:
-        as soon as the lag is over, since until then something may come).
+        502: calls that are still open then fail. Without open calls it is complete at once (here:
+        when the lag is over, since requests may arrive until then).
         """
         loop = asyncio.get_running_loop()
         end = began + self._rules.deregistration
@@ -230,7 +230,7 @@ class TargetGroup(Generic[AddressT]):
         zones: One node in each.
         rules: Its settings.
         check: Makes one health check.
-        random: Decides what is not documented.
+        random: For values that are not documented.
     """
 
     def __init__(
@@ -246,9 +246,9 @@ class TargetGroup(Generic[AddressT]):
             self.add_node(zone)
 
     def add_node(self, zone: str) -> None:
-        """Let the load balancer grow: the new node checks every target for itself.
+        """Add a node, which checks every target itself.
 
-        When clients find it is not documented: here after one interval, as its name comes into DNS.
+        When clients use it is not documented: here after one interval, for the update of DNS.
         """
         node = Node(zone, self._rules, self._check, self._random)
         for address, its_zone in self._registered.items():
@@ -256,13 +256,13 @@ class TargetGroup(Generic[AddressT]):
         self.nodes.append(node)
 
     def in_dns(self) -> list[Node[AddressT]]:
-        """Tell which nodes clients come to."""
+        """Return the nodes that clients use."""
         now = asyncio.get_running_loop().time()
         known = [node for node in self.nodes if now - node.began >= self._rules.interval]
         return known or self.nodes
 
     def node(self) -> Node[AddressT]:
-        """Choose the node that a client's request comes to: they take turns."""
+        """Choose the node of a client's request, round robin."""
         nodes = self.in_dns()
         return nodes[next(self._turn) % len(nodes)]
 
@@ -279,9 +279,9 @@ class TargetGroup(Generic[AddressT]):
             node.deregister(address)
 
     def is_healthy(self, address: AddressT) -> bool:
-        """Tell what a readiness gate waits for: every node's good opinion.
+        """Return what a readiness gate waits for: whether every node has the target as healthy.
 
-        An assumption: the API shows one state and does not say whose.
+        An assumption: the API has one state, and AWS does not document of which node.
         """
         return all(
             address in node.targets and node.targets[address].health is Health.HEALTHY

@@ -1,21 +1,21 @@
-"""How the kubelet and the bridges ask over HTTP/1.1: one request on a connection of its own."""
+"""HTTP/1.1 requests of the kubelet and the bridges: one request per connection."""
 
 import asyncio
 import contextlib
 
 
 async def http_status(host: str, port: int, path: str, method: str = "GET") -> int:
-    """Tell the status code of an answer.
+    """Return the status code of an answer.
 
     Args:
         host: The peer's address.
         port: Its port.
-        path: What is asked for.
-        method: How.
+        path: The path.
+        method: The method.
 
     Raises:
         OSError: If there is no connection, or no answer.
-        ValueError: If the answer is no HTTP.
+        ValueError: If the answer is not HTTP.
     """
     reader, writer = await asyncio.open_connection(host, port)
     try:
@@ -30,7 +30,7 @@ async def http_status(host: str, port: int, path: str, method: str = "GET") -> i
 
 
 async def is_ready(host: str, port: int, seconds: float) -> bool:
-    """Ask a gateway's readiness endpoint as the kubelet does: 200 to 399 within the timeout."""
+    """Probe a gateway as the kubelet does: ready is 200 to 399 within the timeout."""
     with contextlib.suppress(OSError, ValueError, TimeoutError):
         async with asyncio.timeout(seconds):
             return 200 <= await http_status(host, port, "/healthz/ready") < 400

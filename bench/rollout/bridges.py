@@ -1,4 +1,4 @@
-"""What people run beside a gateway instead of ghealth, as small as they run it.
+"""Alternatives to ghealth beside a gateway, as small as they usually are.
 
 python -m bench.rollout.bridges pass-through HOST PORT READINESS_PORT
 """
@@ -17,7 +17,7 @@ PASS_THROUGH, STOCK = "pass-through", "stock"
 
 
 class PassThrough(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # no types
-    """Says SERVING if the gateway answers anything at all; there is no timeout.
+    """Answers SERVING after any answer of the gateway, without a timeout.
 
     Args:
         host: The gateway's address.
@@ -28,7 +28,7 @@ class PassThrough(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # no ty
         self._gateway = (host, port)
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
-        """Forward the question."""
+        """Forward the check as an HTTP request."""
         try:
             await http_status(*self._gateway, "/healthz/ready")
         except (OSError, ValueError):
@@ -37,7 +37,7 @@ class PassThrough(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # no ty
 
 
 async def keep_stock(servicer: Any, host: str, port: int) -> None:
-    """Set a stock server's status once a second: it tells the truth, in the message."""
+    """Set a stock server's status once a second: it is correct, but only in the message."""
     while True:
         ready = await is_ready(host, port, PROBE_TIMEOUT / SCALE)
         status = health_pb2.HealthCheckResponse

@@ -1,4 +1,4 @@
-"""Who is compared: what each runs beside the gateway, and how its target group asks."""
+"""The contenders: what each runs beside the gateway, and the check of its target group."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from typing import Final
 from bench.rollout import bridges
 from bench.rollout.numbers import GRPC_MATCHER, GRPC_PATH, SCALE, TIMEOUT
 from bench.rollout.upstream import open_connection
-from ghealth import alb
-from ghealth.address import Address
+from ghealth.check import alb
+from ghealth.check.report import ExitCode
+from ghealth.check.target import Target
 from ghealth.matcher import GRPC_CODES, Matcher
 
 GHEALTH: Final = "ghealth"
@@ -17,12 +18,12 @@ BRIDGES: Final = (GHEALTH, bridges.PASS_THROUGH, bridges.STOCK)
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where a pod listens; the same in every pod of a run, at an address of its own.
+    """The ports of a pod, the same in every pod of a run; each pod has its own address.
 
     Args:
         traffic: Calls.
-        readiness: What is 15021 in a cluster.
-        bridges: What is 25021, of each bridge.
+        readiness: Port 15021 in a cluster.
+        bridges: Port 25021 in a cluster, for each bridge.
     """
 
     traffic: int
@@ -35,7 +36,7 @@ Check = Callable[[str, Ports], Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A target group and what it needs in the pod.
+    """A target group and the sidecar that it needs.
 
     Args:
         name: In results.
@@ -51,12 +52,14 @@ class Contender:
 
 
 def grpc_check(port: Callable[[Ports], int], path: str, matcher: str) -> Check:
-    """Make the check of a gRPC target group, as an ALB was seen to make it."""
-    codes = Matcher.parse(matcher, GRPC_CODES)
+    """Create the check of a gRPC target group, as captured from an ALB."""
+    group = alb.TargetGroup(
+        path=path, matcher=Matcher.parse(matcher, GRPC_CODES), timeout=TIMEOUT / SCALE
+    )
 
     async def check(host: str, ports: Ports) -> bool:
-        address = Address(host, port(ports))
-        return (await alb.check(address, path, codes, TIMEOUT / SCALE)).healthy
+        target = Target.parse(f"{host}:{port(ports)}")
+        return (await alb.check(target, group)).exit_code is ExitCode.SERVING
 
     return check
 
@@ -85,7 +88,7 @@ async def http_check(host: str, ports: Ports) -> bool:
 
 
 def beside(bridge: str) -> Check:
-    """Make the recommended check of a bridge."""
+    """Create the recommended check of a bridge."""
     return grpc_check(lambda ports: ports.bridges[bridge], GRPC_PATH, GRPC_MATCHER)
 
 

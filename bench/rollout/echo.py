@@ -1,4 +1,4 @@
-"""The service behind the gateways: answers after as long as the caller says.
+"""The service behind the gateways: answers after the seconds in the request.
 
 python -m bench.rollout.echo PORT
 """

@@ -1,4 +1,4 @@
-"""What happens to the gateways, in the cluster's seconds. A new event is a function and a row."""
+"""The events, in the cluster's seconds. A new event is a function and a row."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,7 @@ from bench.rollout.numbers import SCALE
 
 
 async def after(seconds: float) -> None:
-    """Let the cluster's seconds pass."""
+    """Wait for a number of the cluster's seconds."""
     await asyncio.sleep(seconds / SCALE)
 
 
@@ -32,13 +32,13 @@ async def scale_in_bare(fleet: Fleet) -> None:
 
 
 async def scale_out(fleet: Fleet) -> None:
-    """Add a pod that waits long for its configuration."""
+    """Add a pod whose configuration comes late."""
     await fleet.until_healthy(await fleet.add_pod(numbers.SLOW_START))
     await after(5)
 
 
 async def spot(fleet: Fleet) -> None:
-    """Take a node away: notice, the pod is evicted and replaced, the machine ends."""
+    """Interrupt a spot node: notice, the pod is evicted and replaced, the machine ends."""
     pod = fleet.current[0]
     end = asyncio.get_running_loop().time() + numbers.SPOT_NOTICE / SCALE
     fleet.remove_pod(pod)
@@ -48,7 +48,7 @@ async def spot(fleet: Fleet) -> None:
 
 
 async def hang(fleet: Fleet) -> None:
-    """Stop one Envoy as it stands for 100 s."""
+    """Stop one Envoy (SIGSTOP) for 100 s."""
     pod = fleet.current[0]
     pod.hang()
     await after(100)
@@ -57,7 +57,7 @@ async def hang(fleet: Fleet) -> None:
 
 
 async def sick(fleet: Fleet) -> None:
-    """Let one gateway answer 503 for 100 s, serving on."""
+    """Let one gateway answer 503 for 100 s while it still serves requests."""
     pod = fleet.current[0]
     pod.sicken()
     await after(100)
@@ -77,7 +77,7 @@ async def all_sick(fleet: Fleet) -> None:
 
 
 async def node_added(fleet: Fleet) -> None:
-    """Let the load balancer grow by a node while one gateway answers 503."""
+    """Add a load balancer node while one gateway answers 503."""
     pod = fleet.current[0]
     pod.sicken()
     await after(26)
@@ -89,14 +89,14 @@ async def node_added(fleet: Fleet) -> None:
 
 
 async def bridge_killed(fleet: Fleet) -> None:
-    """Kill the bridges of one pod; the kubelet starts them anew."""
+    """Kill the bridges of one pod; the kubelet restarts them."""
     for bridge in fleet.current[0].bridges.values():
         bridge.end()
     await after(40)
 
 
 async def bridges_crash(fleet: Fleet) -> None:
-    """End every bridge of the fleet, and let none come back for 60 s."""
+    """End every bridge in all pods, without a restart for 60 s."""
     pods = fleet.current
     for pod in pods:
         pod.crashing = True
@@ -127,10 +127,10 @@ class Event:
     Args:
         name: In results.
         title: In the table.
-        happens: What happens.
-        planned: Whether nothing may fail.
-        bounded: Whether a sick pod has to be out in time.
-        contenders: Who takes part.
+        happens: The event.
+        planned: Whether no call may fail.
+        bounded: Whether a broken pod must be removed in time.
+        contenders: The contenders that take part.
         deregistration: The target groups' deregistration delay.
     """
 

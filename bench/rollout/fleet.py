@@ -1,8 +1,8 @@
-"""The cluster around the pods: the Deployment, the load balancer's controller, and who looks on.
+"""The cluster around the pods: the Deployment, the load balancer's controller, the observation.
 
-All contenders of a run share its pods: the same Envoys, moments, calls and schedules of checks.
-Each has a target group of its own, and a view of its own of which pods are ready: its sidecar
-counts, and no other.
+All contenders of a run share its pods: the same Envoys, times, calls and schedules of checks.
+Each has a separate target group, and its pods are ready if its own sidecar is, independent of the
+other sidecars.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from tests.support.gateway import free_port, listens, wait_until
 REPLICAS: Final = 3
 ZONES: Final = ("a", "b")
 LOOK: Final = 0.05
-"""Seconds of this machine's between two looks at who is routed to."""
+"""Seconds of this machine between two observations of the routing."""
 
 RULES: Final = Rules(
     interval=numbers.INTERVAL / SCALE,
@@ -38,12 +38,12 @@ RULES: Final = Rules(
 
 @dataclass(slots=True)
 class Seen:
-    """What was seen of one target group, in the cluster's seconds.
+    """The observations of one target group, in the cluster's seconds.
 
     Args:
-        sick: Seconds for which a sick pod was routed to, a node's share each.
-        out_after: The longest time from a pod's falling ill to the last routing to it while ill.
-        left_out: Seconds for which a well pod was not routed to, a node's share each.
+        sick: Seconds for which nodes routed to a broken pod, averaged over the nodes.
+        out_after: The longest time from a pod's failure to the last request before it recovers.
+        left_out: Seconds for which nodes did not route to a good pod, averaged over the nodes.
     """
 
     sick: float = 0.0
@@ -53,7 +53,7 @@ class Seen:
 
 @dataclass(slots=True)
 class Member:
-    """A contender in a run: its target group, its clients, and what was seen of it."""
+    """A contender in a run: its target group, its clients, and the observations."""
 
     contender: Contender
     group: TargetGroup[str]
@@ -66,9 +66,9 @@ class Fleet:
     """The pods of a run and its target groups.
 
     Args:
-        slot: Which part of the loopback range the pods' addresses come from.
-        seed: Decides all that is left to chance.
-        contenders: Who takes part.
+        slot: The part of the loopback range for the pods' addresses.
+        seed: Seed of all random values.
+        contenders: The contenders that take part.
         deregistration: The target groups' deregistration delay, in the cluster's seconds.
     """
 
@@ -110,7 +110,7 @@ class Fleet:
         group = TargetGroup(list(ZONES), self._rules, check, Random(seed))
         return Member(contender, group, Caller(group, self._ports, seed), checks=checks)
 
-    # ---- what events do -------------------------------------------------------------------------
+    # ---- for events ------------------------------------------------------------------------------
 
     async def add_pod(self, configured_after: float = numbers.ENVOY_START) -> Pod:
         """Start a pod and wait until it has its configuration."""
@@ -130,15 +130,15 @@ class Fleet:
     def remove_pod(
         self, pod: Pod, prestop: float = numbers.PRESTOP, drain: float = numbers.DRAIN
     ) -> "asyncio.Task[None]":
-        """Delete a pod; its end goes on by itself."""
+        """Delete a pod, without waiting for its end."""
         pod.deleting = True
         end = asyncio.create_task(pod.terminate(prestop, drain))
         self._ends.add(end)
         end.add_done_callback(self._ends.discard)
         return end
 
-    async def until_healthy(self, pod: Pod, patience: float = 60.0) -> None:
-        """Wait for a pod's readiness gates: one for each target group that has to have it."""
+    async def until_healthy(self, pod: Pod, timeout: float = 60.0) -> None:
+        """Wait for a pod's readiness gates: one for each target group that must have it."""
 
         def missing() -> list[Member]:
             return [
@@ -149,12 +149,12 @@ class Fleet:
             ]
 
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience / SCALE):
+            async with asyncio.timeout(timeout / SCALE):
                 while missing():
                     await asyncio.sleep(LOOK)
 
     async def roll(self) -> None:
-        """Replace every pod: one more at a time, and none taken before the new one is healthy."""
+        """Replace every pod: add one, and delete an old one only when the new one is healthy."""
         for old in [pod for pod in self.pods if not pod.deleting]:
             await self.until_healthy(await self.add_pod())
             self.remove_pod(old)
@@ -166,14 +166,14 @@ class Fleet:
 
     @property
     def current(self) -> list[Pod]:
-        """The pods that are to stay."""
+        """The pods that are not being deleted."""
         return [pod for pod in self.pods if not pod.deleting]
 
     # ---- a run ----------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run the service, the first pods, the controllers, the clients and the onlooker."""
+        """Run the service, the first pods, the controllers, the clients and the observation."""
         echo = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "bench.rollout.echo", f"{self._echo_port}"
         )
@@ -204,7 +204,7 @@ class Fleet:
                 raise result
 
     async def _control(self, member: Member) -> None:
-        """Be the load balancer's controller: register the pods whose containers are ready."""
+        """Act as the load balancer's controller: register the pods whose containers are ready."""
         applied: set[Pod] = set()
         random = Random(self.seed)
 
@@ -229,7 +229,7 @@ class Fleet:
             await asyncio.sleep(LOOK)
 
     async def _look_on(self) -> None:
-        """Compare where requests go with the truth, at every moment."""
+        """Compare the routing with the state of the pods, periodically."""
         loop = asyncio.get_running_loop()
         before = loop.time()
         while True:

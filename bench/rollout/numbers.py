@@ -1,6 +1,6 @@
-"""Every number of a run, in the cluster's own seconds, and the one factor that scales them.
+"""Every number of a run, in the cluster's seconds, and the factor that scales them.
 
-What deploy/ recommends is here once; `differences` compares it with deploy/.
+`differences` compares the recommended numbers with deploy/.
 """
 
 import re
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 SCALE: Final = 5.0
-"""The cluster's seconds in one of this machine's. What is real (calls, the work of Envoy and of the
-bridges, a killed bridge's start) is not scaled: it counts five times as long as in a cluster, which
-speaks against the bridges."""
+"""The cluster's seconds in one of this machine. Real work (calls, Envoy, the bridges, the restart
+of a killed bridge) is not scaled: it counts five times as long as in a cluster, to the disadvantage
+of the bridges."""
 
 # ---- what deploy/ recommends --------------------------------------------------------------------
 
@@ -21,7 +21,7 @@ DRAIN: Final = 30.0
 
 GRACE: Final = 70.0
 """`terminationGracePeriodSeconds` is at least this: PRESTOP + DRAIN + DRAIN_DELAY + SHUTDOWN_GRACE
-and 5 to spare, rounded up."""
+and 5 more, rounded up."""
 
 DRAIN_DELAY: Final = 0.0
 """Of a native sidecar: SIGTERM comes after Envoy has ended."""
@@ -39,15 +39,15 @@ WHERE: Final[Mapping[str, float]] = {
     rf"\b(?:unhealthy-threshold-count|unhealthyThresholdCount):\s*{_NUMBER}": UNHEALTHY_THRESHOLD,
     rf"deregistration_delay\.timeout_seconds(?:=|\s+value:\s*){_NUMBER}": DEREGISTRATION,
     rf"\bterminationDrainDuration:\s*{_NUMBER}s": DRAIN,
-    rf"\bpreStop:\s+sleep:.*\n\s+seconds:\s*{_NUMBER}": PRESTOP,
+    rf"\bpreStop:\s+(?:\w+: null.*\s+)*sleep:.*\n\s+seconds:\s*{_NUMBER}": PRESTOP,
 }
-"""Where deploy/ says the numbers: a pattern, and what the runs were made with."""
+"""Patterns for the numbers in deploy/, and the numbers of the runs."""
 
-# ---- ghealth's own defaults ---------------------------------------------------------------------
+# ---- ghealth's defaults -------------------------------------------------------------------------
 
 CACHE_TTL, PROBE_TIMEOUT, SHUTDOWN_GRACE = 1.0, 3.0, 1.0
 
-# ---- what is outside: sources beside each -------------------------------------------------------
+# ---- of other software, with sources ------------------------------------------------------------
 
 ROUTING_LAG: Final = (10.0, 30.0)
 """Seconds after deregistration in which a node still sends new requests: kubernetes-sigs/
@@ -77,18 +77,19 @@ ENVOY_DRAIN_TIME: Final = 45.0
 """`--drain-time-s`, Istio's default (`drainDuration`)."""
 
 PLEG: Final = 1.0
-"""The kubelet looks at its containers once a second."""
+"""The kubelet examines its containers once a second."""
 
 
 def differences(deploy: Path) -> list[str]:
-    """Tell what deploy/ says otherwise, a line each; nothing where it says nothing.
+    """Return the numbers in deploy/ that differ, one line each.
 
     Args:
         deploy: The directory; it may be missing.
     """
     found = []
     for file in sorted([*deploy.rglob("*.yaml"), *deploy.rglob("*.yml")]):
-        text = file.read_text()
+        # A livenessProbe's own grace period, its last field, is for a restart, not a pod's end.
+        text = re.sub(r"failureThreshold:.*\n\s*terminationGrace.*\n", "", file.read_text())
         for pattern, ours in WHERE.items():
             found += [
                 f"{file}: {' '.join(match[0].split())}, but the runs were made with {ours:.0f}"

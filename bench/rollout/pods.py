@@ -20,7 +20,7 @@ _UPSTREAM: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 class _Agent(Agent):
-    """The stand-in for pilot-agent, to which a killed Envoy's resets are no news."""
+    """The stand-in for pilot-agent, which ignores resets from a killed Envoy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Proxy(Gateway):
     """The gateway of `tests.support`, with a route for the calls beside its readiness listener.
 
     Args:
-        agent: Whom the readiness listener asks.
+        agent: The target of the readiness listener.
         host: The pod's address.
         ports: Where the pod listens.
         echo_port: Of the service behind.
@@ -71,10 +71,10 @@ def _echo_cluster(like: dict[str, Any], port: int) -> dict[str, Any]:
 
 
 class Bridge:
-    """A native sidecar and the kubelet's part in its life: started anew when it ends.
+    """A native sidecar, which the kubelet restarts when it ends.
 
     Args:
-        kind: Of `contenders.BRIDGES`.
+        kind: A key of `contenders.BRIDGES`.
         host: The pod's address.
         ports: Where the pod listens.
     """
@@ -89,6 +89,7 @@ class Bridge:
             self._command = [sys.executable, "-m", "ghealth"]
             self._environment = environment(
                 LISTEN=f"{host}:{port}",
+                ADMIN_LISTEN="off",
                 PROBE_URL=f"http://{host}:{ports.readiness}/healthz/ready",
                 CACHE_TTL=f"{numbers.CACHE_TTL / SCALE}",
                 PROBE_TIMEOUT=f"{numbers.PROBE_TIMEOUT / SCALE}",
@@ -111,7 +112,7 @@ class Bridge:
 
     @property
     def listens(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it accepts connections."""
         return listens(*self._address)
 
     def end(self, signum: signal.Signals = signal.SIGKILL) -> None:
@@ -122,7 +123,7 @@ class Bridge:
 
 
 class Pod:
-    """A gateway pod and what the kubelet knows of it.
+    """A gateway pod and its state at the kubelet.
 
     Args:
         host: Its address.
@@ -160,14 +161,14 @@ class Pod:
 
     @property
     def well(self) -> bool:
-        """The truth: configured, running, and not told to stop."""
+        """The real state: configured, running, and not terminating."""
         return self._agent.state == READY and not self.hung
 
     async def start(self, configured_after: float = numbers.ENVOY_START) -> None:
         """Start the sidecars, then the gateway, which has its configuration after a while.
 
-        The pod's time begins when the sidecars listen, less what that takes in a cluster: their
-        start cannot be made five times as fast, and would seem to last until the first checks.
+        The pod's time begins when the sidecars listen, less the time that this takes in a cluster:
+        their start cannot be made five times as fast, and would last until the first checks.
         """
         self._agent.__enter__()
         started = [bridge for kind, bridge in self.bridges.items() if kind not in self.missing]
@@ -187,25 +188,25 @@ class Pod:
         ]
 
     def sicken(self) -> None:
-        """Answer 503 from now on, and serve on."""
+        """Answer 503 from now on, and still serve requests."""
         self._agent.state = SICK
         self._note("503")
 
     def hang(self) -> None:
-        """Stop Envoy as it stands."""
+        """Stop Envoy by SIGSTOP."""
         self.hung = True
         self._signal(signal.SIGSTOP)
         self._note("hung")
 
     def heal(self) -> None:
-        """Be well again."""
+        """Recover."""
         if self.hung:
             self._signal(signal.SIGCONT)
         self.hung, self._agent.state = False, READY
         self._note("ready")
 
     async def terminate(self, prestop: float, drain: float) -> None:
-        """End as Kubernetes and pilot-agent do it; `deleting` is what others see at once.
+        """End as with Kubernetes and pilot-agent; `deleting` is true at once.
 
         pilot-agent: on SIGTERM its own readiness turns 503, Envoy drains gracefully, and is killed
         after the drain. Native sidecars get SIGTERM after that.
@@ -222,7 +223,7 @@ class Pod:
         await self.kill()
 
     async def kill(self) -> None:
-        """End at once, as when the machine goes away."""
+        """End at once, as when the machine fails."""
         self.deleting = self.gone = True
         self._note("gone")
         self._agent.state = SICK
@@ -237,7 +238,7 @@ class Pod:
         self._agent.stop()
 
     async def _probe(self) -> None:
-        """Be the kubelet: istio-proxy's startupProbe, then its readinessProbe."""
+        """Act as the kubelet: istio-proxy's startupProbe, then its readinessProbe."""
         loop = asyncio.get_running_loop()
         timeout = numbers.READINESS_TIMEOUT / SCALE
         while not await is_ready(self.host, self._readiness, timeout):
@@ -253,7 +254,7 @@ class Pod:
                 self.proxy_ready = ready
 
     async def _look_after_bridges(self) -> None:
-        """Be the kubelet: see which containers run, and start anew those that ended."""
+        """Act as the kubelet: find the running containers, and restart those that ended."""
         while True:
             for kind, bridge in self.bridges.items():
                 bridge.seen_running = bridge.running

@@ -1,4 +1,4 @@
-"""What the runs say: tables for the page, pictures, and what must hold."""
+"""The report of the runs: tables and pictures for the page, and broken promises."""
 
 from collections.abc import Callable, Iterable
 from html import escape
@@ -13,7 +13,7 @@ from bench.rollout.numbers import INTERVAL, PROBE_TIMEOUT, SCALE, TIMEOUT, UNHEA
 Run = dict[str, Any]
 
 BOUND: Final = UNHEALTHY_THRESHOLD * INTERVAL + TIMEOUT
-"""Seconds in which a sick pod has to be out of service."""
+"""Seconds within which a broken pod must get no more requests."""
 
 PICTURES: Final = {
     "restart": "A rolling restart with the recommended numbers",
@@ -28,20 +28,23 @@ NOT_ASKED: Final = "\u2013"
 
 
 def tables(runs: list[Run]) -> str:
-    """Write the tables of the page."""
+    """Return the tables of the page."""
     return "\n\n".join(
         f"{title}\n\n{_table(runs, cell)}"
         for title, cell in (
-            ("Failed unary calls, of all made in all runs:", _failed),
-            ("Long streams that were cut, of all:", _streams),
+            ("Failed unary calls, of all calls in all runs:", _failed),
+            ("Long streams that were cut, of all long streams:", _streams),
             (
                 (
-                    "Seconds from a gateway's falling ill to the last moment at which a node "
-                    "routed to it (median, worst):"
+                    "Seconds from the failure of a gateway to the last request that a node sent to "
+                    "it (median, worst):"
                 ),
                 _out_after,
             ),
-            ("Seconds for which a well pod was not routed to, summed over pods (median):", _left),
+            (
+                "Seconds for which a ready pod got no requests, summed over pods (median):",
+                _left,
+            ),
         )
     )
 
@@ -82,16 +85,16 @@ def _left(results: list[Run]) -> str:
     return f"{median(result['left_out_seconds'] for result in results):.0f}"
 
 
-# ---- what must hold -----------------------------------------------------------------------------
+# ---- promises -----------------------------------------------------------------------------------
 
 
 def is_void(run: Run) -> bool:
-    """Tell whether the machine paused for longer than the shortest timeout, ghealth's probe's."""
+    """Return whether the machine paused for longer than the shortest timeout, ghealth's probe's."""
     return bool(run["longest_pause_ms"] > PROBE_TIMEOUT / SCALE * 1000)
 
 
 def broken(runs: Iterable[Run]) -> list[str]:
-    """Tell which promises the runs break, a line each."""
+    """Return the promises that the runs break, one line each."""
     found = []
     events = {event.name: event for event in EVENTS}
     failed = dict.fromkeys(events, (0, 0))
@@ -106,7 +109,7 @@ def broken(runs: Iterable[Run]) -> list[str]:
             continue
         if event.planned and ghealth["failed"]:
             found.append(f"{where}: {ghealth['failed']} calls failed: {ghealth['results']}")
-        # How late the onlooker may be, and everybody else on this machine.
+        # The delay of the observation, and of everything else on this machine.
         late = (2 * LOOK + run["longest_pause_ms"] / 1000) * SCALE
         if event.bounded and ghealth["out_after"] > BOUND + late:
             found.append(
@@ -122,7 +125,7 @@ def broken(runs: Iterable[Run]) -> list[str]:
 
 
 def _both_can_meet(event: Event) -> bool:
-    """Tell whether an event is none of the sidecar's own."""
+    """Return whether an event does not come from the sidecar."""
     return "twin" not in event.contenders or event.planned
 
 

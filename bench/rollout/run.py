@@ -1,4 +1,4 @@
-"""One event with one seed; what came of it is one JSON object on standard output.
+"""One event with one seed; the result is one JSON object on standard output.
 
 python -m bench.rollout.run EVENT SEED SLOT [CONTENDER,…]
 """
@@ -21,16 +21,16 @@ async def run(event: Event, seed: int, slot: int, names: tuple[str, ...]) -> dic
     """Make a run.
 
     Args:
-        event: What happens.
-        seed: Decides what is left to chance.
-        slot: Which addresses to use.
-        names: Who takes part.
+        event: The event.
+        seed: Seed of all random values.
+        slot: The part of the addresses to use.
+        names: The contenders that take part.
     """
     contenders = [contender for contender in CONTENDERS if contender.name in names]
     fleet = Fleet(slot, seed, contenders, event.deregistration)
     loop = asyncio.get_running_loop()
     if (me := asyncio.current_task()) is not None:
-        loop.add_signal_handler(signal.SIGTERM, me.cancel)  # whoever ends it leaves no Envoy behind
+        loop.add_signal_handler(signal.SIGTERM, me.cancel)  # so that no Envoy is left behind
     async with fleet.running():
         began = loop.time()
         await event.happens(fleet)
@@ -81,7 +81,10 @@ def main() -> None:
     name, seed, slot, *rest = sys.argv[1:]
     (event,) = (event for event in EVENTS if event.name == name)
     names = tuple(rest[0].split(",")) if rest else event.contenders
-    print(json.dumps(asyncio.run(run(event, int(seed), int(slot), names))))
+    try:
+        print(json.dumps(asyncio.run(run(event, int(seed), int(slot), names))))
+    except asyncio.CancelledError:  # by SIGTERM
+        sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

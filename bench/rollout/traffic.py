@@ -1,4 +1,4 @@
-"""Calls through a target group at a steady rate, whatever becomes of those before."""
+"""Calls through a target group at a steady rate, independent of earlier calls."""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from bench.rollout.numbers import SCALE
 from bench.rollout.upstream import Connection, open_connection
 
 RATE: Final = 15.0
-"""Unary calls a second of this machine's, for each target group."""
+"""Unary calls per second of this machine, for each target group."""
 
 SHORTEST, LONGEST = 0.001, 0.5
 """Seconds that a unary call takes, not scaled: up to 2.5 of the cluster's."""
@@ -28,14 +28,14 @@ DEADLINE: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a call.
+    """The result of a call.
 
     Args:
         at: When it was made, on the loop's clock.
         ended: When it ended.
         stream: Whether it was a long one.
         result: "ok", the code of the ALB's own error, "deadline", or "grpc N".
-        host: The pod it was sent to, if to any.
+        host: The pod that it was sent to, if any.
         late: Seconds between when it was due and when it was made.
     """
 
@@ -78,7 +78,7 @@ class Caller:
                 self._begin(self._random.uniform(*STREAM_SECONDS), late, stream=True)
 
     async def finish(self) -> None:
-        """Wait for the unary calls under way, cut the streams, and close."""
+        """Wait for the open unary calls, end the streams, and close."""
         await asyncio.sleep(LONGEST)
         for call in self._calls:
             call.cancel()
@@ -101,7 +101,7 @@ class Caller:
         at = loop.time()
         node = self._group.node()
         target = node.pick()
-        # Errors, HTTP 503: there is nobody to send it to.
+        # Errors, HTTP 503: there is no target.
         result = "503"
         if target is not None:
             target.in_flight += 1
@@ -118,7 +118,7 @@ class Caller:
     async def _forward(
         self, node: Node[str], target: Target[str], seconds: float, *, stream: bool
     ) -> str:
-        """Send a request on; the result as the client sees it.
+        """Forward a request; return the result as the client sees it.
 
         Errors, HTTP 502: a connection that is refused, reset or ended with a request outstanding.
         HTTP 504: no connection within 10 s, or no answer within the idle timeout.
@@ -152,7 +152,7 @@ class Caller:
         return "ok" if code == "0" else f"grpc {code}"
 
     async def _connection(self, node: Node[str], target: Target[str]) -> Connection:
-        """Take the node's connection to a target, or open one: an ALB reuses them."""
+        """Return the node's connection to a target, or open one: an ALB reuses them."""
         key = (id(node), target.address)
         opening = self._connections.get(key)
         if opening is None or _is_useless(opening):

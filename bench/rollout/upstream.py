@@ -1,6 +1,6 @@
 """An ALB's connection to a target: HTTP/2 without TLS, many requests at once, and no retries.
 
-No gRPC library would do: they retry what a server refused, and so hide what an ALB's client gets.
+gRPC libraries retry refused requests, which would hide the errors that an ALB's client gets.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ Headers = dict[str, str]
 
 
 class Connection(asyncio.Protocol):
-    """One connection; `open_connection` makes it."""
+    """A connection; created by `open_connection`."""
 
     def __init__(self) -> None:
         self.usable = True
@@ -29,13 +29,13 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin as a client does."""
+        """Send a client's preface."""
         self._transport = cast("asyncio.Transport", transport)
         self._h2.initiate_connection()
         self._flush()
 
     async def request(self, headers: Sequence[tuple[str, str]], body: bytes = b"") -> Headers:
-        """Make one request; the headers and trailers of its answer.
+        """Send one request; return the headers and trailers of its answer.
 
         Raises:
             ConnectionError: If the connection ends, or the target resets the request, first.
@@ -55,7 +55,7 @@ class Connection(asyncio.Protocol):
                 self._flush()
 
     def data_received(self, data: bytes) -> None:
-        """Take frames, but for a GOAWAY: h2 would take nothing after it, and answers may come."""
+        """Receive frames, except a GOAWAY: h2 would accept no answer after it."""
         self._buffer += data
         frames = bytearray()
         while len(self._buffer) >= _FRAME_HEADER:
@@ -76,13 +76,13 @@ class Connection(asyncio.Protocol):
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail what is under way."""
+        """Fail the open requests."""
         self.usable = False
         for number in list(self._answers):
             self._fail(number, exc)
 
     def close(self) -> None:
-        """End the connection, and what is under way on it."""
+        """Close the connection and fail its open requests."""
         self._transport.abort()
 
     def _goes_away(self, last: int) -> None:
@@ -120,7 +120,7 @@ async def open_connection(host: str, port: int) -> Connection:
     """Connect to a target.
 
     Raises:
-        OSError: If nobody listens.
+        OSError: If nothing listens.
     """
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(Connection, host, port)

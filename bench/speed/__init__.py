@@ -1,1 +1,1 @@
-"""ghealth beside what people would run instead, in one run, on one machine."""
+"""The speed of ghealth beside its peers, and how its cost grows."""

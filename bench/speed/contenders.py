@@ -3,119 +3,150 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
-from bench.speed import reading
-from bench.speed.loads import check
+from bench.speed import loads, reading
+from bench.speed.gateways import BUILD, ROOT, process
 from tests.support.gateway import free_port, wait_until
 
-ROOT: Final = Path(__file__).parents[2]
 PEERS: Final = Path(__file__).parent / "peers"
-BRIDGE: Final = ROOT / "build" / "bridge"
 PYTHON: Final = str(ROOT / ".venv-bench" / "bin" / "python")
-"""Of an environment with what the image installs and nothing else, byte-compiled (`make bench`)."""
+"""Python of an environment with exactly the packages of the image (`make bench`)."""
 
-GHEALTH, GO, STOCK = "ghealth", "Go bridge", "stock servicer"
-FLOOR, UV_FLOOR = "floor", "floor on uvloop"
+GHEALTH, UNCACHED = "ghealth", "ghealth, CACHE_TTL=0"
+CAREFUL, FRESH, SIMPLE = "careful Go bridge", "the same, fresh connections", "60-line Go bridge"
+STOCK, FLOOR, BARE = "stock servicer", "floor", "bare imports"
 BARE_IMPORTS: Final = (
     "import grpc, grpc_health.v1.health, grpc_reflection.v1alpha.reflection, httpx, "
     "pydantic_settings"
 )
+"""Imports the packages that ghealth serves with, and does nothing else."""
+
+others: Final[dict[str, str]] = {}
+"""Other versions of ghealth, by `--against`: the interpreter of each, by its name in the tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A program under way.
+    """A program that runs.
 
     Args:
-        name: What the tables call it.
         process: Its process.
-        port: Where it serves.
+        port: The port it serves on.
     """
 
-    name: str
     process: "subprocess.Popen[bytes]"
     port: int
 
     @property
     def pid(self) -> int:
-        """Its process's number."""
+        """The number of its process."""
         return self.process.pid
+
+    def answers(self) -> bool:
+        """Return whether it answers a check yet.
+
+        Raises:
+            RuntimeError: If it has ended.
+        """
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self.process.args!r} ended with {self.process.returncode}")
+        try:
+            loads.check(self.port)
+        except OSError:
+            return False
+        return True
 
 
 def build() -> None:
-    """Build the Go bridge.
+    """Build the Go programs.
 
     Raises:
-        SystemExit: If there is no Go, or no h2load, on this machine.
+        SystemExit: If a tool is missing on this machine.
     """
     for tool, package in (("go", "Go"), ("h2load", "nghttp2-client")):
         if shutil.which(tool) is None:
             raise SystemExit(f"the bench needs {tool}: install {package}")
-    command = ["go", "build", "-o", str(BRIDGE), "."]
-    subprocess.run(command, cwd=PEERS / "bridge", check=True, timeout=600)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    command = ["go", "build", "-o", f"{BUILD}/", "./...", "tool"]
+    subprocess.run(command, cwd=PEERS, check=True, timeout=600)
+
+
+@cache
+def _has_admin_port(python: str) -> bool:
+    """Return whether this version of ghealth has an admin port, which is on by default."""
+    command = [python, "-I", "-m", "ghealth", "settings"]
+    environment = _environment({})
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return "GHEALTH_ADMIN_LISTEN" in shown.stdout
+
+
+@contextmanager
+def started(name: str, url: str, **settings: str) -> Iterator[Contender]:
+    """Start a contender, which runs until the end of the block; it may not answer yet.
+
+    Args:
+        name: The contender.
+        url: The gateway's readiness endpoint.
+        settings: ghealth's settings, without the prefix of their names.
+    """
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    careful = [str(BUILD / "careful"), "-listen", address, "-url", url]
+    commands: dict[str, list[str]] = {
+        CAREFUL: careful,
+        FRESH: [*careful, "-fresh"],
+        SIMPLE: [str(BUILD / "bridge"), "-listen", address, "-url", url],
+        STOCK: [PYTHON, "-I", str(PEERS / "stock.py"), address, url],
+        FLOOR: [PYTHON, "-I", str(PEERS / "floor.py"), address],
+    }
+    python = others.get(name, PYTHON)
+    ours = {"LISTEN": address, "PROBE_URL": url, "DRAIN_DELAY": "0"} | settings
+    if name == UNCACHED:
+        ours["CACHE_TTL"] = "0"
+    if name not in commands and _has_admin_port(python):
+        ours.setdefault("ADMIN_LISTEN", f"127.0.0.1:{free_port()}")
+    command = commands.get(name, [python, "-I", "-m", "ghealth"])
+    with process(*command, environment=_environment(ours)) as child:
+        yield Contender(child, port)
+
+
+def _environment(settings: dict[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GHEALTH_")}
+    return kept | {f"GHEALTH_{name}": value for name, value in settings.items()}
 
 
 @contextmanager
 def running(name: str, url: str, **settings: str) -> Iterator[Contender]:
-    """Run a contender until the end of the block; it has answered once when the block begins.
+    """Run a contender until the end of the block; it answers checks when the block begins.
 
     Args:
-        name: Which.
+        name: The contender.
         url: The gateway's readiness endpoint.
-        settings: ghealth's, without the prefix of their names.
+        settings: ghealth's settings, without the prefix of their names.
     """
-    contender = start(name, url, **settings)
-    try:
-        if not wait_until(lambda: answers(contender)):
+    with started(name, url, **settings) as contender:
+        if not wait_until(contender.answers):
             raise RuntimeError(f"{name} does not answer")
         yield contender
-    finally:
-        contender.process.kill()
-        contender.process.wait()
 
 
-def start(name: str, url: str, **settings: str) -> Contender:
-    """Start a contender, and do not wait until it answers.
-
-    Args:
-        name: Which.
-        url: The gateway's readiness endpoint.
-        settings: ghealth's, without the prefix of their names.
-    """
-    port = free_port()
-    address = f"127.0.0.1:{port}"
-    command = {
-        GHEALTH: [PYTHON, "-m", "ghealth"],
-        GO: [str(BRIDGE), "-listen", address, "-url", url],
-        STOCK: [PYTHON, str(PEERS / "stock.py"), address, url],
-        FLOOR: [PYTHON, str(PEERS / "floor.py"), address],
-        UV_FLOOR: [PYTHON, str(PEERS / "floor.py"), address, "--uvloop"],
-    }[name]
-    ours = {"LISTEN": address, "PROBE_URL": url, "DRAIN_DELAY": "0"} | settings
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GHEALTH_")}
-    environment |= {f"GHEALTH_{key}": value for key, value in ours.items()}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    return Contender(name, process, port)
-
-
-def answers(contender: Contender) -> bool:
-    """Tell whether a contender answers a check yet."""
-    if contender.process.poll() is not None:
-        raise RuntimeError(f"{contender.name} ended with {contender.process.returncode}")
-    try:
-        check(contender.port)
-    except OSError:
-        return False
-    return True
+@contextmanager
+def all_running(names: Sequence[str], url: str) -> Iterator[dict[str, Contender]]:
+    """Run several contenders with one gateway."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(running(name, url)) for name in names}
 
 
 def memory_of_bare_imports() -> reading.Memory:
-    """Tell what the five packages take that ghealth's contract names, imported and nothing more."""
+    """Return the memory of a process that has imported the five packages."""
     script = f"{BARE_IMPORTS}; print(open('/proc/self/status').read())"
-    done = subprocess.run([PYTHON, "-c", script], capture_output=True, text=True, check=True)
-    return reading.memory(done.stdout)
+    command = [PYTHON, "-I", "-c", script]
+    return reading.memory(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    )

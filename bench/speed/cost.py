@@ -1,8 +1,8 @@
-"""What the operators' port costs: checks a second, CPU and memory without it and with it.
+"""The cost of the admin port: checks a second, CPU and memory without it and with it.
 
-The load is h2load (Debian's nghttp2-client), a process of its own. The two are measured by turns,
-each in processes of their own; medians are told, and the ratios of neighbours. With --hostile,
-100,000 checks of as many distinct user agents instead: what they leave in the metrics and memory.
+The load is h2load (Debian's nghttp2-client). Both are measured alternately in separate processes;
+the results are medians, and ratios of neighbouring rounds. With --hostile: how much 100,000 checks
+with as many user agents add to the metrics and the memory.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import h2.events
 
 from tests.support.gateway import Agent
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 SECONDS, WARM_UP = 4, 1
 CHECK = "/grpc.health.v1.Health/Check"
 MESSAGE = b"\0\0\0\0\0"
@@ -39,7 +39,7 @@ AT_A_TIME = 50
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one round cost.
+    """The cost of one round.
 
     Args:
         rate: Checks a second.
@@ -53,34 +53,34 @@ class Cost:
 
 
 class Ghealth:
-    """A ghealth under way.
+    """A running ghealth.
 
     Args:
         process: Its process.
-        port: Of gRPC.
-        operators: Of the operators, None without.
+        port: The gRPC port.
+        admin_port: The admin port, None without.
     """
 
-    def __init__(self, process: "subprocess.Popen[str]", port: int, operators: int | None) -> None:
+    def __init__(self, process: "subprocess.Popen[str]", port: int, admin_port: int | None) -> None:
         self.process = process
         self.port = port
-        self.operators = operators
+        self.admin_port = admin_port
 
     def memory(self) -> float:
-        """Tell its resident memory in MiB."""
+        """Return its resident memory in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         found = re.search(r"VmRSS:\s+(\d+)", status)
         return int(found[1]) / 1024 if found else 0.0
 
     def cpu(self) -> float:
-        """Tell the seconds of CPU that it has used."""
+        """Return the seconds of CPU that it has used."""
         parts = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(parts[11]) + int(parts[12])) / TICKS
 
     def get(self, path: str) -> bytes:
-        """Ask the operators' port."""
-        url = f"http://127.0.0.1:{self.operators}{path}"
-        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+        """Send a request to the admin port."""
+        url = f"http://127.0.0.1:{self.admin_port}{path}"
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             content: bytes = response.read()
         return content
 
@@ -92,7 +92,7 @@ def ghealth(agent: Agent, *, program: str, on: bool) -> Iterator[Ghealth]:
     Args:
         agent: The gateway.
         program: The command.
-        on: Whether it has the operators' port.
+        on: Whether it has the admin port.
     """
     kept = {name: value for name, value in os.environ.items() if name[:8] != "GHEALTH_"}
     settings = {
@@ -101,20 +101,20 @@ def ghealth(agent: Agent, *, program: str, on: bool) -> Iterator[Ghealth]:
         "GHEALTH_LOG_FORMAT": "json",
     }
     if on:
-        settings["GHEALTH_METRICS_LISTEN"] = "127.0.0.1:0"
+        settings["GHEALTH_ADMIN_LISTEN"] = "127.0.0.1:0"
     process = subprocess.Popen([program], env=kept | settings, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None  # noqa: S101 - it is piped
         started = json.loads(process.stdout.readline())
-        port, operators = (
+        port, admin_port = (
             int(started[key][0].rpartition(":")[2]) if key in started else None
-            for key in ("listen", "metrics_listen")
+            for key in ("listen", "admin_listen")
         )
         assert port is not None  # noqa: S101 - it listens
-        yield Ghealth(process, port, operators)
+        yield Ghealth(process, port, admin_port)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE)
+        process.wait(TIMEOUT)
 
 
 def measured(agent: Agent, *, program: str, on: bool, body: str) -> Cost:
@@ -138,10 +138,10 @@ def measured(agent: Agent, *, program: str, on: bool, body: str) -> Cost:
                 capture_output=True,
                 text=True,
                 check=True,
-                timeout=PATIENCE,
+                timeout=TIMEOUT,
             ).stdout
             found = re.search(r"(\d+) succeeded, (\d+) failed", said)
-            assert found is not None, said  # noqa: S101 - what h2load says
+            assert found is not None, said  # noqa: S101 - h2load's report
             assert found[2] == "0", said  # noqa: S101
             return int(found[1])
 
@@ -155,7 +155,7 @@ def measured(agent: Agent, *, program: str, on: bool, body: str) -> Cost:
 
 
 def compare(rounds: int, variants: dict[str, tuple[str, bool]]) -> None:
-    """Measure variants by turns, and tell medians and ratios to the first."""
+    """Measure variants alternately, and print medians and ratios to the first."""
     costs: dict[str, list[Cost]] = {name: [] for name in variants}
     with Agent() as agent, tempfile.NamedTemporaryFile() as body:
         body.write(MESSAGE)
@@ -179,7 +179,7 @@ def compare(rounds: int, variants: dict[str, tuple[str, bool]]) -> None:
 
 
 def hostile(program: str) -> None:
-    """Check in the name of ever new callers, and tell what they leave."""
+    """Check with always new user agents, and print the growth."""
     with Agent() as agent, ghealth(agent, program=program, on=True) as server:
         flood(server.port, 0, 1000)
         before = server.get("/metrics")
@@ -194,10 +194,10 @@ def hostile(program: str) -> None:
 
 
 def flood(port: int, first: int, last: int) -> None:
-    """Make Checks on one connection, each of another caller and service."""
+    """Send Checks on one connection, each with another user agent and service."""
     connection = h2.connection.H2Connection()
     connection.initiate_connection()
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as peer:
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as peer:
         stream, number, under_way = 1, first, 0
         while number < last or under_way:
             while number < last and under_way < AT_A_TIME:

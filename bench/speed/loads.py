@@ -1,22 +1,52 @@
-"""What callers do: a storm on shared connections, an ALB's checks, watches."""
+"""Clients: an ALB's checks, checks and watches on one connection, callers that leave, h2load."""
 
+import math
 import re
+import resource
+import selectors
 import socket
+import struct
 import subprocess
 import tempfile
 import time
-from typing import Final
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Final, Self
 
 CHECK: Final = "/grpc.health.v1.Health/Check"
+WATCH: Final = "/grpc.health.v1.Health/Watch"
+
+WATCHES_EACH: Final = 24
+"""Watches on one connection: ghealth's limit."""
+
+_CHECKS_EACH: Final = 100
+_TIMEOUT: Final = 30.0
 _EMPTY_MESSAGE: Final = b"\0\0\0\0\0"
-_SETTINGS, _HEADERS, _DATA = 4, 1, 0
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _RESET, _SETTINGS = 0, 1, 3, 4
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
+_MAX_CONCURRENT_STREAMS: Final = 3
 _FRAME_HEADER: Final = 9
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """Encode an HTTP/2 frame."""
     length = len(payload).to_bytes(3, "big")
     return length + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def frames(received: bytearray) -> Iterator[tuple[int, int, int, bytes]]:
+    """Remove the complete frames from the received bytes: kind, flags, stream and payload."""
+    while len(received) >= _FRAME_HEADER:
+        end = _FRAME_HEADER + int.from_bytes(received[:3], "big")
+        if len(received) < end:
+            break
+        stream = int.from_bytes(received[5:_FRAME_HEADER], "big")
+        kind, flags, payload = received[3], received[4], bytes(received[_FRAME_HEADER:end])
+        del received[:end]
+        yield kind, flags, stream, payload
 
 
 def _headers(*pairs: tuple[str, str]) -> bytes:
@@ -27,75 +57,217 @@ def _headers(*pairs: tuple[str, str]) -> bytes:
     )
 
 
-def _request(user_agent: str) -> bytes:
+def call(path: str, stream: int = 1, message: bytes = b"") -> bytes:
+    """Encode a gRPC call with an ALB's headers."""
+    data = b"\0" + len(message).to_bytes(4, "big") + message
     headers = _headers(
         (":method", "POST"),
         (":scheme", "http"),
-        (":path", CHECK),
+        (":path", path),
         ("host", "AWSALB"),
-        ("content-length", "5"),
+        ("content-length", str(len(data))),
         ("content-type", "application/grpc"),
         ("te", "trailers"),
-        ("user-agent", user_agent),
+        ("user-agent", "ELB-HealthChecker/2.0"),
     )
-    return (
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-        + _frame(_SETTINGS, 0, 0, b"")
-        + _frame(_HEADERS, _END_HEADERS, 1, headers)
-        + _frame(_DATA, _END_STREAM, 1, _EMPTY_MESSAGE)
-    )
+    return frame(_HEADERS, _END_HEADERS, stream, headers) + frame(_DATA, _END_STREAM, stream, data)
 
 
-# Made once, and read with as little work as possible: the two cores here are the server's too.
-_ALBS_REQUEST: Final = _request("ELB-HealthChecker/2.0")
+# Built once, and parsed with little work, since the client shares the cores with the server.
+_ALBS_REQUEST: Final = _PREFACE + frame(_SETTINGS, 0, 0, b"") + call(CHECK)
+_ACKNOWLEDGED: Final = frame(_SETTINGS, _ACK, 0, b"")
 
 
-def check(port: int, timeout: float = 30.0) -> float:
-    """Make one check as an ALB does, on a connection of its own.
+def check(port: int, timeout: float = _TIMEOUT) -> float:
+    """Make one check as an ALB does, on a separate connection.
 
     Args:
-        port: Of the server, on 127.0.0.1.
-        timeout: Seconds to wait at most for each piece of the answer.
+        port: The server's port on 127.0.0.1.
+        timeout: Seconds to wait for each piece of the answer.
 
     Returns:
-        The seconds until its end.
+        The seconds until the end of the answer.
 
     Raises:
         OSError: If there is no answer.
     """
-    started = time.perf_counter()
+    begin = time.perf_counter()
+    received = bytearray()
     with socket.create_connection(("127.0.0.1", port), timeout) as connection:
         connection.sendall(_ALBS_REQUEST)
-        received = b""
-        while True:
-            data = connection.recv(65536)
-            if not data:
-                raise ConnectionResetError
+        while data := connection.recv(65536):
             received += data
-            while len(received) >= _FRAME_HEADER:
-                length = int.from_bytes(received[:3], "big")
-                if len(received) < _FRAME_HEADER + length:
-                    break
-                kind, flags = received[3], received[4]
+            for kind, flags, _, _ in frames(received):
                 if kind == _SETTINGS and not flags & _ACK:
-                    connection.sendall(_frame(_SETTINGS, _ACK, 0, b""))
+                    connection.sendall(_ACKNOWLEDGED)
                 elif kind in (_HEADERS, _DATA) and flags & _END_STREAM:
-                    return time.perf_counter() - started
-                received = received[_FRAME_HEADER + length :]
+                    return time.perf_counter() - begin
+    raise ConnectionResetError
+
+
+class Connection:
+    """A connection that carries many calls.
+
+    Args:
+        port: The server's port on 127.0.0.1.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), _TIMEOUT)
+        self.limit = _CHECKS_EACH
+        self.messages = 0
+        self.ended = 0
+        self._received = bytearray()
+        self._next = 1
+        self.socket.sendall(_PREFACE + frame(_SETTINGS, 0, 0, b""))
+        self._greeted = False
+        while not self._greeted:
+            self.read()
+
+    def call(self, path: str, messages: Sequence[bytes]) -> None:
+        """Begin a call for each request message."""
+        calls = []
+        for message in messages:
+            calls.append(call(path, self._next, message))
+            self._next += 2
+        self.socket.sendall(b"".join(calls))
+
+    def read(self) -> None:
+        """Read what has come, and count messages and ends of calls.
+
+        Raises:
+            ConnectionResetError: If the server has closed the connection.
+        """
+        data = self.socket.recv(1 << 18)
+        if not data:
+            raise ConnectionResetError
+        self._received += data
+        for kind, flags, _, payload in frames(self._received):
+            if kind == _SETTINGS and not flags & _ACK:
+                for name, value in struct.iter_unpack(">HI", payload):
+                    if name == _MAX_CONCURRENT_STREAMS:
+                        self.limit = min(self.limit, value)
+                self.socket.sendall(_ACKNOWLEDGED)
+                self._greeted = True
+            self.messages += kind == _DATA and bool(payload)
+            self.ended += kind == _RESET or (
+                kind in (_HEADERS, _DATA) and bool(flags & _END_STREAM)
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+
+def allow_descriptors() -> None:
+    """Allow this process as many open connections as the system does."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextmanager
+def connections(port: int, number: int) -> Iterator[list[Connection]]:
+    """Hold a number of connections open until the end of the block."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(Connection(port)) for _ in range(number)]
+
+
+@contextmanager
+def watching(port: int, services: Sequence[str]) -> Iterator[None]:
+    """Watch each of these services until the end of the block, begun by a first message for each.
+
+    Raises:
+        RuntimeError: If a watch was refused.
+    """
+    messages = [b"\x0a" + bytes((len(name),)) + name.encode() if name else b"" for name in services]
+    with connections(port, -(-len(services) // WATCHES_EACH)) as opened:
+        for number, connection in enumerate(opened):
+            asked = messages[number * WATCHES_EACH : (number + 1) * WATCHES_EACH]
+            connection.call(WATCH, asked)
+            while connection.messages < len(asked):
+                connection.read()
+                if connection.ended:
+                    raise RuntimeError("a watch was refused")
+        yield
+
+
+@contextmanager
+def waiting(port: int, checks: int) -> Iterator[list[Connection]]:
+    """Start all checks at once, over as many connections as the server's limits need.
+
+    Args:
+        port: The server's port on 127.0.0.1.
+        checks: Their number.
+    """
+    with Connection(port) as first:
+        each = first.limit
+    with connections(port, -(-checks // each)) as opened:
+        for number, connection in enumerate(opened):
+            connection.call(CHECK, [b""] * min(each, checks - number * each))
+        yield opened
+
+
+def answers(opened: Sequence[Connection], checks: int) -> tuple[float, float]:
+    """Wait until all checks are answered.
+
+    Returns:
+        The times of the first and of the last answer, of time.perf_counter.
+    """
+    first = 0.0
+    with selectors.DefaultSelector() as selector:
+        for connection in opened:
+            selector.register(connection.socket, selectors.EVENT_READ, connection)
+        while sum(connection.ended for connection in opened) < checks:
+            ready = selector.select(_TIMEOUT)
+            if not ready:
+                raise TimeoutError
+            for key, _ in ready:
+                key.data.read()
+            if not first and any(connection.ended for connection in opened):
+                first = time.perf_counter()
+    return first, time.perf_counter()
+
+
+def leave(port: int, clients: int, rate: float = math.inf, at_a_time: int = 50) -> None:
+    """Begin checks, each on a separate connection, and disconnect before they are answered.
+
+    Args:
+        port: The server's port on 127.0.0.1, of one whose gateway hangs.
+        clients: Their number; every second one resets its connection, the others close it.
+        rate: How many of them begin in a second at most.
+        at_a_time: How many of them are waiting before the first of them leaves.
+    """
+    begin = time.perf_counter()
+    still_open: deque[socket.socket] = deque()
+    with ExitStack() as stack:
+        for number in range(clients):
+            time.sleep(max(0.0, begin + number / rate - time.perf_counter()))
+            client = socket.create_connection(("127.0.0.1", port), _TIMEOUT)
+            still_open.append(client)
+            if number >= clients - at_a_time:
+                stack.enter_context(client)
+            if number % 2:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            client.sendall(_ALBS_REQUEST)
+            client.recv(_FRAME_HEADER)  # the server speaks HTTP/2 by now
+            if len(still_open) > at_a_time:
+                still_open.popleft().close()
 
 
 def storm(port: int, checks: int) -> float:
     """Check by h2load, on 10 connections with 4 streams each.
 
     Args:
-        port: Of the server, on 127.0.0.1.
+        port: The server's port on 127.0.0.1.
         checks: Their number.
 
     Returns:
         Checks a second.
 
     Raises:
-        RuntimeError: If one of them was not answered.
+        RuntimeError: If a check was not answered.
     """
     with tempfile.NamedTemporaryFile() as message:
         message.write(_EMPTY_MESSAGE)
@@ -103,10 +275,8 @@ def storm(port: int, checks: int) -> float:
         command = ["h2load", "-c10", "-m4", "-t1", f"-n{checks}", "-d", message.name]
         command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
         command += [f"http://127.0.0.1:{port}{CHECK}"]
-        said = subprocess.run(
-            command, capture_output=True, text=True, timeout=300, check=True
-        ).stdout
-    rate = re.search(r"([\d.]+) req/s", said)
-    if rate is None or f" {checks} succeeded" not in said:
-        raise RuntimeError(said)
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    rate = re.search(r"([\d.]+) req/s", shown.stdout)
+    if rate is None or f" {checks} succeeded" not in shown.stdout:
+        raise RuntimeError(shown.stdout)
     return float(rate[1])

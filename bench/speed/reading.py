@@ -1,5 +1,6 @@
-"""What the kernel tells about a process."""
+"""Memory, CPU and wake-ups of a process, from /proc."""
 
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -9,11 +10,11 @@ _MIB: Final = 1024.0
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What is resident, in MiB.
+    """Resident memory in MiB.
 
     Args:
         resident: All of it.
-        anonymous: What is this process's own; the rest is mapped files, shared with others.
+        anonymous: The private part; the rest is mapped files, which processes share.
     """
 
     resident: float
@@ -26,17 +27,17 @@ def _numbers(status: str) -> dict[str, int]:
 
 
 def memory(status: str) -> Memory:
-    """Tell how much memory a process has.
+    """Return the memory of a process.
 
     Args:
-        status: What its /proc/PID/status says.
+        status: The text of its /proc/PID/status.
     """
     found = _numbers(status)
     return Memory(found["VmRSS"] / _MIB, found["RssAnon"] / _MIB)
 
 
 def memory_of(pid: int) -> Memory:
-    """Tell how much memory a process has now.
+    """Return the memory of a process now.
 
     Args:
         pid: Its number.
@@ -45,7 +46,7 @@ def memory_of(pid: int) -> Memory:
 
 
 def cpu(pid: int) -> float:
-    """Tell the seconds of CPU that a process has used, to the nanosecond.
+    """Return the seconds of CPU that a process has used, to the nanosecond.
 
     Args:
         pid: Its number. A thread that has ended is not counted.
@@ -54,8 +55,14 @@ def cpu(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
+def cpu_of_children() -> float:
+    """Return the seconds of CPU that the children used that have ended and been waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def wake_ups(pid: int) -> int:
-    """Tell how often the threads of a process have slept and woken again.
+    """Return how often the threads of a process have slept and woken again.
 
     Args:
         pid: Its number.
@@ -65,7 +72,7 @@ def wake_ups(pid: int) -> int:
 
 
 def threads(pid: int) -> int:
-    """Tell how many threads a process has.
+    """Return the number of threads of a process.
 
     Args:
         pid: Its number.
@@ -74,7 +81,7 @@ def threads(pid: int) -> int:
 
 
 def descriptors(pid: int) -> int:
-    """Tell how many descriptors a process has open.
+    """Return the number of descriptors that a process has open.
 
     Args:
         pid: Its number.

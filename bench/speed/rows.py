@@ -1,280 +1,334 @@
-"""What is measured: one function a row of the table, in the order of docs/performance.md."""
+"""The measurements: a section of docs/performance.md for each row, in the page's order."""
 
-import statistics
+import math
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Final
-
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
 
 from bench.speed import contenders, loads, reading
-from bench.speed.contenders import FLOOR, GHEALTH, GO, STOCK, UV_FLOOR, Contender, running
-from tests.support.gateway import SILENT, gateway
-
-Row = dict[str, Any]
-"""What goes into the JSON: medians, and medians of the ratios of neighbours in time."""
+from bench.speed.contenders import (
+    BARE,
+    CAREFUL,
+    FLOOR,
+    FRESH,
+    GHEALTH,
+    SIMPLE,
+    STOCK,
+    UNCACHED,
+    Contender,
+    all_running,
+    running,
+)
+from bench.speed.figures import Found, Row, by_turns, medians, percentile, progress
+from bench.speed.gateways import ALONE, BUILD, GATEWAYS, HANG, gateway
 
 PROBE_TIMEOUT: Final = 3.0
-SICK_FOR_EVER: Final = 5.0
-"""Seconds after which a check of a hanging gateway counts as never answered: an ALB's timeout."""
+ALB_TIMEOUT: Final = 5.0
+"""Seconds after which a check of a hanging gateway counts as never answered."""
 
-_STORM, _MEMORY_STORM = 3000, 100_000
-_CHECKS = 400
-_IDLE, _REAL = 8.0, 6.0
-_RATE = 10
-_WATCHERS = (1, 10, 100)
+CHECKS, STORM, MANY_CHECKS, LEAVERS = 1000, 5000, 100_000, 10_000
+SLOW: Final = 0.02
+_SLOW_CHECKS: Final = 100
+_WINDOW: Final = 10.0
+_RATE: Final = 10
+_WATCHERS: Final = 100
+LEAVERS_RATE: Final = 400.0
+_SETTLE: Final = 1.5  # longer than CACHE_TTL
+
+Rounds = Iterable[int]
 
 
-def by_turns(
-    names: Sequence[str], rounds: int, measure: Callable[[str], dict[str, float]]
-) -> dict[str, dict[str, list[float]]]:
-    """Measure each contender in each round, one after the other.
+@dataclass(frozen=True, slots=True)
+class RowKind:
+    """A row.
 
     Args:
-        names: The contenders.
-        rounds: How often; the first one warms up and does not count.
-        measure: Measures one of them once.
+        title: The heading of its section.
+        measure: Measures contenders with one kind of gateway, in a number of rounds.
+        names: The contenders, ghealth first; other versions of it take part as well.
+        gateways: The kinds of gateway it is measured with.
+        rounds: Its rounds for each one asked for: long rows get fewer.
+        warm_up: Whether a round that does not count comes first.
     """
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    for number in range(rounds + 1):
-        for name in names:
-            for figure, value in measure(name).items():
+
+    title: str
+    measure: Callable[[str, tuple[str, ...], Rounds], Found]
+    names: tuple[str, ...]
+    gateways: tuple[str, ...] = GATEWAYS
+    rounds: float = 1.0
+    warm_up: bool = True
+
+
+def _checked(contender: Contender, checks: int) -> dict[str, float]:
+    """Make checks one after the other, a new connection for each."""
+    begin = time.perf_counter()
+    took = [loads.check(contender.port) for _ in range(checks)]
+    seconds = time.perf_counter() - begin
+    return {
+        "median ms": percentile(took, 50) * 1e3,
+        "p99 ms": percentile(took, 99) * 1e3,
+        "checks a second": checks / seconds,
+    }
+
+
+def connection(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+    """Measure checks on new connections, as fast as they are answered."""
+    with gateway(kind) as envoy, all_running(names, envoy.url) as programs:
+        return by_turns(names, rounds, lambda name: _checked(programs[name], CHECKS))
+
+
+def slow(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+    """Measure checks of a gateway that takes 20 ms, one at a time and 40 at a time."""
+    with gateway(kind) as envoy, all_running(names, envoy.url) as programs:
+        envoy.delay(SLOW)
+
+        def once(name: str) -> dict[str, float]:
+            at_a_time = loads.storm(programs[name].port, STORM // 2)
+            return _checked(programs[name], _SLOW_CHECKS) | {
+                "checks a second, 40 at a time": at_a_time
+            }
+
+        return by_turns(names, rounds, once)
+
+
+def hanging(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+    """Measure when checks are answered while the gateway hangs."""
+    with gateway(kind) as envoy, all_running(names, envoy.url) as programs:
+        envoy.delay(HANG)
+        time.sleep(_SETTLE)
+
+        def once(name: str) -> dict[str, float]:
+            try:
+                seconds = loads.check(programs[name].port, ALB_TIMEOUT)
+            except TimeoutError:
+                return {"answered after ms": float("inf")}
+            finally:
+                time.sleep(_SETTLE)
+            return {"answered after ms": seconds * 1e3}
+
+        return by_turns(names, rounds, once)
+
+
+def requests(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+    """Count the requests that reach the gateway: whole intervals between requests, per second."""
+
+    def once(name: str) -> dict[str, float]:
+        found = {}
+        for load, delay in (("checks one by one", 0.0), ("a storm", 0.0), ("a slow storm", SLOW)):
+            with gateway(kind) as envoy, running(name, envoy.url) as contender:
+                envoy.delay(delay)
+                before, begin = envoy.requests(), time.perf_counter()
+                while time.perf_counter() < begin + _WINDOW / 2:
+                    if load == "checks one by one":
+                        loads.check(contender.port)
+                    else:
+                        loads.storm(contender.port, STORM // 2)
+                seconds = time.perf_counter() - begin
+                intervals = max(0, envoy.requests() - before - 1)
+                found[f"requests a second, {load}"] = intervals / seconds
+        return found
+
+    return by_turns(names, rounds, once)
+
+
+def memory(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+    """Measure resident memory at the start, and how it grows by checks, leavers and watches."""
+
+    def once(name: str) -> dict[str, float]:
+        if name == BARE:
+            bare = contenders.memory_of_bare_imports()
+            return {"resident MiB": bare.resident, "anonymous MiB": bare.anonymous}
+        with gateway(kind) as envoy, running(name, envoy.url) as contender:
+            start = reading.memory_of(contender.pid)
+            found = {"resident MiB": start.resident, "anonymous MiB": start.anonymous}
+            loads.storm(contender.port, MANY_CHECKS // 10)
+            more = _Growth(contender)
+            loads.storm(contender.port, MANY_CHECKS)
+            found["MiB more after 100,000 checks"] = more.by()
+            if name in (GHEALTH, STOCK, *contenders.others):
+                more = _Growth(contender)
+                with loads.watching(contender.port, [""] * _WATCHERS):
+                    found["MiB more with 100 watches"] = more.by()
+            if name in (GHEALTH, CAREFUL, FLOOR, *contenders.others):
+                envoy.delay(HANG)
+                time.sleep(_SETTLE)
+                loads.leave(contender.port, LEAVERS // 10, LEAVERS_RATE)
+                for which, rate in (("", LEAVERS_RATE), (" in a flood", math.inf)):
+                    more = _Growth(contender)
+                    loads.leave(contender.port, LEAVERS, rate)
+                    time.sleep(_SETTLE)
+                    found[f"MiB more after 10,000 clients that left{which}"] = more.by()
+            found["resident MiB at the end"] = reading.memory_of(contender.pid).resident
+            return found
+
+    return by_turns(names, rounds, once)
+
+
+class _Growth:
+    """The growth of a program's resident memory from now on."""
+
+    def __init__(self, contender: Contender) -> None:
+        self._pid = contender.pid
+        self._before = reading.memory_of(self._pid).resident
+
+    def by(self) -> float:
+        """Return the MiB more."""
+        return reading.memory_of(self._pid).resident - self._before
+
+
+def starting(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+    """Measure the time from exec to the first answer, beside that of the bare imports."""
+    with gateway(kind) as envoy:
+
+        def once(name: str) -> dict[str, float]:
+            begin = time.perf_counter()
+            if name == BARE:
+                command = [contenders.PYTHON, "-I", "-c", contenders.BARE_IMPORTS]
+                subprocess.run(command, check=True)
+                return {"ms": (time.perf_counter() - begin) * 1e3}
+            with contenders.started(name, envoy.url) as contender:
+                while not contender.answers():
+                    time.sleep(0.002)
+                return {"ms": (time.perf_counter() - begin) * 1e3}
+
+        return by_turns(names, rounds, once)
+
+
+def idle(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+    """Measure CPU and wake-ups without any caller."""
+    found: Found = {name: {} for name in names}
+    with gateway(kind) as envoy, all_running(names, envoy.url) as programs:
+        time.sleep(_SETTLE)
+        for number in rounds:
+            before = {
+                name: (reading.cpu(one.pid), reading.wake_ups(one.pid))
+                for name, one in programs.items()
+            }
+            time.sleep(_WINDOW)
+            for name, one in programs.items():
+                used = reading.cpu(one.pid) - before[name][0]
+                woken = reading.wake_ups(one.pid) - before[name][1]
                 if number:
-                    found[name].setdefault(figure, []).append(value)
+                    found[name].setdefault("CPU ms a second", []).append(used / _WINDOW * 1e3)
+                    found[name].setdefault("wake-ups a second", []).append(woken / _WINDOW)
     return found
 
 
-def medians(found: dict[str, dict[str, list[float]]], beside: Sequence[str]) -> Row:
-    """Sum up what was found.
-
-    Args:
-        found: The figures of each contender, round by round.
-        beside: Those by whose figures ghealth's are divided, round by round.
-    """
-    row: Row = {
-        name: {figure: statistics.median(values) for figure, values in figures.items()}
-        for name, figures in found.items()
-    }
-    row["ratios"] = {
-        other: {
-            figure: statistics.median(
-                ours / theirs for ours, theirs in zip(values, found[other][figure], strict=True)
-            )
-            for figure, values in found[GHEALTH].items()
-            if all(found[other][figure])
-        }
-        for other in beside
-    }
-    return row
-
-
-@contextmanager
-def all_running(names: Sequence[str], url: str) -> Iterator[dict[str, Contender]]:
-    """Run several contenders against one gateway."""
-    with ExitStack() as stack:
-        yield {name: stack.enter_context(running(name, url)) for name in names}
-
-
-def storm(rounds: int) -> Row:
-    """1: checks a second on shared connections."""
-    names = (FLOOR, GHEALTH, UV_FLOOR, GO, STOCK)
-    with gateway() as (envoy, _), all_running(names, envoy.url) as made:
+def real_rate(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+    """Measure ten checks a second, each on a new connection, as many nodes of an ALB make."""
+    with gateway(kind) as envoy, all_running(names, envoy.url) as programs:
 
         def once(name: str) -> dict[str, float]:
-            used = reading.cpu(made[name].pid)
-            rate = loads.storm(made[name].port, _STORM)
-            used = reading.cpu(made[name].pid) - used
-            return {"checks a second": rate, "CPU us a check": used / _STORM * 1e6}
-
-        return medians(by_turns(names, rounds, once), (FLOOR, UV_FLOOR, GO))
-
-
-def albs_shape(rounds: int, delay: float = 0.0, checks: int = _CHECKS) -> Row:
-    """2 and 3: a new connection for every check, one after the other.
-
-    Args:
-        rounds: How often.
-        delay: Seconds that the gateway takes.
-        checks: Of one round.
-    """
-    names = (GHEALTH, GO, STOCK, FLOOR)
-    with gateway() as (envoy, agent), all_running(names, envoy.url) as made:
-        agent.delay = delay
-
-        def once(name: str) -> dict[str, float]:
-            started = time.perf_counter()
-            took = sorted(loads.check(made[name].port) for _ in range(checks))
-            seconds = time.perf_counter() - started
-            return {
-                "median ms": statistics.median(took) * 1e3,
-                "p99 ms": took[int(len(took) * 0.99)] * 1e3,
-                "checks a second": checks / seconds,
-            }
-
-        return medians(by_turns(names, rounds, once), (GO, FLOOR))
-
-
-def hanging(rounds: int) -> Row:
-    """3: a gateway that takes the request and says nothing."""
-    row: Row = {GHEALTH: {}, GO: {}}
-    with gateway() as (envoy, agent), all_running((GHEALTH, GO), envoy.url) as made:
-        agent.state = SILENT
-        time.sleep(1.0)  # what was answered before is not fresh any more
-        late = [loads.check(made[GHEALTH].port) - PROBE_TIMEOUT for _ in range(rounds)]
-        row[GHEALTH]["ms after PROBE_TIMEOUT"] = statistics.median(late) * 1e3
-        try:
-            row[GO]["answered after s"] = loads.check(made[GO].port, SICK_FOR_EVER)
-        except TimeoutError:
-            row[GO]["answered after s"] = None
-    return row
-
-
-def requests(_rounds: int) -> Row:
-    """4: HTTP requests that reach the gateway, a second, while checks come as fast as they can."""
-    row: Row = {}
-    for name in (GHEALTH, GO, STOCK):
-        row[name] = {}
-        for load, delay in (("a storm", 0.0), ("checks, gateway takes 20 ms", 0.02)):
-            with gateway() as (envoy, agent), running(name, envoy.url) as contender:
-                agent.delay = delay
-                asked, started = agent.asked, time.perf_counter()
-                while time.perf_counter() < started + _REAL:
-                    if delay:
-                        loads.check(contender.port)
-                    else:
-                        loads.storm(contender.port, _STORM)
-                seconds = time.perf_counter() - started
-                row[name][f"a second, {load}"] = (agent.asked - asked) / seconds
-    return row
-
-
-def memory(rounds: int) -> Row:
-    """5: what is resident at the start, after 100,000 checks and with 100 watchers."""
-    bare = [contenders.memory_of_bare_imports() for _ in range(rounds)]
-    row: Row = {
-        "bare imports": {
-            "resident MiB": statistics.median(one.resident for one in bare),
-            "anonymous MiB": statistics.median(one.anonymous for one in bare),
-        }
-    }
-    with gateway() as (envoy, _):
-        for name in (GHEALTH, STOCK, FLOOR, GO):
-            with running(name, envoy.url) as contender:
-                at_start = reading.memory_of(contender.pid)
-                loads.storm(contender.port, 1000)
-                warm = reading.memory_of(contender.pid)
-                loads.storm(contender.port, _MEMORY_STORM)
-                after = reading.memory_of(contender.pid)
-                row[name] = {
-                    "resident MiB": at_start.resident,
-                    "anonymous MiB": at_start.anonymous,
-                    "MiB more after 100,000 checks": after.resident - warm.resident,
-                }
-                if name in (GHEALTH, STOCK):
-                    with watching(contender.port, max(_WATCHERS)):
-                        watched = reading.memory_of(contender.pid).resident
-                    row[name]["MiB more with 100 watchers"] = watched - after.resident
-    return row
-
-
-def starting(rounds: int) -> Row:
-    """6: from exec to the first SERVING, beside the bare imports of the five packages."""
-    bare = "bare imports"
-    with gateway() as (envoy, _):
-
-        def once(name: str) -> dict[str, float]:
-            started = time.perf_counter()
-            if name == bare:
-                command = [contenders.PYTHON, "-c", contenders.BARE_IMPORTS]
-                subprocess.run(command, check=True)
-                return {"ms": (time.perf_counter() - started) * 1e3}
-            contender = contenders.start(name, envoy.url)
-            try:
-                while not contenders.answers(contender):
-                    time.sleep(0.002)
-                return {"ms": (time.perf_counter() - started) * 1e3}
-            finally:
-                contender.process.kill()
-                contender.process.wait()
-
-        found = by_turns((GHEALTH, bare, FLOOR, GO), rounds * 2, once)
-        return medians(found, (bare, FLOOR))
-
-
-def idle(_rounds: int) -> Row:
-    """7: wake-ups and CPU with nobody asking."""
-    names = (GHEALTH, FLOOR, STOCK, GO)
-    row: Row = {}
-    with gateway() as (envoy, _), all_running(names, envoy.url) as made:
-        time.sleep(2.0)
-        before = {n: (reading.wake_ups(c.pid), reading.cpu(c.pid)) for n, c in made.items()}
-        time.sleep(_IDLE)
-        for name, contender in made.items():
-            woken, used = before[name]
-            row[name] = {
-                "wake-ups a second": (reading.wake_ups(contender.pid) - woken) / _IDLE,
-                "CPU ms a second": (reading.cpu(contender.pid) - used) / _IDLE * 1e3,
-            }
-    return row
-
-
-def real_rate(rounds: int) -> Row:
-    """7: ten checks a second, each on a new connection, as many ALB nodes make."""
-    names = (GHEALTH, FLOOR, STOCK, GO)
-    with gateway() as (envoy, _), all_running(names, envoy.url) as made:
-
-        def once(name: str) -> dict[str, float]:
-            used, checks = reading.cpu(made[name].pid), int(_REAL * _RATE)
-            for _number in range(checks):
-                loads.check(made[name].port)
+            used, checks = reading.cpu(programs[name].pid), int(_WINDOW / 2 * _RATE)
+            for _ in range(checks):
+                loads.check(programs[name].port)
                 time.sleep(1 / _RATE)
-            return {"CPU ms a check": (reading.cpu(made[name].pid) - used) / checks * 1e3}
+            return {"CPU ms a check": (reading.cpu(programs[name].pid) - used) / checks * 1e3}
 
-        return medians(by_turns(names, rounds, once), (FLOOR, GO))
-
-
-@contextmanager
-def watching(port: int, watchers: int) -> Iterator[None]:
-    """Watch until the end of the block, each watcher having had its first message."""
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        calls = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(watchers)]
-        for call in calls:
-            next(call)
-        yield
-        for call in calls:
-            call.cancel()
+        return by_turns(names, rounds, once)
 
 
-def watched(_rounds: int) -> Row:
-    """8: what watchers cost, by their number."""
-    row: Row = {}
-    for name in (GHEALTH, STOCK):
-        row[name] = {}
-        with gateway() as (envoy, agent), running(name, envoy.url) as contender:
-            for number in _WATCHERS:
-                with watching(contender.port, number):
-                    asked, used = agent.asked, reading.cpu(contender.pid)
-                    time.sleep(_REAL)
-                    used = reading.cpu(contender.pid) - used
-                    row[name][f"CPU ms a second, {number}"] = used / _REAL * 1e3
-                    row[name][f"requests a second, {number}"] = (agent.asked - asked) / _REAL
-    return row
+COMMAND_PROBE: Final = "grpc-health-probe"
 
 
-ROWS: Final[dict[str, Callable[[int], Row]]] = {
-    "1 storm": storm,
-    "2 a new connection a check": albs_shape,
-    "3 gateway takes 20 ms": lambda rounds: albs_shape(rounds, 0.02, 60),
-    "3 gateway takes 1 s": lambda rounds: albs_shape(min(rounds, 2), 1.0, 3),
-    "3 gateway hangs": lambda rounds: hanging(min(rounds, 3)),
-    "4 requests at the gateway": requests,
-    "5 memory": memory,
-    "6 start": starting,
-    "7 idle": idle,
-    "7 ten checks a second": lambda rounds: real_rate(min(rounds, 4)),
-    "8 watchers": watched,
+def command(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+    """Measure one check by a command, as an exec probe makes it."""
+    with gateway(kind) as envoy, running(GHEALTH, envoy.url) as server:
+
+        def once(name: str) -> dict[str, float]:
+            address = f"127.0.0.1:{server.port}"
+            line = [str(BUILD / COMMAND_PROBE), f"-addr={address}"]
+            if name != COMMAND_PROBE:
+                python = contenders.others.get(name, contenders.PYTHON)
+                line = [python, "-I", "-m", "ghealth", "check", "--addr", address]
+            used, begin = reading.cpu_of_children(), time.perf_counter()
+            subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+            return {
+                "ms": (time.perf_counter() - begin) * 1e3,
+                "CPU ms": (reading.cpu_of_children() - used) * 1e3,
+            }
+
+        return by_turns(names, rounds, once)
+
+
+def storm(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+    """Measure checks on ten shared connections, 40 at a time."""
+    with gateway(kind) as envoy, all_running(names, envoy.url) as programs:
+
+        def once(name: str) -> dict[str, float]:
+            used = reading.cpu(programs[name].pid)
+            rate = loads.storm(programs[name].port, STORM)
+            used = reading.cpu(programs[name].pid) - used
+            return {"checks a second": rate, "CPU us a check": used / STORM * 1e6}
+
+        return by_turns(names, rounds, once)
+
+
+_SERVERS: Final = (GHEALTH, UNCACHED, CAREFUL, FRESH, SIMPLE, STOCK, FLOOR)
+
+ROWS: Final[dict[str, RowKind]] = {
+    "connection": RowKind("A new connection for every check", connection, _SERVERS),
+    "slow": RowKind("A gateway that takes 20 ms", slow, _SERVERS),
+    "hang": RowKind(
+        "A gateway that hangs",
+        hanging,
+        (GHEALTH, CAREFUL, SIMPLE),
+        gateways=(ALONE,),
+        rounds=0.5,
+        warm_up=False,
+    ),
+    "requests": RowKind(
+        "Requests that reach the gateway",
+        requests,
+        (GHEALTH, CAREFUL, STOCK),
+        rounds=0.25,
+        warm_up=False,
+    ),
+    "memory": RowKind(
+        "Memory",
+        memory,
+        (GHEALTH, CAREFUL, STOCK, FLOOR, BARE),
+        gateways=(ALONE,),
+        rounds=0.25,
+        warm_up=False,
+    ),
+    "start": RowKind(
+        "Start", starting, (GHEALTH, CAREFUL, STOCK, FLOOR, BARE), gateways=(ALONE,), rounds=2.0
+    ),
+    "idle": RowKind(
+        "No caller",
+        idle,
+        (GHEALTH, CAREFUL, STOCK, FLOOR),
+        gateways=(ALONE,),
+        rounds=0.5,
+        warm_up=False,
+    ),
+    "ten": RowKind(
+        "Ten checks a second",
+        real_rate,
+        (GHEALTH, UNCACHED, CAREFUL, STOCK, FLOOR),
+        rounds=0.5,
+    ),
+    "command": RowKind(
+        "One check by a command", command, (GHEALTH, COMMAND_PROBE), gateways=(ALONE,)
+    ),
+    "storm": RowKind("A storm on shared connections, which no ALB makes", storm, _SERVERS),
 }
+"""By the names that `--rows` takes."""
+
+
+def measured(row: str, gateway_kind: str, rounds: int) -> Row:
+    """Measure a row with one kind of gateway.
+
+    Args:
+        row: Its name.
+        gateway_kind: `ALONE` or `WITH_AGENT`.
+        rounds: The rounds asked for.
+    """
+    kind = ROWS[row]
+    names = (kind.names[0], *contenders.others, *kind.names[1:])
+    count = max(1, round(rounds * kind.rounds))
+    numbers = progress(f"{row}, {gateway_kind}", count, warm_up=kind.warm_up)
+    return medians(kind.measure(gateway_kind, names, numbers), GHEALTH)

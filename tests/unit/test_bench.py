@@ -1,48 +1,174 @@
 import json
+import math
+import re
 
 import pytest
 
-from bench.speed import check, report
-from bench.speed.__main__ import RESULTS
-from bench.speed.check import regressions
+from bench.speed import plots, report, scale
+from bench.speed.__main__ import main
+from bench.speed.check import COMPARED, RESULTS, regressions
+from bench.speed.contenders import CAREFUL, GHEALTH
+from bench.speed.figures import by_turns, growth, medians, percentile, progress
+from bench.speed.gateways import ALONE, WITH_AGENT, config
+from bench.speed.loads import call, frame, frames
+from bench.speed.report import GOALS, Goal
+from bench.speed.rows import ROWS
 
 
-def test_the_page_has_what_was_measured() -> None:
-    """The tables and the picture of docs/performance.md are those of bench/speed/results.json."""
-    results = json.loads(RESULTS.read_text())
-    page = report.PAGE.read_text()
-    assert page == report.filled(page, results)
-    assert report.PICTURE.read_text() == report.picture(results)
+def test_the_page_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables and pictures of docs/performance.md are made from the committed results."""
+    monkeypatch.setattr("sys.argv", ["bench.speed", "--check"])
+    assert main() == 0
 
 
-def test_what_is_as_good_as_the_baseline_passes() -> None:
-    """The committed baseline is no regression of itself."""
-    baseline = json.loads(check.BASELINE.read_text())
-    assert regressions(baseline, baseline) == []
+def test_contenders_take_turns() -> None:
+    """Every second round is in reverse order, and round 0 does not count."""
+    order = []
+
+    def measure(name: str) -> dict[str, float]:
+        order.append(name)
+        return {"ms": float(len(order))}
+
+    found = by_turns(("a", "b"), range(3), measure)
+    assert order == ["b", "a", "a", "b", "b", "a"]
+    assert found == {"a": {"ms": [3.0, 6.0]}, "b": {"ms": [4.0, 5.0]}}
+
+
+def test_ratios_are_of_one_round() -> None:
+    """A ratio is the median of the ratios within each round, not the ratio of the medians."""
+    row = medians({"a": {"ms": [1, 10, 9]}, "b": {"ms": [2, 5, 3]}, "c": {}}, "a")
+    assert row == {"a": {"ms": 9}, "b": {"ms": 3}, "c": {}, "ratios": {"b": {"ms": 2.0}, "c": {}}}
+
+
+def test_never_has_no_ratio() -> None:
+    """A contender that never answers has no figure, and nothing is divided by it or by zero."""
+    row = medians({"a": {"ms": [1.0]}, "b": {"ms": [math.inf]}, "c": {"ms": [0.0]}}, "a")
+    assert row["b"] == {"ms": None}
+    assert row["ratios"] == {"b": {}, "c": {}}
+    assert "| b | never |" in report.table(row)
+
+
+@pytest.mark.parametrize(("percent", "value"), [(50, 50), (99, 99), (100, 100)])
+def test_a_percentile_is_a_value_that_was_measured(percent: int, value: float) -> None:
+    """So many percent of the values do not exceed it."""
+    assert percentile(range(1, 101), percent) == value
 
 
 @pytest.mark.parametrize(
-    ("name", "factor"),
+    ("costs", "exponent"),
     [
-        ("1 storm: checks a second beside floor", 0.5),
-        ("2 a new connection a check: median ms beside Go bridge", 2.0),
-        ("6 start: ms beside bare imports", 2.0),
-        ("7 ten checks a second: CPU ms a check beside floor", 2.0),
+        ({10: 1.0, 100: 10.0}, 1.0),
+        ({1: 7.0, 10: 1.0, 100: 100.0}, 2.0),
+        ({10: 5.0, 100: 5.0}, 0.0),
+        ({10: -1.0, 100: 5.0}, 0.0),
+        ({10: 1.0, 100: 10.0, 1000: -0.1}, 1.0),
     ],
 )
-def test_a_ratio_far_from_the_baseline_is_told(name: str, factor: float) -> None:
+def test_growth_is_an_exponent(costs: dict[int, float], exponent: float) -> None:
+    """Of the last step between costs above noise: 1 is linear."""
+    assert growth(costs) == pytest.approx(exponent)
+
+
+def test_costs_are_beside_those_of_none() -> None:
+    """What ghealth costs without any of them does not hide how they grow."""
+    costs = {0: {"ms": 100.0}, 10: {"ms": 101.0}, 100: {"ms": 200.0}}
+    assert scale.added(costs, "ms") == {10: 1.0, 100: 100.0}
+    assert scale.exponent(costs, "ms") == pytest.approx(2.0)
+
+
+def test_progress_counts_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each round is announced on stderr, the first that counts is 1."""
+    assert list(progress("a row", 2, warm_up=False)) == [1, 2]
+    assert list(progress("a row", 2, warm_up=True)) == [0, 1, 2]
+    assert "a row: round 1 of 2\n" in capsys.readouterr().err
+
+
+def test_frames_come_in_any_pieces() -> None:
+    """A call that arrives byte by byte is the same frames."""
+    sent = call("/path", 3, b"\x0a\x01s") + frame(4, 0, 0, b"")
+    received = bytearray()
+    found: list[tuple[int, int, int, bytes]] = []
+    for byte in sent:
+        received.append(byte)
+        found += frames(received)
+    assert [(kind, flags, stream) for kind, flags, stream, _ in found] == [
+        (1, 4, 3),
+        (0, 1, 3),
+        (4, 0, 0),
+    ]
+    assert found[1][3] == b"\0\0\0\0\x03\x0a\x01s"
+    assert received == b""
+
+
+@pytest.mark.parametrize("kind", [ALONE, WITH_AGENT])
+def test_only_one_gateway_has_an_agent(kind: str) -> None:
+    """Envoy alone answers by a direct response; the other passes the request on."""
+    text = json.dumps(config(kind, 1, 2, 3))
+    assert ("direct_response" in text) is (kind == ALONE)
+    assert text.index("http.fault") < text.index("http.router")
+
+
+def _results(row: str, *ratios: float) -> report.Results:
+    figure = {"median ms": 1.0}
+    return {
+        row: {
+            str(number): {GHEALTH: figure, "ratios": {CAREFUL: {"median ms": ratio}}}
+            for number, ratio in enumerate(ratios)
+        }
+    }
+
+
+def test_the_worse_gateway_counts() -> None:
+    """A goal is met only if it is with both gateways, whichever way is better."""
+    most = Goal("", "connection", "median ms", 0.95, CAREFUL)
+    least = Goal("", "connection", "median ms", 2.0, CAREFUL, least=True)
+    results = _results("connection", 0.9, 1.1)
+    assert most.worst(results) == 1.1
+    assert not most.met(1.1)
+    assert least.worst(results) == 0.9
+    assert not least.met(0.9)
+    assert most.worst({}) is None
+    assert "| 0.95" not in report.goals({})
+    assert "**missed**" in report.goals(results)
+
+
+def test_goals_are_of_rows_that_exist() -> None:
+    """Each goal names a row, and a peer that the row measures."""
+    for goal in GOALS:
+        assert goal.beside is None or goal.beside in ROWS[goal.row].names
+
+
+def test_a_plot_leaves_out_what_a_logarithm_has_not() -> None:
+    """Costs of 0 or less are not drawn; the others and the linear line are."""
+    drawn = plots.curves("title", {"ms": {1: -1.0, 10: 1.0, 100: 20.0}, "MiB": {1: 0.0, 10: 0.0}})
+    assert drawn.count("<circle") == 2
+    assert drawn.count("stroke-dasharray") == 1
+    assert "no cost beyond noise" in drawn
+    assert not re.search(r"nan|inf", drawn)
+
+
+def test_what_is_as_good_as_the_results_passes() -> None:
+    """The committed results are no regression of themselves."""
+    committed = json.loads(RESULTS.read_text())
+    assert regressions(committed, committed) == []
+
+
+@pytest.mark.parametrize(("row", "peer", "figure", "more_is_worse"), COMPARED)
+def test_a_ratio_far_from_the_committed_one_is_told(
+    row: str, peer: str, figure: str, more_is_worse: bool
+) -> None:
     """Each ratio is compared in the direction in which it is worse."""
-    baseline = json.loads(check.BASELINE.read_text())
-    now = json.loads(check.BASELINE.read_text())
-    now["ratios"][name] *= factor
-    (line,) = regressions(baseline, now)
-    assert line.startswith(name)
+    committed = json.loads(RESULTS.read_text())
+    for factor, lines in ((2.0, more_is_worse), (0.5, not more_is_worse)):
+        now = json.loads(RESULTS.read_text())
+        now["rows"][row][ALONE]["ratios"][peer][figure] *= factor
+        assert len(regressions(committed, now)) == lines
 
 
 def test_a_count_that_differs_is_told() -> None:
     """Counts have no band: one thread more is a line."""
-    baseline = json.loads(check.BASELINE.read_text())
-    now = json.loads(check.BASELINE.read_text())
+    committed = json.loads(RESULTS.read_text())
+    now = json.loads(RESULTS.read_text())
     now["counts"]["threads"] += 1
-    (line,) = regressions(baseline, now)
+    (line,) = regressions(committed, now)
     assert line.startswith("threads: ")

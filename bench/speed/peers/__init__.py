@@ -1,1 +1,1 @@
-"""What ghealth is measured beside."""
+"""The programs that ghealth is compared with."""

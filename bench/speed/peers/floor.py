@@ -1,4 +1,4 @@
-"""The floor of the stack: a grpc.aio server that says SERVING to everyone, whatever happens."""
+"""The floor: a grpc.aio server that always answers SERVING."""
 
 import asyncio
 import sys
@@ -27,9 +27,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    if "--uvloop" in sys.argv:
-        import uvloop
-
-        uvloop.run(main())
-    else:
-        asyncio.run(main())
+    asyncio.run(main())

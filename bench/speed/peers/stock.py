@@ -1,4 +1,4 @@
-"""grpcio's own health servicer, set by a poll in the background once a second."""
+"""grpcio's health servicer, whose status a background probe sets once a second."""
 
 import asyncio
 import sys

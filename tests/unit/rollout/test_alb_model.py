@@ -55,7 +55,7 @@ async def test_a_new_target_needs_one_pass() -> None:
 
 @in_virtual_time
 async def test_every_node_checks_every_target_on_its_own_schedule() -> None:
-    """Health checks: two nodes ask each target once an interval each, at moments of their own."""
+    """Health checks: two nodes check each target once an interval, at different times."""
     pods = Pods()
     group = TargetGroup(["a", "b"], RULES, pods.check, Random(1))
     group.register("p", "a")
@@ -272,7 +272,7 @@ async def test_requests_take_turns() -> None:
 
 @in_virtual_time
 async def test_a_new_node_asks_for_itself() -> None:
-    """Each node has an opinion of its own, and no requests before it is in DNS."""
+    """Each node has its own status of a target, and gets no requests before it is in DNS."""
     pods = Pods()
     group = TargetGroup(["a", "b"], RULES, pods.check, Random(1))
     for address in ("p", "q"):

@@ -20,7 +20,7 @@ spec:
 
 
 def test_the_runs_were_made_with_the_numbers_of_deploy() -> None:
-    """Where deploy/ says a number that a run depends on, it is the run's."""
+    """The numbers in deploy/ are those of the runs."""
     assert differences(ROOT / "deploy") == []
 
 
@@ -40,5 +40,5 @@ def test_every_number_that_differs_is_told(tmp_path: Path) -> None:
 
 
 def test_the_grace_period_covers_the_whole_end() -> None:
-    """The kubelet's patience is longer than preStop and drain together, with time to spare."""
+    """The grace period is longer than preStop and drain together by at least 5 s."""
     assert GRACE >= PRESTOP + DRAIN + 5

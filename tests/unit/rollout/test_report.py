@@ -49,7 +49,7 @@ def test_a_failed_call_in_a_planned_event_is_told() -> None:
 
 
 def test_a_run_of_a_machine_that_stood_still_says_nothing() -> None:
-    """A pause longer than ghealth's own timeout leaves no verdict, and that is told."""
+    """A pause longer than ghealth's own timeout leaves no verdict, and the report shows that."""
     (said,) = broken([run("restart", failed=1) | {"longest_pause_ms": 601}])
     assert "no verdict" in said
 

@@ -104,7 +104,7 @@ async def test_a_reset_and_a_hang_up_fail_the_request() -> None:
 
 
 async def test_one_that_gives_up_leaves_the_others_alone() -> None:
-    """A caller whose deadline ends resets its own stream, and the connection goes on."""
+    """A caller whose deadline ends resets its stream, and the connection stays open."""
     async with connected(nothing) as connection:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):

@@ -1,5 +1,5 @@
-// The bridge that people would write: a gRPC health server that makes one HTTP request for each
-// Check, and says SERVING to a 2xx. No cache, no timeout, no sharing.
+// A bridge as people write it first: a gRPC health server that makes one HTTP request for each
+// Check, and answers SERVING to a 2xx. No cache, no timeout, no sharing.
 package main
 
 import (
@@ -31,8 +31,8 @@ func (b *bridge) Check(ctx context.Context, _ *healthpb.HealthCheckRequest) (*he
 }
 
 func main() {
-	listen := flag.String("listen", "127.0.0.1:25021", "where to serve gRPC")
-	url := flag.String("url", "http://localhost:15021/healthz/ready", "whom to ask")
+	listen := flag.String("listen", "127.0.0.1:25021", "address to serve on")
+	url := flag.String("url", "http://localhost:15021/healthz/ready", "URL to probe")
 	flag.Parse()
 
 	listener, err := net.Listen("tcp", *listen)

@@ -1,0 +1,159 @@
+"""How the cost of ghealth grows with services, watches, waiting checks and connections."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from bench.speed import loads, reading
+from bench.speed.contenders import GHEALTH, Contender, running
+from bench.speed.figures import growth, progress
+from bench.speed.gateways import ALONE, HANG, Gateway, gateway
+from bench.speed.rows import PROBE_TIMEOUT
+
+Costs = dict[int, dict[str, float]]
+"""Figures by number; those of 0 are the cost of none."""
+
+CPU, RESIDENT = "CPU ms a second", "resident MiB"
+REQUESTS: Final = "requests a second"
+_WINDOW: Final = 6.0
+_SETTLE: Final = 1.5
+_CHECKS: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleKind:
+    """Something whose number grows.
+
+    Args:
+        title: The heading of its plot.
+        numbers: The numbers that are measured, beside 0.
+        measure: Measures one number, in separate processes.
+        plotted: The figures that have a plot.
+    """
+
+    title: str
+    numbers: tuple[int, ...]
+    measure: Callable[[int], dict[str, float]]
+    plotted: tuple[str, ...] = (CPU, RESIDENT)
+
+
+def _over_time(contender: Contender, envoy: Gateway) -> dict[str, float]:
+    time.sleep(_SETTLE)
+    used, asked = reading.cpu(contender.pid), envoy.requests()
+    time.sleep(_WINDOW)
+    return {
+        CPU: (reading.cpu(contender.pid) - used) / _WINDOW * 1e3,
+        RESIDENT: reading.memory_of(contender.pid).resident,
+        REQUESTS: (envoy.requests() - asked) / _WINDOW,
+    }
+
+
+def services(number: int) -> dict[str, float]:
+    """Measure a number of services with a target and a watch each."""
+    names = [f"service-{index}" for index in range(number)]
+    with gateway(ALONE) as envoy:
+        targets = json.dumps(dict.fromkeys(names, envoy.url))
+        with (
+            running(GHEALTH, envoy.url, SERVICES=targets, MAX_WATCHES="1000") as contender,
+            loads.watching(contender.port, names),
+        ):
+            return _over_time(contender, envoy)
+
+
+def watches(number: int) -> dict[str, float]:
+    """Measure a number of watches of the gateway, 24 on a connection."""
+    with (
+        gateway(ALONE) as envoy,
+        running(GHEALTH, envoy.url, MAX_WATCHES="2000") as contender,
+        loads.watching(contender.port, [""] * number),
+    ):
+        return _over_time(contender, envoy)
+
+
+def waiting_checks(number: int) -> dict[str, float]:
+    """Measure checks that wait for one probe of a gateway that hangs.
+
+    Raises:
+        RuntimeError: If one was refused instead.
+    """
+    with gateway(ALONE) as envoy, running(GHEALTH, envoy.url) as contender:
+        envoy.delay(HANG)
+        time.sleep(_SETTLE)
+        used, begin = reading.cpu(contender.pid), time.perf_counter()
+        with loads.waiting(contender.port, number) as opened:
+            time.sleep(max(0.0, begin + PROBE_TIMEOUT - 0.2 - time.perf_counter()))
+            resident = reading.memory_of(contender.pid).resident
+            first, last = loads.answers(opened, number)
+            if number and first - begin < PROBE_TIMEOUT - 0.1:
+                raise RuntimeError(f"a check was refused after {first - begin:.1f} s")
+        return {
+            "CPU ms in all": (reading.cpu(contender.pid) - used) * 1e3,
+            RESIDENT: resident,
+            "last answer, ms after PROBE_TIMEOUT": max(0.0, last - begin - PROBE_TIMEOUT) * 1e3,
+        }
+
+
+def connections(number: int) -> dict[str, float]:
+    """Measure open connections that have made a check each, and a check beside them."""
+    with (
+        gateway(ALONE) as envoy,
+        running(GHEALTH, envoy.url) as contender,
+        loads.connections(contender.port, number) as opened,
+    ):
+        for connection in opened:
+            connection.call(loads.CHECK, [b""])
+        loads.answers(opened, number)
+        found = _over_time(contender, envoy)
+        del found[REQUESTS]
+        used = reading.cpu(contender.pid)
+        for _ in range(_CHECKS):
+            loads.check(contender.port)
+        used = reading.cpu(contender.pid) - used
+        return found | {"CPU us a check on a new connection": used / _CHECKS * 1e6}
+
+
+SCALES: Final[dict[str, ScaleKind]] = {
+    "services": ScaleKind("Services, each watched by one client", (1, 10, 100), services),
+    "watches": ScaleKind("Watches of the gateway", (1, 10, 100, 1000), watches),
+    "waiting": ScaleKind(
+        "Checks that wait for one probe",
+        (10, 100, 1000, 10_000),
+        waiting_checks,
+        ("CPU ms in all", RESIDENT),
+    ),
+    "connections": ScaleKind("Open connections", (10, 100, 1000, 5000), connections),
+}
+
+
+def measured(name: str, rounds: int) -> Costs:
+    """Measure each number alternately, and return the medians.
+
+    Args:
+        name: One of `SCALES`.
+        rounds: How often.
+    """
+    kind = SCALES[name]
+    numbers = (0, *kind.numbers)
+    found: dict[int, list[dict[str, float]]] = {number: [] for number in numbers}
+    loads.allow_descriptors()
+    for _ in progress(f"scale, {name}", rounds, warm_up=False):
+        for number in numbers:
+            found[number].append(kind.measure(number))
+    return {
+        number: {figure: statistics.median(one[figure] for one in rounds_) for figure in rounds_[0]}
+        for number, rounds_ in found.items()
+    }
+
+
+def added(costs: Costs, figure: str) -> dict[int, float]:
+    """Return the cost of each number, less the cost of none."""
+    none = costs[0][figure]
+    return {number: found[figure] - none for number, found in costs.items() if number}
+
+
+def exponent(costs: Costs, figure: str) -> float:
+    """Return how a cost grows in the last step: with exponent 1 or less it is linear or better."""
+    return growth(added(costs, figure))
