@@ -1,4 +1,4 @@
-"""Writes requirements/*.txt: versions and hashes of all that is installed, no index's address."""
+"""Writes requirements/*.txt: versions and hashes of all packages, without an index's address."""
 
 import subprocess
 import sys
@@ -24,16 +24,15 @@ def lock(name: str, requirements: list[str], constraints: Path | None = None) ->
 
 
 def main() -> None:
-    """Lock what ghealth runs on, with the extra, and with the same versions all else."""
+    """Lock the packages of the image, and those of developers with the same versions."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     run = project["project"]["dependencies"]
-    image = [*run, *project["project"]["optional-dependencies"]["metrics"]]
-    locked = lock("image", image, lock("run", run))
+    locked = lock("image", run)
     groups = project["dependency-groups"]
-    dev = lock("dev", [*image, *groups["dev"]], locked)
+    dev = lock("dev", [*run, *groups["dev"]], locked)
     lock("build", groups["build"], dev)
-    lock("deploy", [*image, *groups["dev"], *groups["deploy"]], dev)
-    lock("mutants", [*image, *groups["dev"], *groups["mutants"]], dev)
+    lock("deploy", [*run, *groups["dev"], *groups["deploy"]], dev)
+    lock("mutants", [*run, *groups["dev"], *groups["mutants"]], dev)
 
 
 if __name__ == "__main__":
