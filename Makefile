@@ -1,4 +1,4 @@
-# `make` lists the targets. Everything that a target needs, it installs.
+# `make` lists the targets. Each target installs what it needs.
 
 VENV ?= .venv
 PYTHON ?= $(shell tools/find-python)
@@ -11,108 +11,136 @@ IMAGE ?= ghealth
 ENGINE ?= $(shell tools/find-engine)
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test lint fmt page-test page-pictures interop interop-table soak deploy-check image image-test dist mutants bench bench-check cost rollout rollout-smoke tables lock version clean
+.PHONY: help env run test lint fmt page-test page-pictures interop probe-matrix interop-table soak flood deploy-check image image-test dist release-dry-run mutants bench bench-scale bench-against bench-check cost rollout rollout-smoke tables lock version clean
 
-help: # list the targets: first those that everybody needs, then, after a line of "##", the rest
+help: # list the targets: the usual ones, and after a line of "##" the others
 	@sed -n -e 's/^\([a-z-]*\):.*## /  make \1\t/p' -e 's/^##$$//p' $(MAKEFILE_LIST) | expand -t 22
 
-env: $(INSTALLED) ## make the environment in .venv
+env: $(INSTALLED) ## create the environment in .venv
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "ghealth needs Python 3.11 or newer: say make PYTHON=/path/to/python3" >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@test -n "$(PYTHON)" || { echo "ghealth needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "$(VENV): a virtual environment of $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@tools/install $(VENV) requirements/dev.txt
+	@echo "$(VENV): ghealth, editable"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-run: env ## a real Envoy on 15021, ghealth on 25021, and what a check says; Ctrl-C ends both
+run: env ## run a real Envoy on 15021 and ghealth on 25021, until Ctrl-C
 	@exec $(BIN)/python -m tools.run
 
-test: env ## the units and the whole program beside a real Envoy, with branch coverage
+test: env ## run the tests: units, and the whole program beside a real Envoy, with branch coverage
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage report
 
-lint: env ## ruff, mypy --strict, the layers
+lint: env ## run ruff, mypy --strict, import-linter, codespell and the check of the prose
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell $$(git ls-files)
+	$(BIN)/python -m tools.prose
 
-fmt: env ## format, and mend what ruff can mend
+fmt: env ## format, and apply ruff's fixes
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 ##
 
-page-test: env ## the operators' page in a real browser (needs chromium)
+page-test: env ## test the status page in a real browser (needs chromium)
 	$(BIN)/python -m tests.page
 
-page-pictures: env ## the same, and take its pictures into docs/
+page-pictures: env ## the same, and write its pictures to docs/
 	$(BIN)/python -m tests.page --pictures
 
-interop: env ## what real callers conclude: the kubelet, Envoy, grpc-go, grpc-js, grpcurl, curl
+interop: env ## check with real callers: the kubelet, Envoy, grpc-go, grpc-js, grpcurl, curl
 	$(BIN)/python -m tests.interop --page docs/callers.md
+	$(BIN)/python -m tests.interop.matrix
 
-interop-table: env ## the same, and write its tables into docs/callers.md
+probe-matrix: env ## compare the exit codes of ghealth check and grpc-health-probe: all flags, states and certificates
+	$(BIN)/python -m tests.interop.matrix
+
+interop-table: env ## run interop, and write its tables into docs/callers.md
 	$(BIN)/python -m tests.interop --page docs/callers.md --write
 
-soak: env ## all callers and faults at random for SECONDS (300), every answer checked
+soak: env ## mix callers and faults at random for SECONDS (300), and check every answer
 	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
 
-deploy-check: env ## render and check all of deploy/, and break each checked value; hadolint, actionlint
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements/deploy.txt
+flood: env ## flood ghealth in a memory control group, and print a table; ARGS="--short"
+	$(BIN)/python -m tests.flood $(ARGS)
+
+deploy-check: env ## render and check deploy/, with each value broken once; hadolint, actionlint, zizmor
+	@tools/install $(VENV) requirements/deploy.txt
 	$(BIN)/python -m tests.deploy
 	$(BIN)/python -m pytest tests/deploy
 
-image: ## the image, by docker, podman or buildah: IMAGE=name:tag, PLATFORM=linux/arm64
+image: ## build the image with docker, podman or buildah: IMAGE=name:tag, PLATFORM=linux/arm64, SOURCE=url
 	@test -n "$(ENGINE)" || { echo "an image needs docker (running), podman or buildah to build it" >&2; exit 1; }
-	$(ENGINE) $(if $(PLATFORM),--platform $(PLATFORM)) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) --tag $(IMAGE) .
+	$(ENGINE) $(if $(PLATFORM),--platform $(PLATFORM)) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) $(if $(SOURCE),--build-arg SOURCE=$(SOURCE)) --tag $(IMAGE) .
 
-image-test: env ## build the image on a Debian made here, run it confined beside a real Envoy; as root
+image-test: env ## build the image on a local Debian, and run it confined beside a real Envoy (needs root)
 	$(BIN)/python -m tests.image.build
 	unshare --net sh -c 'ip link set lo up && exec "$$0" "$$@"' $(BIN)/python -m pytest tests/image
 
-dist: env ## the wheel and the sdist, in dist/; the wheel is tried in an empty environment
+dist: env ## build the wheel and the sdist into dist/, and test the wheel in an empty environment
 	rm -rf dist
 	$(BIN)/hatchling build
 	$(BIN)/python -m pytest tests/dist
 
-mutants: env ## break the code in every small way, and see that a test notices
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements/mutants.txt
+release-dry-run: dist ## what the tag of this version would publish: files, image names, notes
+	$(BIN)/python -m tools.release dry-run
+
+mutants: env ## change the code in many small ways, and verify that a test fails for each
+	@tools/install $(VENV) requirements/mutants.txt
 	$(BIN)/python -m tools.mutants
 
-.venv-bench/.installed: requirements/image.txt src/ghealth/*.py
-	$(PYTHON) -m venv --clear .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements/image.txt
-	echo "$(CURDIR)/src" > "$$(.venv-bench/bin/python -c 'import site; print(site.getsitepackages()[0])')/ghealth.pth"
-	.venv-bench/bin/python -m compileall -q .venv-bench/lib src
+# Creates the environment $(1) with exactly the packages of the image, for the sources in $(2).
+define image-venv
+	$(PYTHON) -m venv --clear $(1)
+	tools/install $(1) $(2)/requirements/image.txt
+	echo "$(abspath $(2))/src" > "$$($(1)/bin/python -c 'import site; print(site.getsitepackages()[0])')/ghealth.pth"
+	$(1)/bin/python -m compileall -q $(1)/lib $(2)/src
+endef
+
+.venv-bench/.installed: requirements/image.txt $(shell find src -name '*.py')
+	$(call image-venv,.venv-bench,.)
 	@touch $@
 
-bench: env .venv-bench/.installed ## ghealth beside a Go bridge and others; ARGS="--rows 2 --rounds 4", --write for the page
-	$(BIN)/python -m bench.speed $(ARGS)
+bench: env .venv-bench/.installed ## measure ghealth beside Go bridges and others (25 min); ARGS="--rows connection --rounds 4"
+	$(BIN)/python -m bench.speed $(or $(ARGS),--write)
 
-bench-check: env .venv-bench/.installed ## compare with bench/speed/baseline.json: ratios in wide bands, counts exactly
+bench-scale: env .venv-bench/.installed ## measure how its cost grows with services, watches, waiting checks, connections (10 min)
+	$(BIN)/python -m bench.speed --scale $(or $(ARGS),--write)
+
+bench-against: env .venv-bench/.installed ## compare with ghealth of COMMIT in what an ALB does (20 min)
+	rm -rf build/$(COMMIT) && mkdir -p build/$(COMMIT)
+	git archive $(COMMIT) | tar -x -C build/$(COMMIT)
+	$(call image-venv,build/$(COMMIT)/venv,build/$(COMMIT))
+	$(BIN)/python -m bench.speed --rows connection,slow,requests,idle,ten --against $(COMMIT)=build/$(COMMIT)/venv/bin/python $(ARGS)
+
+bench-check: env .venv-bench/.installed ## compare with bench/speed/results.json: ratios in wide bands, counts exactly
 	$(BIN)/python -m bench.speed.check
 
-cost: env ## what the operators' port costs (needs h2load, of nghttp2-client)
+cost: env ## measure the cost of the admin port (needs h2load, of nghttp2-client)
 	$(BIN)/python -m bench.speed.cost
 	$(BIN)/python -m bench.speed.cost --hostile
 
-rollout: env ## requests that fail behind a model of an ALB, in every event (15 min); ARGS='--events hang --seeds 2'
+rollout: env ## count requests that fail behind a model of an ALB, in every event (15 min); ARGS='--events hang --seeds 2'
 	$(BIN)/python -m bench.rollout $(or $(ARGS),--write)
 
-rollout-smoke: env ## a few of these, in under two minutes
+rollout-smoke: env ## the same for a few events
 	$(BIN)/python -m bench.rollout --smoke
 
-tables: env ## write the documentation's tables anew from the code
+tables: env ## write the documentation's tables from the code
 	$(BIN)/python -m tools.tables
 
-lock: env ## write requirements/*.txt anew from pyproject.toml
+lock: env ## write requirements/*.txt from pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/python -m tools.lock
 
 version: ## print the version
 	@echo $(VERSION)
 
-clean: ## remove what the other targets made
+clean: ## remove what the other targets created
 	rm -rf $(VENV) .venv-bench .image mutants tests/deploy/.bin tests/interop/.bin tests/interop/node/node_modules .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
