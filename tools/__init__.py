@@ -1,1 +1,1 @@
-"""What people and make run beside ghealth: `make run`, the lock, the tables, the mutants."""
+"""Programs for developers: `make run`, the lock, the tables, the mutants, the prose check."""

@@ -1,7 +1,7 @@
-"""Breaks the code in every small way and sees the tests fail; explains the ways that they do not.
+"""Runs mutmut, and fails if a change of the code survives the tests without an explanation here.
 
-mutmut (its settings are in pyproject.toml) changes one thing at a time in the files that hold the
-promise. A change that no test notices is a survivor: it must be one that changes nothing.
+mutmut (its settings are in pyproject.toml) makes one small change at a time in the files that
+implement the promise. If no test fails, the change must be one without an effect.
 """
 
 import subprocess
@@ -9,43 +9,43 @@ import sys
 from pathlib import Path
 
 MUTMUT = str(Path(sys.prefix) / "bin" / "mutmut")
-PATIENCE = 1800
+TIMEOUT = 1800
 
 EXPLAINED = {
-    '+    told: Status | None = ""': "no status at all: unequal to every one, as None is",
+    '+    last_sent: Status | None = ""': "unequal to every status, as None is",
     "+    late = ProbeResult(ready=None,": "as false as False",
     "+        result = ProbeResult(ready=None,": "the same",
     "return ProbeResult(ready=None,": "the same",
     '+    first_error = ""': "as false as None",
-    "ipaddress.ip_address(None)": "an address is looked up as a name is, and found as itself",
-    "_look_up, host, None)": "the port of what is found is not used",
+    "ipaddress.ip_address(None)": "the look-up of an address returns the address",
+    "_look_up, host, None)": "the port of a result is not used",
     "socket.getaddrinfo(host, None,": "the same",
-    "socket.getaddrinfo(host, port, )": "an address that is found twice counts once",
-    "raise socket.gaierror(": "its kind alone is looked at, and told by a reason of ours",
-    "+    if seconds >= self._probe_timeout:": "nobody meets the limit to the bit",
+    "socket.getaddrinfo(host, port, )": "an address that occurs twice counts once",
+    "raise socket.gaierror(": "only its type is used, for the reason",
+    "+    if seconds >= self._probe_timeout:": "no measurement equals the limit exactly",
     'decode("ASCII")': "another name of the same codec",
-    "(health, None, status_callers)": "the two policies behind look at the health alone",
+    "(health, None, status_callers)": "both policies behind it use only the health",
     "(health, user_agent, None)": "the same",
 }
 
 
-def told(*arguments: str) -> str:
-    """Run mutmut and tell what it said."""
+def mutmut(*arguments: str) -> str:
+    """Run mutmut and return its output."""
     done = subprocess.run(
-        [MUTMUT, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
+        [MUTMUT, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
     return done.stdout
 
 
 def main() -> int:
-    """Tell every survivor, and fail if one has no explanation."""
-    print(told("run").replace("\r", "\n").strip().splitlines()[-1])
+    """Print every survivor, and fail if one has no explanation."""
+    print(mutmut("run").replace("\r", "\n").strip().splitlines()[-1])
     names = [
-        line.split(":")[0].strip() for line in told("results").splitlines() if "survived" in line
+        line.split(":")[0].strip() for line in mutmut("results").splitlines() if "survived" in line
     ]
     unexplained = 0
     for name in names:
-        diff = told("show", name).splitlines()
+        diff = mutmut("show", name).splitlines()
         changed = "\n".join(line for line in diff if line.startswith("+") and line[1:2] != "+")
         why = next((why for part, why in EXPLAINED.items() if part in changed), None)
         unexplained += why is None

@@ -1,60 +1,162 @@
-"""What `make run` does: a gateway, ghealth beside it, and what a check says of it."""
+"""`make run`: a gateway, ghealth beside it, and the output of both."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+import termios
+import threading
+import tty
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Final, TextIO
 
-from tests.support.gateway import gateway, listens, wait_until
+from tests.support.gateway import READY, SICK, SILENT, Agent, Gateway, listens, wait_until
 
-GHEALTH = str(Path(sys.prefix) / "bin" / "ghealth")
-READINESS_PORT, AGENT_PORT, PORT = 15021, 15020, 25021
+GHEALTH: Final = str(Path(sys.prefix) / "bin" / "ghealth")
+READINESS_PORT, AGENT_PORT, PORT, ADMIN_PORT = 15021, 15020, 25021, 25022
+COLOURS: Final = {"run": 36, "ghealth": 35, "check": 33, "alb": 34}
+STATES: Final = {"s": SICK, "r": READY, "h": SILENT}
+
+
+class Screen:
+    """Prints whole lines with the name of the program that they come from.
+
+    Args:
+        stream: Where to print.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._has_colour = stream.isatty() and not os.environ.get("NO_COLOR")
+        self._lock = threading.Lock()
+
+    def print(self, program: str, line: str) -> None:
+        """Print one line."""
+        name = f"{program:>7}"
+        if self._has_colour:
+            name = f"\033[{COLOURS[program]}m{name}\033[0m"
+        with self._lock:
+            print(f"{name} | {line}", file=self._stream, flush=True)
+
+    def follow(self, program: str, *command: str, **variables: str) -> "subprocess.Popen[str]":
+        """Start a program and print its lines."""
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | variables,
+            # So that Ctrl-C reaches only this program, which ends the others in order.
+            start_new_session=True,
+        )
+        output = process.stdout
+        if output is None:
+            raise RuntimeError
+
+        def read() -> None:
+            for line in output:
+                self.print(program, line.rstrip())
+
+        threading.Thread(target=read, daemon=True).start()
+        return process
+
+
+@contextmanager
+def keys() -> Iterator["queue.SimpleQueue[str]"]:
+    """Receive the keys that are pressed, if there is a terminal."""
+    pressed: queue.SimpleQueue[str] = queue.SimpleQueue()
+    if not sys.stdin.isatty():
+        yield pressed
+        return
+
+    def read() -> None:
+        while key := sys.stdin.read(1):
+            pressed.put(key)
+
+    before = termios.tcgetattr(sys.stdin)
+    tty.setcbreak(sys.stdin)
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def main() -> int:
     """Run until Ctrl-C."""
+    screen = Screen(sys.stdout)
     if listens(PORT):
-        print(f"Something listens on {PORT} already: ghealth has no place.", file=sys.stderr)
+        print(f"Port {PORT} is in use: ghealth cannot listen on it.", file=sys.stderr)
         return 2
     with ExitStack() as stack:
+        agent = None
         if listens(READINESS_PORT):
-            print(f"Something listens on {READINESS_PORT} already: ghealth asks that.")
+            screen.print("run", f"Port {READINESS_PORT} is in use: ghealth probes what is there.")
         else:
-            stack.enter_context(gateway(READINESS_PORT, AGENT_PORT))
-            print(f"A real Envoy answers http://localhost:{READINESS_PORT}/healthz/ready.")
-            print(f"  make it sick:  curl -X PUT localhost:{AGENT_PORT}/sick")
-            print(f"  and well:      curl -X PUT localhost:{AGENT_PORT}/ready")
-        # A session of its own, so that a Ctrl-C reaches this program alone, and ghealth through it.
-        ghealth = subprocess.Popen([GHEALTH], start_new_session=True)
+            agent = stack.enter_context(Agent(AGENT_PORT))
+            gateway = stack.enter_context(Gateway(agent, READINESS_PORT))
+            screen.print("run", f"A real Envoy answers {gateway.url}")
+        ghealth = screen.follow("ghealth", GHEALTH, GHEALTH_LOG_FORMAT="text")
         stack.callback(_end, ghealth)
         wait_until(lambda: listens(PORT) or ghealth.poll() is not None)
         if ghealth.poll() is not None:
             return ghealth.returncode
-        print(
-            f"ghealth serves grpc.health.v1.Health on {PORT}; ghealth check --watch says:",
-            flush=True,
-        )
-        watch = subprocess.Popen([GHEALTH, "check", "--watch"], start_new_session=True)
-        stack.callback(_end, watch)
+        screen.print("run", f"Status page: http://localhost:{ADMIN_PORT}/")
+        stack.callback(_end, screen.follow("check", GHEALTH, "check", "--watch"))
+        pressed = stack.enter_context(keys())
+        _explain(screen, agent)
         try:
-            return ghealth.wait()
+            _obey(screen, agent, ghealth, pressed)
         except KeyboardInterrupt:
             print()
-        return 0
+    return 0
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _explain(screen: Screen, agent: Agent | None) -> None:
+    if agent is None:
+        screen.print("run", "Ctrl-C ends it.")
+    elif sys.stdin.isatty():
+        screen.print(
+            "run", "Press s: not ready (503), r: ready, h: hang, a: check as an ALB, q: quit"
+        )
+    else:
+        screen.print("run", f"Make the gateway fail:  curl -X PUT localhost:{AGENT_PORT}/{SICK}")
+        screen.print("run", f"and ready again:        curl -X PUT localhost:{AGENT_PORT}/{READY}")
+
+
+def _obey(
+    screen: Screen,
+    agent: Agent | None,
+    ghealth: "subprocess.Popen[str]",
+    pressed: "queue.SimpleQueue[str]",
+) -> None:
+    """Run the commands of the keys until ghealth ends."""
+    while ghealth.poll() is None:
+        try:
+            key = pressed.get(timeout=0.5)
+        except queue.Empty:
+            continue
+        if key == "q":
+            return
+        if key == "a":
+            screen.follow("alb", GHEALTH, "check", "--as", "alb").wait()
+        elif key in STATES and agent is not None:
+            agent.state = STATES[key]
+            screen.print("run", f"The gateway is {agent.state} now.")
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         process.wait()
 
 
 if __name__ == "__main__":
-    # SIGINT too: started in the background by a shell, this program would be deaf to it, and so
-    # would be those that it ends by it.
+    # SIGINT too: a shell starts background processes with it ignored.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     sys.exit(main())

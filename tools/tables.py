@@ -1,130 +1,323 @@
-"""Makes the tables of the documentation from the code; `test_docs.py` holds them to it."""
+"""Makes the tables of the documentation from the code; `test_docs.py` compares them."""
 
-from collections.abc import Callable
+import argparse
+import html
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from statistics import median
+from typing import Final
 
-from ghealth import reasons
-from ghealth.answers import POLICIES
-from ghealth.callers import CALLERS
-from ghealth.environment import defaults
-from ghealth.metrics import Metrics
-from ghealth.reasons import Result
-from ghealth.status import ALIVE, GATEWAY, Health, Status
+from ghealth import flags, guard, process, server, servicer
+from ghealth.admin.metrics import Metrics
+from ghealth.check import command
+from ghealth.events import OTHER, RequestAnswered
+from ghealth.health import ALIVE, GATEWAY, Health, Reason, ReasonKind, Result, Status
+from ghealth.policies import POLICIES, Answer, Code
+from ghealth.servicer import MAX_REFLECTIONS, MESSAGE_TIMEOUT
+from ghealth.settings import Row, Settings
+from ghealth.user_agents import Caller
 
-ROOT = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).parent.parent
+PAGES: Final = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+DEFAULTS: Final = Settings.model_construct()
 
-REASONS = {
-    reasons.answered(503): "the status line, whatever the code; ready if it is a success code",
-    reasons.no_answer_within(3): "`PROBE_TIMEOUT` ran out",
-    reasons.REFUSED: "nobody listens there: Envoy is not up, or was killed",
-    reasons.RESET: "the connection was reset before an answer",
-    reasons.CLOSED: "the peer hung up before its headers were complete",
-    reasons.UNREACHABLE: "no route to the target, or the kernel gave up",
-    reasons.NOT_HTTP: "what came back is no HTTP/1.1",
-    reasons.NAME_UNRESOLVED: "the host of the URL has no address",
-    reasons.CERTIFICATE: "the target's certificate is not trusted, or not for that name",
-    reasons.TLS: "no TLS at all at the other end, or none that fits",
-    reasons.DRAINING: "ghealth is stopping",
-    reasons.CALLER_LEFT_NO_TIME: "the caller's deadline comes before the gateway's answer",
-    reasons.INTERNAL_ERROR: "a bug of ghealth's: its stack is in the log",
+GRPC_CLIENT, ALB = "grpc-go/1.70.0", "ELB-HealthChecker/2.0"
+
+PROBE_REASONS: Final = {
+    ReasonKind.ANSWERED: "the gateway's HTTP status code; ready if it is in `PROBE_SUCCESS_CODES`",
+    ReasonKind.TIMED_OUT: "`PROBE_TIMEOUT` expired",
+    ReasonKind.REFUSED: "nothing listens on the port: Envoy is not up, or was killed",
+    ReasonKind.RESET: "the connection was reset before an answer",
+    ReasonKind.CLOSED: "the connection was closed before the response headers were complete",
+    ReasonKind.UNREACHABLE: "no route to the target, or another failure to connect",
+    ReasonKind.NOT_HTTP: "the answer is not HTTP/1.1",
+    ReasonKind.NAME_UNRESOLVED: "the host name in the URL has no address",
+    ReasonKind.CERTIFICATE: "the target's certificate is not trusted, or is for another name",
+    ReasonKind.TLS: "the target does not use TLS, or no version of it that both support",
+    ReasonKind.INTERNAL_ERROR: "a bug in ghealth; its stack is in the log",
+    ReasonKind.CUSTOM: "the text of a probe in Python ([embedding](embedding.md))",
+}
+"""The reasons that a probe can have."""
+
+OTHER_REASONS: Final = {
+    ReasonKind.DRAINING: "ghealth is shutting down",
+    ReasonKind.DEADLINE: "the caller's deadline expires before the probe ends",
+    ReasonKind.ALIVE: "the service `liveness`; it is always serving",
+    ReasonKind.UNKNOWN_SERVICE: "the service is not configured: `NOT_FOUND`",
+    ReasonKind.MALFORMED: "the request is not a health check message: `INVALID_ARGUMENT`",
+    ReasonKind.NO_MESSAGE: "the caller sent no message and kept its side open: `INVALID_ARGUMENT`",
+    ReasonKind.TOO_MANY_WATCHES: "a limit on watches is reached: `RESOURCE_EXHAUSTED`",
+    ReasonKind.TOO_MANY_CALLS: "a limit on other calls is reached: `RESOURCE_EXHAUSTED`",
+    ReasonKind.TOO_MANY_SERVICES: "more services than one List may have: `RESOURCE_EXHAUSTED`",
+}
+"""The reasons that come from ghealth itself."""
+
+_DETAILS: Final = {
+    ReasonKind.ANSWERED: "503",
+    ReasonKind.TIMED_OUT: f"{DEFAULTS.probe_timeout:g} s",
+    ReasonKind.NO_MESSAGE: f"{MESSAGE_TIMEOUT:g} s",
+    ReasonKind.CUSTOM: "database is read-only",
+}
+"""Examples of the part of a text that varies."""
+
+RESULTS: Final = {
+    Result.OK: "ready",
+    Result.STATUS: "a status code that is not in `PROBE_SUCCESS_CODES`",
+    Result.TIMEOUT: "no answer within `PROBE_TIMEOUT`",
+    Result.REFUSED: "nothing listens on the port",
+    Result.RESET: "the connection was reset, or closed without an answer",
+    Result.PROTOCOL: "the answer is not HTTP",
+    Result.TLS: "the certificate or the handshake",
+    Result.DNS: "the name does not resolve",
+    Result.ERROR: "no connection for another reason, or a bug in ghealth",
 }
 
 
+MEMORY_LIMIT: Final = 192
+"""MiB that deploy/ recommends as limit."""
+
+AT_REST: Final = 40
+"""MiB of ghealth itself, measured by `make flood`."""
+
+LIMITS: Final = (
+    ("connections", process.MAX_DESCRIPTORS, 16.5),
+    ("their bytes in gRPC", process.MAX_DESCRIPTORS, server.READ_BUFFER / 1024),
+    ("their bytes in the kernel", process.MAX_DESCRIPTORS, guard.KERNEL_BUFFER / 1024),
+    ("calls that Python has not accepted yet", server.MAX_PENDING, 23),
+    ("calls under way, reflection and waiting checks among them", guard.MAX_CALLS, 29),
+    ("watches, by default", DEFAULTS.max_watches, 29),
+)
+"""Limits, and what each costs in KiB: measured, with the largest headers that are accepted."""
+
+CONTENDERS: Final = {
+    "ghealth": "ghealth",
+    "http": "HTTP check on 15021 (HTTP2 target group)",
+    "pass-through": "gRPC bridge that counts any HTTP answer as healthy",
+    "stock": "stock gRPC health server: `OK` with `NOT_SERVING`",
+    "default": "the ALB's default path and matcher",
+}
+"""Health checks in bench/rollout/results.json, in words for a reader of the README."""
+
+
+def _table(head: str, rows: Iterable[str]) -> str:
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows])
+
+
+def _example(kind: ReasonKind) -> str:
+    return f"`{Reason(kind, _DETAILS.get(kind, ''))}`"
+
+
 def settings() -> str:
-    """Tell every variable with its default and meaning."""
-    rows = [
-        f"| `{row.variable}` | {f'`{row.default}`' if row.default else 'unset'} | {row.meaning} |"
-        for row in defaults().rows
-    ]
-    return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])
+    """List every setting with its default and meaning."""
+
+    def default(row: Row) -> str:
+        return f"`{row.default}`" if row.default else "unset"
+
+    return _table(
+        "| variable | default | meaning |",
+        (f"| `{row.variable}` | {default(row)} | {row.meaning} |" for row in DEFAULTS.rows()),
+    )
 
 
-def reasons_given() -> str:
-    """Tell every reason for not serving and what it means."""
-    rows = [f"| `{reason}` | {meaning} |" for reason, meaning in REASONS.items()]
-    return "\n".join(["| reason | what happened |", "|---|---|", *rows])
+def _reasons(meanings: Mapping[ReasonKind, str]) -> str:
+    return _table(
+        "| reason | what happened |",
+        (f"| {_example(kind)} | {meaning} |" for kind, meaning in meanings.items()),
+    )
 
 
-STATUS_READER, ALB = "grpc-go/1.70.0", "ELB-HealthChecker/2.0"
+def reasons() -> str:
+    """List the reasons that a probe can have."""
+    return _reasons(PROBE_REASONS)
+
+
+def other_reasons() -> str:
+    """List the reasons that come from ghealth itself."""
+    return _reasons(OTHER_REASONS)
 
 
 def answers() -> str:
-    """Tell what each policy answers to a caller that reads the status, and to an ALB."""
-    sick = Health(Status.NOT_SERVING, reasons.answered(503))
-    callers = defaults().status_callers
+    """Show the answer of each policy to a gRPC client and to an ALB."""
+    sick = Health(Status.NOT_SERVING, Reason(ReasonKind.ANSWERED, "503"))
+
+    def cell(answer: Answer) -> str:
+        is_ok = answer.code is Code.OK
+        return f"`OK` + `{answer.name}`" if is_ok else f"`{answer.name}`"
+
     rows = []
     for name, policy in POLICIES.items():
-        told = [policy(sick, agent, callers) for agent in (STATUS_READER, ALB)]
-        cells = [
-            f"`OK` + `{answer.status.name}`"
-            if answer.code.name == "OK"
-            else f"`{answer.code.name}`"
-            for answer in told
-        ]
+        cells = [cell(policy(sick, agent, DEFAULTS.status_callers)) for agent in (GRPC_CLIENT, ALB)]
         rows.append(f"| `{name}` | {' | '.join(cells)} |")
     head = "| `GHEALTH_ANSWER` | a gRPC client, when not ready | an ALB, when not ready |"
-    return "\n".join([head, "|---|---|---|", *rows])
+    return _table(head, rows)
 
 
 def metrics() -> str:
-    """Tell every metric with its type, labels and meaning."""
-    made = Metrics([GATEWAY], probe_timeout=3.0)
-    made.answered("Check", "", GATEWAY, "SERVING", "")
+    """List every metric of ghealth with its type, labels and meaning."""
+    made = Metrics([GATEWAY], probe_timeout=DEFAULTS.probe_timeout)
+    made(
+        RequestAnswered(
+            method=OTHER, path="/", user_agent="", service=None, answer=Answer(Code.UNAVAILABLE)
+        )
+    )
+    made.render("", {GATEWAY: ALIVE}, {})
     rows = []
-    for family in made.families({GATEWAY: ALIVE}, {}):
+    for family in made.collect():
+        if family.name.startswith("process_"):
+            continue
         suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
         labels = [label for label in family.samples[0].labels if label != "le"]
         kind = "gauge" if family.type == "info" else family.type
         shown = ", ".join(f"`{label}`" for label in labels) or "-"
         rows.append(f"| `{family.name}{suffix}` | {kind} | {shown} | {family.documentation} |")
-    head = "| metric | type | labels | meaning |"
-    return "\n".join([head, "|---|---|---|---|", *rows])
-
-
-RESULTS = {
-    Result.OK: "ready",
-    Result.STATUS: "a status code that is no success code",
-    Result.TIMEOUT: "no answer within `PROBE_TIMEOUT`",
-    Result.REFUSED: "nobody listens",
-    Result.RESET: "the connection was reset, or closed without an answer",
-    Result.PROTOCOL: "the answer is not HTTP",
-    Result.TLS: "the certificate or the handshake",
-    Result.DNS: "the name does not resolve",
-    Result.ERROR: "it cannot be reached, or a bug of ghealth's",
-}
+    return _table("| metric | type | labels | meaning |", rows)
 
 
 def results() -> str:
-    """Tell every result that attempts are counted by, and the reasons that count as it."""
-    counted: dict[str, list[str]] = {result: [] for result in Result}
-    for reason in REASONS:
-        if reason not in (reasons.DRAINING, reasons.CALLER_LEFT_NO_TIME):
-            counted[reasons.result_of(reason, ready=False)].append(f"`{reason}`")
-    counted[Result.OK].append(f"`{reasons.answered(200)}`")
-    rows = [
-        f"| `{result}` | {RESULTS[result]} | {', '.join(counted[result])} |" for result in Result
-    ]
-    return "\n".join(["| result | what happened | reasons |", "|---|---|---|", *rows])
+    """List every result that probes are counted by, with the reasons that count as it."""
+    counted: dict[Result, list[str]] = {result: [] for result in Result}
+    counted[Result.OK].append(f"`{Reason(ReasonKind.ANSWERED, '200')}`")
+    for kind in PROBE_REASONS:
+        if kind is not ReasonKind.CUSTOM:
+            counted[kind.result].append(_example(kind))
+    return _table(
+        "| result | what happened | reasons |",
+        (f"| `{result}` | {RESULTS[result]} | {', '.join(counted[result])} |" for result in Result),
+    )
 
 
 def callers() -> str:
-    """Tell every kind of caller."""
-    return ", ".join(f"`{caller}`" for caller in CALLERS)
+    """List every kind of caller."""
+    return ", ".join(f"`{caller}`" for caller in Caller)
 
 
-TABLES: dict[str, Callable[[], str]] = {
+def check_flags() -> str:
+    """List the flags of `ghealth check`."""
+    commands = argparse.ArgumentParser().add_subparsers(parser_class=flags.Parser)
+    command.add_parser(commands)
+    rows = []
+    for action in commands.choices["check"]._actions:  # noqa: SLF001 - argparse has no other way
+        names = ", ".join(sorted(action.option_strings, key=len))
+        value = "\\|".join(action.choices or ()) or action.metavar or action.dest.upper()
+        shown = names if action.nargs == 0 else f"{names} {value}"
+        rows.append(f"| `{shown}` | {action.help} |")
+    return _table("| flag | meaning |", rows)
+
+
+def _seconds_until_out() -> tuple[dict[str, float], int]:
+    """Return how long a gateway that answers 503 gets requests, by health check, and the runs."""
+    runs = json.loads((ROOT / "bench" / "rollout" / "results.json").read_text())
+    found = [run["contenders"] for run in runs if run["event"] == "sick"]
+    seconds = {
+        title: median(contenders[contender]["out_after"] for contenders in found)
+        for contender, title in CONTENDERS.items()
+    }
+    return seconds, len(found)
+
+
+def limits_sum() -> float:
+    """Return the MiB that ghealth uses with every limit reached at once."""
+    return AT_REST + sum(most * cost for _, most, cost in LIMITS) / 1024
+
+
+def limits() -> str:
+    """Show what untrusted clients can hold: limits, costs and their sum."""
+    rows = [
+        f"| {name} | {most} | {cost:g} KiB | {most * cost / 1024:.1f} MiB |"
+        for name, most, cost in LIMITS
+    ]
+    return _table(
+        "| what is held | at most | each | together |",
+        [
+            f"| ghealth at rest | 1 | {AT_REST} MiB | {AT_REST:.1f} MiB |",
+            *rows,
+            f"| **sum**; recommended limit: {MEMORY_LIMIT} MiB | | | **{limits_sum():.1f} MiB** |",
+        ],
+    )
+
+
+def limits_of_one() -> str:
+    """Show what one connection or one address can hold."""
+    return _table(
+        "| limit | |",
+        (
+            f"| {name} | {value} |"
+            for name, value in {
+                "calls on a connection": server.RESERVED_STREAMS
+                + servicer.MAX_WATCHES_PER_CONNECTION,
+                "watches on a connection": servicer.MAX_WATCHES_PER_CONNECTION,
+                "headers of a call": f"{server.MAX_HEADERS // 1024} KiB",
+                "time for a call's message": f"{MESSAGE_TIMEOUT:g} s",
+                "time until an answer is taken": f"{guard.SENDING_TIMEOUT:g} s",
+                "reflection streams in all": MAX_REFLECTIONS,
+                "connections in all, until an address with "
+                f"more than {guard.SHARE} is cut": guard.MAX_CONNECTIONS,
+                "answers of an address that are not taken, in "
+                f"{guard.UNDELIVERED_WINDOW:g} s": guard.MAX_UNDELIVERED,
+                "time for which an address is blocked": f"{guard.BLOCK:g} s to "
+                f"{guard.MAX_BLOCK:g} s",
+            }.items()
+        ),
+    )
+
+
+def out_after() -> str:
+    """Show for how long a gateway that answers 503 gets requests, by health check."""
+    seconds, runs = _seconds_until_out()
+    rows = [f"| {title} | {value:.0f} |" for title, value in seconds.items()]
+    return _table(f"| health check | seconds (median of {runs} runs) |", rows)
+
+
+OUT_AFTER_PICTURE: Final = ROOT / "docs" / "out-after.svg"
+
+
+def out_after_picture() -> str:
+    """Draw the table of `out_after` as bars."""
+    seconds, runs = _seconds_until_out()
+    heading = "Seconds until a gateway that answers 503 gets no more requests"
+    scale, row, left = 4.0, 34, 400
+    width, height = left + 400, row * len(seconds) + 44
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
+        "<style>text { font: 13px system-ui, sans-serif }</style>",
+        f"<title>{heading}</title>",
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+        f'<text x="10" y="22">{heading} (median of {runs} runs of the model)</text>',
+    ]
+    for number, (title, value) in enumerate(seconds.items()):
+        y, bar = 36 + number * row, value * scale
+        colour = "#2e7d32" if value == min(seconds.values()) else "#b3261e"
+        text = html.escape(title.replace("`", ""))
+        parts += [
+            f'<text x="{left - 10}" y="{y + 18}" text-anchor="end">{text}</text>',
+            f'<rect x="{left}" y="{y + 4}" width="{bar:.0f}" height="20" fill="{colour}"/>',
+            f'<text x="{left + bar + 8:.0f}" y="{y + 18}">{value:.0f} s</text>',
+        ]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "settings": settings,
-    "reasons": reasons_given,
+    "reasons": reasons,
+    "other reasons": other_reasons,
     "answers": answers,
     "metrics": metrics,
     "results": results,
     "callers": callers,
+    "flags": check_flags,
+    "out after": out_after,
+    "limits": limits,
+    "limits of one": limits_of_one,
 }
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def filled(text: str) -> str:
-    """Fill in the tables that a page asks for."""
+    """Fill in the tables of a page.
+
+    Args:
+        text: The page.
+    """
     for name, table in TABLES.items():
         begin, end = f"<!-- {name}: made by `make tables` -->", f"<!-- end of {name} -->"
         before, found, after = text.partition(begin)
@@ -137,6 +330,7 @@ def main() -> None:
     """Write the tables into the pages."""
     for page in PAGES:
         page.write_text(filled(page.read_text()))
+    OUT_AFTER_PICTURE.write_text(out_after_picture())
 
 
 if __name__ == "__main__":
