@@ -1,0 +1,104 @@
+"""Nothing that is accepted at the start fails later."""
+
+import asyncio
+import json
+import os
+import socket
+from typing import Any
+from unittest.mock import patch
+
+import httpcore
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ghealth import server
+from ghealth.probe import _Network
+from ghealth.settings import Mistakes, Settings, load
+
+PARTS = (
+    "http https :// / a gw.test localhost 127.0.0.1 [::1] [::ffff:1.2.3.4] @ me:secret@ : :80 :0 "
+    ':65536 ? x=1 # % %20 %zz , * \udcff \u00e4 \u212a \\ " { } [ ] xn-- . .. off 0 - ~ ^'
+)
+TEXTS = st.lists(st.sampled_from(PARTS.split()), max_size=8).map("".join) | st.text(
+    st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12
+)
+URLS = TEXTS.map("http://a{}".format) | TEXTS.map("http://{}/".format) | TEXTS
+ADDRESSES = TEXTS.map("{}:0".format) | TEXTS
+WORDS = st.text("!\"#$%&'()*+-./:;<=>?@[]^_`{|}~aB1", min_size=1, max_size=5)
+HEADERS = st.dictionaries(
+    st.sampled_from(["Host", "host", "Accept", "User-Agent", "Authorization"]) | WORDS | TEXTS,
+    WORDS | TEXTS,
+    max_size=2,
+)
+TARGETS = URLS | st.fixed_dictionaries({"url": URLS, "headers": HEADERS})
+VARIABLES = {
+    "GHEALTH_LISTEN": ADDRESSES,
+    "GHEALTH_ADMIN_LISTEN": ADDRESSES,
+    "GHEALTH_PROBE_URL": URLS,
+    "GHEALTH_PROBE_HEADERS": HEADERS.map(json.dumps),
+    "GHEALTH_SERVICES": st.dictionaries(TEXTS, TARGETS, max_size=2).map(json.dumps),
+    "GHEALTH_STATUS_CALLERS": WORDS | TEXTS,
+    "GHEALTH_CACHE_TTL": TEXTS,
+}
+ENVIRONMENTS = st.one_of(
+    [st.fixed_dictionaries({name: values}) for name, values in VARIABLES.items()]
+)
+
+
+async def answer(*_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
+    """Connect to any host: it answers 200."""
+    return httpcore.AsyncMockStream([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
+
+
+look_up = socket.getaddrinfo
+
+
+def only_numeric(host: str, port: int, *, flags: int, **options: Any) -> Any:
+    """Look up as a machine without a name server."""
+    return look_up(host, port, flags=flags | socket.AI_NUMERICHOST, **options)
+
+
+async def use(found: Settings) -> None:
+    """Probe every target once, and listen on every address."""
+    with patch.object(_Network, "connect_tcp", answer):
+        probes = server._probes(found, server._targets(found))
+        results = await asyncio.gather(*(probe() for probe in probes.values()))
+    assert all(result.ready for result in results)
+    with patch("socket.getaddrinfo", only_numeric):
+        try:
+            places = await server._look_up_all(found)
+        except server.ListenError:
+            return
+    for address, sockets in places.items():
+        try:
+            for bound in server._bound(address, sockets):
+                bound.close()
+        except server.ListenError:
+            pass
+
+
+@settings(max_examples=500)
+@given(ENVIRONMENTS)
+def test_what_is_accepted_works(variables: dict[str, str]) -> None:
+    """Whatever is accepted can be shown, probed and listened on; a mistake is one line each."""
+    with patch.dict(os.environ, variables):
+        found = load()
+    if isinstance(found, Mistakes):
+        assert found.lines
+        assert not any("\n" in line for line in found.lines)
+        return
+    assert json.dumps([row.value for row in found.rows()])
+    asyncio.run(use(found))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://a/%", "http://a/[", "http://a?%zz", "http://a/\\", "http://A_B.test./", "https://a"],
+)
+def test_examples_that_are_accepted_work(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Odd URLs are probed as they are."""
+    monkeypatch.setenv("GHEALTH_PROBE_URL", url)
+    found = load()
+    assert isinstance(found, Settings)
+    asyncio.run(use(found))
