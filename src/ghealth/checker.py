@@ -113,6 +113,21 @@ class Checker:
         # The drain may have begun since the result came.
         return DRAINING if self._draining else health
 
+    async def check_all(self, *, timeout: float | None = None) -> dict[str, Health]:
+        """Return the health of every service now, the gateway first.
+
+        Args:
+            timeout: Seconds that the caller can wait; None for as long as the probes take.
+        """
+
+        async def once() -> dict[str, Health]:
+            checks = (self.check(name, timeout=timeout) for name in self.services)
+            return dict(zip(self.services, await asyncio.gather(*checks), strict=True))
+
+        healths = await once()
+        # The drain may have begun after the first of them was known.
+        return await once() if self._draining else healths
+
     async def watch(
         self, name: str, *, timeout: float | None = None
     ) -> AsyncGenerator[Health, None]:

@@ -15,7 +15,6 @@ from collections.abc import (
     Callable,
     Iterator,
     Mapping,
-    Sequence,
 )
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -199,28 +198,19 @@ class HealthServicer:
         request = await self._message(call, health_pb2.HealthListRequest.FromString)
         if isinstance(request, Answer):
             return request, b""
-        names = self._checker.services
-        if len(names) > LIST_LIMIT:
+        if len(self._checker.services) > LIST_LIMIT:
             return Answer(Code.RESOURCE_EXHAUSTED, reason=Reason(ReasonKind.TOO_MANY_SERVICES)), b""
-        healths = await self._healths(call)
-        if self._checker.draining:
-            # The drain may have begun after the first of them was known.
-            healths = await self._healths(call)
-        refusal = self._refusal(healths[names.index(GATEWAY)], call)
+        healths = await self._checker.check_all(timeout=call.timeout())
+        refusal = self._refusal(healths[GATEWAY], call)
         if refusal is not None:
             return refusal, b""
         message: bytes = health_pb2.HealthListResponse(
             statuses={
                 name: health_pb2.HealthCheckResponse(status=health.status.value)
-                for name, health in zip(names, healths, strict=True)
+                for name, health in healths.items()
             }
         ).SerializeToString()
         return Answer(Code.OK), message
-
-    async def _healths(self, call: _Call) -> Sequence[Health]:
-        timeout = call.timeout()
-        checks = (self._checker.check(name, timeout=timeout) for name in self._checker.services)
-        return await asyncio.gather(*checks)
 
     async def _other(self, call: _Call) -> _Reply:
         """Answer a path that is not served, so that no load balancer can take it for health.

@@ -20,7 +20,7 @@ from ghealth.admin.metrics import Metrics, result_of
 from ghealth.admin.page import Page
 from ghealth.checker import Checker
 from ghealth.events import RequestAnswered
-from ghealth.health import GATEWAY, Health, Status
+from ghealth.health import GATEWAY, Status
 from ghealth.settings import Row
 from ghealth.user_agents import caller_of, conclusion, printable
 
@@ -121,7 +121,7 @@ class Routes:
 
     async def _scrape(self, request: Request) -> Response:
         """Serve the metrics."""
-        healths = await self._healths(_scrape_timeout(request.headers))
+        healths = await self._checker.check_all(timeout=_scrape_timeout(request.headers))
         accept = request.headers.get("accept", "")
         watchers = dict(self._watchers())
         render = partial(self._metrics.render, accept, healths, watchers)
@@ -146,15 +146,9 @@ class Routes:
         """Render in the renderer's thread: with many services it takes tens of milliseconds."""
         return await asyncio.get_running_loop().run_in_executor(self._renderer, render)
 
-    async def _healths(self, seconds: float) -> Mapping[str, Health]:
-        """Check every service within a time limit."""
-        services = self._checker.services
-        checks = (self._checker.check(service, timeout=seconds) for service in services)
-        return dict(zip(services, await asyncio.gather(*checks), strict=True))
-
     async def _snapshot(self) -> dict[str, Any]:
         """Return everything that the page shows, as values for JSON."""
-        healths = await self._healths(CHECK_TIMEOUT)
+        healths = await self._checker.check_all(timeout=CHECK_TIMEOUT)
         watchers = self._watchers()
         history = self._history
         return {
