@@ -1,9 +1,10 @@
 """Every caller and every fault at random; each answer is compared with a model.
 
 A real Envoy with a stand-in for pilot-agent behind it, and a ghealth beside it. One director
-disturbs the agent, one the processes; meanwhile callers of every kind, well-behaved and hostile,
-keep up to `CONNECTIONS` connections busy. Each choice depends on the seed and on the name of the
-caller or director; their timing depends on the machine.
+disturbs the agent, one the processes, and one replaces the certificate; meanwhile callers of every
+kind, well-behaved and hostile, with TLS and without, keep up to `CONNECTIONS` connections busy.
+Each choice depends on the seed and on the name of the caller or director; their timing depends on
+the machine.
 
 A new caller is a row of `CALLERS`, a new fault a function in `FAULTS`.
 """
@@ -33,9 +34,12 @@ from tests.soak.model import (
     Witness,
     now,
 )
-from tests.soak.scene import FAULTS, Scene, an_attempt, direct
+from tests.soak.scene import FAULTS, Scene, Secret, an_attempt, direct, rotate
 from tests.support import interrupt, processes
 from tests.support.gateway import SICK, Agent, Gateway, free_port, listens, wait_until
+
+HOST: Final = "127.0.0.1"
+"""The address of all callers that wait for their answers."""
 
 DRAIN_DELAY, SHUTDOWN_GRACE = 5.0, 1.0
 SETTINGS: Final = {
@@ -64,6 +68,7 @@ async def play(scene: Scene, seconds: float, *subjects: str) -> None:
     async with asyncio.timeout(seconds + 6 * TIMEOUT), asyncio.TaskGroup() as group:
         for subject in subjects:
             group.create_task(direct(scene, subject))
+        group.create_task(rotate(scene))
         for kind, caller in CALLERS.items():
             for number in range(caller.workers):
                 group.create_task(work(scene, kind, number))
@@ -142,6 +147,8 @@ async def soak(scene: Scene, seconds: float) -> None:
     peak = [max(column) for column in zip(*scene.usages, strict=True)]
     for name, at_start, at_most, at_end in zip(("KiB", "fds"), start, peak, end, strict=True):
         print(f"{name}: {at_start} at the start, {at_most} at most, {at_end} at the end")
+    secret = scene.secret
+    print(f"certificates: {secret.newest} replaced, {secret.rejected} with a wrong key")
     print(f"short deadlines: {model.tight} kept, {model.missed} missed")
     print(f"drain: {drained}")
     print(f"the longest took {max(tally.longest for tally in model.tallies.values()):.3f} s")
@@ -163,10 +170,14 @@ def main() -> int:
         envoy = stack.enter_context(Gateway(witness))
         never = stack.enter_context(Agent())
         never.state = SICK
-        port = free_port()
+        port, tls_port = free_port(), free_port()
+        secret = Secret(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "tls")
         log = stack.enter_context(tempfile.TemporaryFile("w+"))
         environment = processes.environment(
             LISTEN=f"127.0.0.1:{port}",
+            TLS_LISTEN=f"127.0.0.1:{tls_port}",
+            TLS_CERT_FILE=secret.files[0],
+            TLS_KEY_FILE=secret.files[1],
             PROBE_URL=envoy.url,
             SERVICES=json.dumps({"sick": f"http://127.0.0.1:{never.port}/"}),
             **SETTINGS,
@@ -178,13 +189,20 @@ def main() -> int:
         wait_until(lambda: listens(port) or ghealth.poll() is not None)
         model = Model(witness, Machine())
         try:
-            scene = Scene(arguments.seed, port, witness, envoy, ghealth, model)
+            scene = Scene(arguments.seed, port, tls_port, secret, witness, envoy, ghealth, model)
             asyncio.run(soak(scene, arguments.seconds))
         finally:
             log.seek(0)
+            cut = 0
             for line in log:
-                if line[0] != "{" or json.loads(line)["level"] == "error":
+                said = json.loads(line) if line[0] == "{" else {"level": "error"}
+                if said["level"] == "error":
                     model.blame("log", line.strip(), "which is an error")
+                if said.get("event") == "connections_cut":
+                    cut += 1
+                    if said["address"] == HOST:
+                        model.blame("log", line.strip(), "though this is no stranger")
+            print(f"strangers cut off: {cut} times")
             print(f"wrong: {len(model.wrong)}")
             for wrong in model.wrong[:SHOWN]:
                 print(f"  {wrong}")

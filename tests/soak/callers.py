@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from tests.soak.scene import Scene
 from tests.support import wire
 
 TIMEOUT: Final = 10.0
+STRANGERS: Final = 20
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Hand:
     scene: Scene
     rng: Random
     channel: grpc.aio.Channel
+    tls: bool = False
 
     @property
     def stub(self) -> Any:
@@ -88,7 +91,7 @@ class Hand:
 
     async def new_channel(self) -> str:
         """Check as the kubelet does."""
-        async with channel_to(self.scene.port) as channel:
+        async with channel_to(self.scene, tls=self.tls) as channel:
             return await Hand(self.kind, self.scene, self.rng, channel).check()
 
     async def raw(
@@ -96,9 +99,18 @@ class Hand:
     ) -> str:
         """Check as an ALB does: on a new connection, with a host in place of the authority."""
         headers = (("host", "AWSALB"), ("user-agent", agent))
+        secret, newest = self.scene.secret, self.scene.secret.newest
         reply = await wire.call(
-            self.scene.port, *data, path=path, ends=ends, headers=headers, without=(":authority",)
+            self.scene.tls_port if self.tls else self.scene.port,
+            *data,
+            path=path,
+            ends=ends,
+            headers=headers,
+            without=(":authority",),
+            tls=secret.client if self.tls else None,
         )
+        if self.tls and secret.number(reply.certificate) < newest:
+            return f"certificate {secret.number(reply.certificate)} after {newest}"
         if reply.code:
             return next(code.name for code in grpc.StatusCode if code.value[0] == reply.code)
         return text_of(health_pb2.HealthCheckResponse.FromString(reply.data[5:]))
@@ -181,11 +193,16 @@ async def watch(hand: Hand) -> None:
 
 
 def sends(longest: float, make: Callable[[Random], bytes]) -> Turn:
-    """Return the turn of a caller that sends data and disconnects before the answer."""
+    """Return the turn of a caller that sends data and disconnects before the answer.
+
+    It comes from one of `STRANGERS` addresses: ghealth cuts off one that does so too often.
+    """
 
     async def turn(hand: Hand) -> None:
+        port = hand.scene.tls_port if hand.tls else hand.scene.port
         with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", hand.scene.port)
+            address = (f"127.0.0.{2 + hand.rng.randrange(STRANGERS)}", 0)
+            _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=address)
             writer.write(make(hand.rng))
             await hand.scene.rest(hand.rng.uniform(0, longest))
             if hand.rng.choice((True, False)):
@@ -220,13 +237,33 @@ DEAF_WATCH: Final = frames("Watch", window=0)
 STARTS: Final = (b"", frames("Check"), frames("Check", ends=False), b"GET / HTTP/1.1\r\n")
 
 
+def client_hello() -> bytes:
+    """Return the first message of a TLS handshake."""
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    handshake = ssl.create_default_context().wrap_bio(received, sent, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        handshake.do_handshake()
+    return sent.read()
+
+
+HELLO: Final = client_hello()
+
+
 @dataclass(frozen=True)
 class Caller:
-    """A kind of caller: how many, the longest pause between two turns, and what a turn is."""
+    """A kind of caller: how many, the longest pause between two turns, and what a turn is.
+
+    Args:
+        workers: Their number.
+        pause: Seconds at most.
+        turn: Makes one turn.
+        tls: Whether it connects to the port with TLS.
+    """
 
     workers: int
     pause: float
     turn: Turn
+    tls: bool = False
 
 
 CALLERS: Final[dict[str, Caller]] = {
@@ -253,6 +290,10 @@ CALLERS: Final[dict[str, Caller]] = {
     "unknown service": Caller(1, 0.2, asks(UNKNOWN, lambda hand: hand.check("unknown"))),
     "list": Caller(2, 0.2, asks(STATUS, Hand.list)),
     "watch": Caller(15, 1, watch),
+    "tls, kept connection": Caller(2, 0.1, asks(STATUS, Hand.check), tls=True),
+    "tls, new channel": Caller(1, 0.3, asks(STATUS, Hand.new_channel), tls=True),
+    "tls, alb": Caller(3, 0.2, asks(CODE, lambda hand: hand.raw(wire.EMPTY_MESSAGE)), tls=True),
+    "tls, watch": Caller(2, 1, watch, tls=True),
     # The callers from here on do not wait for an answer.
     "watch, never read": Caller(8, 0.5, sends(4, lambda _: DEAF_WATCH)),
     "silence": Caller(50, 0.5, sends(4, lambda _: b"")),
@@ -263,23 +304,35 @@ CALLERS: Final[dict[str, Caller]] = {
     "garbage": Caller(
         2, 0.3, sends(0.3, lambda rng: rng.choice(STARTS) + rng.randbytes(rng.randrange(1, 4000)))
     ),
+    "tls, half a handshake": Caller(
+        3, 0.5, sends(3, lambda rng: HELLO[: rng.randrange(len(HELLO))]), tls=True
+    ),
+    "tls, garbage": Caller(
+        2,
+        0.3,
+        sends(0.3, lambda rng: rng.choice((HELLO, STARTS[1])) + rng.randbytes(rng.randrange(4000))),
+        tls=True,
+    ),
     "rapid resets": Caller(1, 0.3, sends(0.3, lambda _: frames("Check", 100, resets=True))),
 }
-CONNECTIONS: Final = sum(caller.workers for caller in CALLERS.values()) + 2  # a new channel's
+CONNECTIONS: Final = sum(caller.workers for caller in CALLERS.values()) + 3  # of new channels
 
 
-def channel_to(port: int) -> grpc.aio.Channel:
+def channel_to(scene: Scene, *, tls: bool) -> grpc.aio.Channel:
     """Open a channel with its own connection."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-    return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
+    if not tls:
+        return grpc.aio.insecure_channel(f"127.0.0.1:{scene.port}", options=options)
+    credentials = grpc.ssl_channel_credentials(scene.secret.authority.cert_pem.bytes())
+    return grpc.aio.secure_channel(f"127.0.0.1:{scene.tls_port}", credentials, options=options)
 
 
 async def work(scene: Scene, kind: str, number: int) -> None:
     """Repeat the turn."""
     rng, caller = scene.rng(f"{kind} {number}"), CALLERS[kind]
     await scene.rest(rng.uniform(0, 0.5))  # not all at once
-    async with channel_to(scene.port) as channel:
-        hand = Hand(kind, scene, rng, channel)
+    async with channel_to(scene, tls=caller.tls) as channel:
+        hand = Hand(kind, scene, rng, channel, caller.tls)
         while not scene.over.is_set():
             await caller.turn(hand)
             await scene.rest(rng.uniform(0, caller.pause))

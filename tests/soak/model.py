@@ -250,7 +250,7 @@ class Model:
             late = withheld(sent)
             age = self._decided(asked, received, late) - self._witness.said
             if answer not in (tells.healthy, tells.sick):
-                if answer.startswith("no answer"):
+                if answer.startswith("no answer") or answer == CODE.sick:
                     unshaken = self._unshaken(since, received, late)
                     return "" if unshaken else "never an answer to this caller"
                 # The second for the message can pass while ghealth is stopped.

@@ -11,8 +11,55 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+import trustme
+
 from tests.soak.model import PROBE_TIMEOUT, WITHIN, Model, Witness
+from tests.support import wire
+from tests.support.certificates import CERT, KEY, Mounted, client_of, der_of, pair_of
 from tests.support.gateway import READY, SICK, SILENT, Gateway
+
+SPOILED: Final = 0.2  # of the certificates are followed by one with a wrong key
+
+
+class Secret:
+    """The mounted certificate, which is replaced all the time, and what a correct server shows.
+
+    Args:
+        path: The mount point.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.authority = trustme.CA()
+        self.client = client_of(self.authority)
+        self.rejected = 0
+        self._pair = pair_of(self.authority)
+        self._mounted = Mounted(path, self._pair)
+        self._numbers = {der_of(self._pair): 0}
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """The files of the certificate and of the key."""
+        return str(self._mounted.path / CERT), str(self._mounted.path / KEY)
+
+    @property
+    def newest(self) -> int:
+        """The number of the last certificate that was mounted with its own key."""
+        return len(self._numbers) - 1
+
+    def number(self, certificate: bytes) -> int:
+        """Return the number of a certificate that a server showed, -1 if it never had one such."""
+        return self._numbers.get(certificate, -1)
+
+    def replace(self) -> None:
+        """Mount a new certificate with its key."""
+        self._pair = pair_of(self.authority)
+        self._mounted.swap(self._pair)
+        self._numbers[der_of(self._pair)] = len(self._numbers)
+
+    def spoil(self) -> None:
+        """Mount a new certificate with the key of the last one."""
+        self._mounted.swap(pair_of(self.authority) | {KEY: self._pair[KEY]})
+        self.rejected += 1
 
 
 @dataclass
@@ -21,6 +68,8 @@ class Scene:
 
     seed: int
     port: int
+    tls_port: int
+    secret: Secret
     witness: Witness
     envoy: Gateway
     ghealth: subprocess.Popen[bytes]
@@ -122,6 +171,24 @@ async def an_attempt(scene: Scene) -> None:
     asked = scene.witness.asked
     while scene.witness.asked == asked and not scene.over.is_set():
         await scene.rest(0.01)
+
+
+async def rotate(scene: Scene) -> None:
+    """Replace the certificate all the time, sometimes by one with a wrong key.
+
+    This is not a fault: callers must not notice it.
+    """
+    rng = scene.rng("certificate")
+    while not scene.over.is_set():
+        await scene.rest(rng.uniform(0.2, 3))
+        scene.secret.replace()
+        scene.model.note("new certificate")
+        if rng.random() < SPOILED:
+            # Once ghealth has read this one, it must continue to show it.
+            with contextlib.suppress(OSError, AssertionError):
+                await wire.call(scene.tls_port, wire.EMPTY_MESSAGE, tls=scene.secret.client)
+                scene.secret.spoil()
+                scene.model.note("certificate with a wrong key")
 
 
 FAULTS: Final[dict[str, tuple[Fault, ...]]] = {
