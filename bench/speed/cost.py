@@ -99,15 +99,14 @@ def ghealth(agent: Agent, *, program: str, on: bool) -> Iterator[Ghealth]:
         "GHEALTH_LISTEN": "127.0.0.1:0",
         "GHEALTH_PROBE_URL": f"http://127.0.0.1:{agent.port}/healthz/ready",
         "GHEALTH_LOG_FORMAT": "json",
+        "GHEALTH_ADMIN_LISTEN": "127.0.0.1:0" if on else "off",
     }
-    if on:
-        settings["GHEALTH_ADMIN_LISTEN"] = "127.0.0.1:0"
     process = subprocess.Popen([program], env=kept | settings, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None  # noqa: S101 - it is piped
         started = json.loads(process.stdout.readline())
         port, admin_port = (
-            int(started[key][0].rpartition(":")[2]) if key in started else None
+            int(started[key][0].rpartition(":")[2]) if started.get(key) else None
             for key in ("listen", "admin_listen")
         )
         assert port is not None  # noqa: S101 - it listens

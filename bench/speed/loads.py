@@ -20,7 +20,16 @@ WATCH: Final = "/grpc.health.v1.Health/Watch"
 WATCHES_EACH: Final = 24
 """Watches on one connection: ghealth's limit."""
 
+_CONNECTIONS_EACH: Final = 16
+"""Connections from one address: so many an address may always have (`SHARE` in ghealth's guard)."""
+
+_LEAVERS_ADDRESSES: Final = 1000
+"""ghealth blocks an address of which 50 callers in a minute leave before their answer."""
+
 _CHECKS_EACH: Final = 100
+WAITING_RATE: Final = 1000.0
+"""Checks a second that a grpc.aio server accepts without a queue that is too long for gRPC."""
+
 _TIMEOUT: Final = 30.0
 _EMPTY_MESSAGE: Final = b"\0\0\0\0\0"
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -105,15 +114,23 @@ def check(port: int, timeout: float = _TIMEOUT) -> float:
     raise ConnectionResetError
 
 
+def client_address(number: int) -> tuple[str, int]:
+    """Return where a connection comes from, on loopback: ghealth limits what one address holds."""
+    return f"127.0.{1 + number // 250 % 250}.{1 + number % 250}", 0
+
+
 class Connection:
     """A connection that carries many calls.
 
     Args:
         port: The server's port on 127.0.0.1.
+        client: The number of its address.
     """
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), _TIMEOUT)
+    def __init__(self, port: int, client: int = 0) -> None:
+        self.socket = socket.create_connection(
+            ("127.0.0.1", port), _TIMEOUT, client_address(client)
+        )
         self.limit = _CHECKS_EACH
         self.messages = 0
         self.ended = 0
@@ -171,7 +188,10 @@ def allow_descriptors() -> None:
 def connections(port: int, number: int) -> Iterator[list[Connection]]:
     """Hold a number of connections open until the end of the block."""
     with ExitStack() as stack:
-        yield [stack.enter_context(Connection(port)) for _ in range(number)]
+        yield [
+            stack.enter_context(Connection(port, index // _CONNECTIONS_EACH))
+            for index in range(number)
+        ]
 
 
 @contextmanager
@@ -195,16 +215,18 @@ def watching(port: int, services: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def waiting(port: int, checks: int) -> Iterator[list[Connection]]:
-    """Start all checks at once, over as many connections as the server's limits need.
+    """Start checks, over as many connections as the server's limits need.
 
     Args:
         port: The server's port on 127.0.0.1.
-        checks: Their number.
+        checks: Their number; `WAITING_RATE` of them start in a second.
     """
     with Connection(port) as first:
         each = first.limit
     with connections(port, -(-checks // each)) as opened:
+        begin = time.perf_counter()
         for number, connection in enumerate(opened):
+            time.sleep(max(0.0, begin + number * each / WAITING_RATE - time.perf_counter()))
             connection.call(CHECK, [b""] * min(each, checks - number * each))
         yield opened
 
@@ -219,13 +241,16 @@ def answers(opened: Sequence[Connection], checks: int) -> tuple[float, float]:
     with selectors.DefaultSelector() as selector:
         for connection in opened:
             selector.register(connection.socket, selectors.EVENT_READ, connection)
-        while sum(connection.ended for connection in opened) < checks:
+        left = checks - sum(connection.ended for connection in opened)
+        while left > 0:
             ready = selector.select(_TIMEOUT)
             if not ready:
                 raise TimeoutError
             for key, _ in ready:
+                before = key.data.ended
                 key.data.read()
-            if not first and any(connection.ended for connection in opened):
+                left -= key.data.ended - before
+            if not first and left < checks:
                 first = time.perf_counter()
     return first, time.perf_counter()
 
@@ -244,7 +269,8 @@ def leave(port: int, clients: int, rate: float = math.inf, at_a_time: int = 50) 
     with ExitStack() as stack:
         for number in range(clients):
             time.sleep(max(0.0, begin + number / rate - time.perf_counter()))
-            client = socket.create_connection(("127.0.0.1", port), _TIMEOUT)
+            address = client_address(number % _LEAVERS_ADDRESSES)
+            client = socket.create_connection(("127.0.0.1", port), _TIMEOUT, address)
             still_open.append(client)
             if number >= clients - at_a_time:
                 stack.enter_context(client)

@@ -7,6 +7,7 @@ connection, and cannot end a call whose answer waits until the client reads.
 import asyncio
 import ctypes
 import logging
+import math
 import os
 import socket
 import struct
@@ -52,7 +53,11 @@ MAX_BLOCKED: Final = 1000
 
 CALM_INTERVAL: Final = 0.25
 BUSY_INTERVAL: Final = 0.02
-"""Seconds between two looks at the connections, and while there are many."""
+"""Seconds between two looks at the connections; the shorter while there are more and more."""
+
+SCAN_INTERVAL: Final = 1.0
+"""Seconds after which the clients of many connections are counted again, if their number has hardly
+grown: each of them costs some microseconds."""
 
 KERNEL_BUFFER: Final = 32 * 1024
 """Bytes that the kernel holds of a connection until gRPC reads them."""
@@ -247,6 +252,9 @@ class Guard:
         self._entered = 0
         self._trims_left = 0
         self._trimmed_at = clock()
+        self._count = 0
+        self._scanned_count = 0
+        self._scanned_at = -math.inf
 
     @property
     def calls(self) -> int:
@@ -363,11 +371,11 @@ class Guard:
                     _reset(connection)
             self._forget(lambda peer: peer.host in blocked or peer in overdue)
         if count > MAX_CONNECTIONS:
-            self._bound_connections()
+            self._bound_connections(count, now)
+        grows = count > MAX_CONNECTIONS / 2 and count != self._count
+        self._count = count
         self._maybe_trim(now)
-        return (
-            bool(blocked or late) or count > MAX_CONNECTIONS / 2 or self.calls > self._max_calls / 2
-        )
+        return bool(blocked or late) or grows or self.calls > self._max_calls / 2
 
     def cut_all(self) -> None:
         """Cut every connection, so that the server can stop."""
@@ -386,13 +394,18 @@ class Guard:
             left -= count
         self._cut("calls", hosts, {host for host, count in hosts.items() if count >= SHARE})
 
-    def _bound_connections(self) -> None:
-        counts = Counter(peer.host for peer, _ in self._connections.each(self._ports))
-        if counts.total() <= MAX_CONNECTIONS:
+    def _bound_connections(self, count: int, now: float) -> None:
+        """Cut the address with most connections, unless the last scan found none with many."""
+        self._scanned_count = min(self._scanned_count, count)
+        if count <= self._scanned_count + SHARE and now < self._scanned_at + SCAN_INTERVAL:
             return
-        host, count = counts.most_common(1)[0]
-        if count > SHARE:
-            self._cut("connections", {host}, {host})
+        counts = Counter(peer.host for peer, _ in self._connections.each(self._ports))
+        host, most = counts.most_common(1)[0] if counts else ("", 0)
+        if most > SHARE:
+            if counts.total() > MAX_CONNECTIONS:
+                self._cut("connections", {host}, {host})
+            now = -math.inf  # the next look scans again
+        self._scanned_count, self._scanned_at = count, now
 
     def _cut(self, reason: CutReason, hosts: Collection[str], blocked: Collection[str]) -> None:
         """Cut all connections of some addresses, and block some of them."""

@@ -23,6 +23,7 @@ from ghealth.guard import (
     MAX_CALLS,
     MAX_CONNECTIONS,
     MAX_UNDELIVERED,
+    SCAN_INTERVAL,
     SENDING_TIMEOUT,
     SHARE,
     TRIM_AFTER,
@@ -262,6 +263,39 @@ def test_many_clients_with_few_connections_are_left_alone() -> None:
     assert scene.cuts == []
 
 
+def test_many_connections_that_stay_cost_one_scan_a_second() -> None:
+    """A mesh is scanned once a second, and at once when it has grown by what a flood needs."""
+    scene = Scene()
+    for number in range(MAX_CONNECTIONS):
+        scene.connect(f"10.5.{number // 200}.{number % 200}", 2)
+    assert scene.guard.look()
+    for _ in range(20):
+        scene.now += BUSY_INTERVAL
+        assert not scene.guard.look()
+    assert scene.connections.scans == 1
+    scene.now += SCAN_INTERVAL
+    scene.guard.look()
+    assert scene.connections.scans == 2
+    scene.connect(OTHER, SHARE + 1)
+    scene.connect(ATTACKER, SHARE + 20)
+    assert scene.guard.look()
+    assert scene.guard.look()
+    assert {cut.address for cut in scene.cuts} == {OTHER, ATTACKER}
+
+
+def test_connections_that_come_again_are_scanned_again() -> None:
+    """After some have gone, their number does not hide those of an attacker."""
+    scene = Scene()
+    for number in range(MAX_CONNECTIONS):
+        scene.connect(f"10.5.{number // 200}.{number % 200}", 2)
+    scene.guard.look()
+    del scene.connections.peers[MAX_CONNECTIONS + 1 :]
+    scene.guard.look()
+    scene.connect(ATTACKER, SHARE + 1)
+    scene.guard.look()
+    assert ATTACKER not in scene.hosts
+
+
 def test_an_answer_that_waits_too_long_is_cut() -> None:
     """Its connection ends before the answer is wrong; the other calls on it were the client's."""
     scene = Scene()
@@ -371,7 +405,7 @@ def test_freed_memory_is_given_back_after_many_calls() -> None:
 async def test_it_looks_often_while_there_is_much_and_a_failure_does_not_end_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Between two looks is a short time while it is busy or failing, and a longer one otherwise."""
+    """The time between two looks is short while there are more and more, or while it fails."""
     scene = Scene()
     loop = asyncio.get_running_loop()
     looks: list[float] = []
@@ -379,6 +413,8 @@ async def test_it_looks_often_while_there_is_much_and_a_failure_does_not_end_it(
 
     def look() -> bool:
         looks.append(loop.time())
+        if scene.connections.peers:
+            scene.connect(HONEST)
         return real()
 
     scene.guard.look = look  # type: ignore[method-assign]
