@@ -36,6 +36,8 @@ _RATE: Final = 10
 _WATCHERS: Final = 100
 LEAVERS_RATE: Final = 400.0
 _SETTLE: Final = 1.5  # longer than CACHE_TTL
+_FREED: Final = 17.0
+"""Seconds until ghealth has returned the memory of a flood (`TRIMS` times `TRIM_INTERVAL`)."""
 
 Rounds = Iterable[int]
 
@@ -154,11 +156,13 @@ def memory(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
             if name in (GHEALTH, CAREFUL, FLOOR, *contenders.others):
                 envoy.delay(HANG)
                 time.sleep(_SETTLE)
-                loads.leave(contender.port, LEAVERS // 10, LEAVERS_RATE)
+                for rate in (LEAVERS_RATE, math.inf):
+                    loads.leave(contender.port, LEAVERS // 2, rate)
+                time.sleep(_FREED)
                 for which, rate in (("", LEAVERS_RATE), (" in a flood", math.inf)):
                     more = _Growth(contender)
                     loads.leave(contender.port, LEAVERS, rate)
-                    time.sleep(_SETTLE)
+                    time.sleep(_FREED)
                     found[f"MiB more after 10,000 clients that left{which}"] = more.by()
             found["resident MiB at the end"] = reading.memory_of(contender.pid).resident
             return found

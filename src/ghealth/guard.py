@@ -1,7 +1,7 @@
-"""Bounds what untrusted clients hold, by cutting the connections of the one that holds most.
+"""Limits calls and connections of untrusted clients by cutting those of the client with most.
 
-gRPC limits the calls of each connection. It has no limit for all of them together, cannot close a
-connection, and cannot end a call whose answer waits until the client reads.
+gRPC limits the calls of each connection, but not the calls of all connections together. It cannot
+close a connection, and cannot end a call whose answer waits until the client reads it.
 """
 
 import asyncio
@@ -24,53 +24,63 @@ from ghealth.events import ConnectionsCut, CutReason, Sink
 _log = logging.getLogger(__name__)
 
 MAX_CALLS: Final = 256
-"""Calls under way, beside the watches. A hundred load balancer nodes that check every 5 s have 60
-when each waits for a slow gateway."""
+"""Maximum number of open calls, not counting watches. A hundred load balancer nodes that check
+every 5 s have 60 open calls while the gateway is slow."""
 
 MAX_CONNECTIONS: Final = 256
-"""Connections above which the address with most of them loses them."""
+"""Maximum number of connections. Above it, all connections of the address with most are cut."""
 
 SHARE: Final = 16
-"""Connections, or calls, that an address may always have without being blocked."""
+"""Connections, or calls, that an address may have without being blocked for their number."""
 
 SENDING_TIMEOUT: Final = 4.0
-"""Seconds that an answer may wait until its client reads it. Later it could be wrong."""
+"""Seconds that an answer may wait until its client reads it. After that it may be outdated."""
 
 MAX_UNDELIVERED: Final = 50
-"""Answers in `UNDELIVERED_WINDOW` that a client asks for and does not take. Each leaks some
-hundred bytes in grpcio."""
+"""Maximum number of answers in `UNDELIVERED_WINDOW` that could not be delivered to an address.
+Each leaks a few hundred bytes in grpcio."""
 
 UNDELIVERED_WINDOW: Final = 60.0
+"""Seconds after which undelivered answers are counted from 0 again."""
+
 BLOCK: Final = 2.0
-"""Seconds for which an address is blocked at first; each further time doubles them."""
+"""Seconds of the first block of an address. Each further block is twice as long."""
 
 MAX_BLOCK: Final = 64.0
+"""Maximum number of seconds of a block."""
+
 FORGIVEN_AFTER: Final = 300.0
-"""Seconds after the end of a block until the next one is short again."""
+"""Seconds after the end of a block until the address counts as never blocked."""
 
 MAX_BLOCKED: Final = 1000
-"""Addresses whose blocks are remembered."""
+"""Maximum number of addresses whose blocks are remembered."""
 
 CALM_INTERVAL: Final = 0.25
+"""Seconds between two inspections of the connections, usually."""
+
 BUSY_INTERVAL: Final = 0.02
-"""Seconds between two looks at the connections; the shorter while there are more and more."""
+"""The same while there are many calls, many and ever more connections, a block, or an answer that
+waits too long."""
 
 SCAN_INTERVAL: Final = 1.0
-"""Seconds after which the clients of many connections are counted again, if their number has hardly
-grown: each of them costs some microseconds."""
+"""Seconds after which the clients of many connections are counted again, if the number of
+connections has hardly grown. Each connection costs some microseconds."""
 
 KERNEL_BUFFER: Final = 32 * 1024
-"""Bytes that the kernel holds of a connection until gRPC reads them."""
+"""Bytes that the kernel buffers for each connection until gRPC reads them."""
 
 TRIM_INTERVAL: Final = 5.0
+"""Minimum number of seconds between two times at which freed memory is returned to the system."""
+
 TRIM_AFTER: Final = 1000
-"""Calls after which freed memory is given back, at most once in `TRIM_INTERVAL`..."""
+"""Calls after which freed memory is returned to the system."""
 
 TRIMS: Final = 3
-"""...and so many times: what a flood held is freed some seconds after its end."""
+"""How many times it is returned then. Once is not enough: the memory of a flood is freed only
+some seconds after the end of the flood."""
 
 _ROOM: Final = 0.75
-"""The part of a limit that is left in use when it was exceeded."""
+"""When there are too many calls, calls are cut until this fraction of the limit is left."""
 
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -102,9 +112,10 @@ class OpenCall:
 
     Args:
         peer: Its client.
-        is_watch: Whether it is a Watch that was admitted: they have a limit of their own.
-        sending_since: When the answer was ready that is being sent now.
-        is_overdue: Whether the last look found that it is being sent for too long.
+        is_watch: Whether it is an accepted Watch. Watches have a separate limit.
+        sending_since: When the server began to send the current answer, by the guard's clock; None
+            if none is being sent.
+        is_overdue: Whether the last inspection found that sending takes too long.
     """
 
     peer: Peer
@@ -120,10 +131,11 @@ class _Block:
 
 
 class Connections:
-    """The connections of a server, found among this process's file descriptors.
+    """The connections of a server, found among the file descriptors of this process.
 
-    It needs no further descriptor while it works: an attack may have taken all of them. A socket is
-    only touched through a duplicate, since gRPC can close it, and open another one, at any moment.
+    It opens two descriptors when it is created and needs no more later, because an attack may use
+    up all others. It works only on duplicates of sockets: gRPC can close a socket at any moment,
+    and its number can then belong to another socket.
     """
 
     def __init__(self) -> None:
@@ -131,36 +143,38 @@ class Connections:
         self._duplicate = os.open(os.devnull, os.O_RDONLY)
 
     def close(self) -> None:
-        """Close the descriptors that are kept."""
+        """Close the two reserved descriptors."""
         os.close(self._duplicate)
         os.close(self._nothing)
 
     def count(self) -> int:
-        """Return how many descriptors are open, as a fast upper bound."""
+        """Return the number of open descriptors: an upper bound of the connections, and fast."""
         return len(self._descriptors())
 
     def each(self, ports: Collection[int]) -> Iterator[tuple[Peer, socket.socket]]:
-        """Yield each connection: its client, and a socket that is valid until the next one.
+        """Yield the client and a socket of each connection.
+
+        The socket is valid only until the next one is yielded.
 
         Args:
-            ports: Of the server.
+            ports: The server's ports.
         """
         for found in self._sockets(ports):
-            with suppress(OSError):  # it listens, or is closed already
+            with suppress(OSError):  # a listening socket, or already closed
                 host, port = found.getpeername()[:2]
                 yield Peer(_plain(host), port), found
 
     def bound_buffers(self, ports: Collection[int]) -> None:
-        """Bound what the kernel holds of each new connection; it can be 6 MiB otherwise.
+        """Limit the kernel's receive buffer of each new connection, which can be 6 MiB otherwise.
 
-        Sockets have the settings of the one that listens. gRPC has an option for it, which has no
-        effect on a server.
+        It sets the limit on the listening sockets, and accepted sockets inherit it. gRPC has an
+        option for this, but the option has no effect on a server.
 
         Args:
-            ports: Of the server, before there are connections.
+            ports: The server's ports. Call this before the server accepts connections.
         """
         for found in self._sockets(ports):
-            # The kernel doubles the number.
+            # The kernel doubles this number (socket(7)).
             found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BUFFER // 2)
 
     def _sockets(self, ports: Collection[int]) -> Iterator[socket.socket]:
@@ -169,7 +183,7 @@ class Connections:
                 try:
                     os.dup2(descriptor, self._duplicate, inheritable=False)
                     found = socket.socket(fileno=self._duplicate)
-                except OSError:  # it is closed, or no socket
+                except OSError:  # closed, or not a socket
                     continue
                 try:
                     is_ip = found.family in (socket.AF_INET, socket.AF_INET6)
@@ -183,25 +197,25 @@ class Connections:
     def _descriptors(self) -> Collection[int]:
         kept = (self._nothing, self._duplicate)
         try:
-            names = os.listdir("/dev/fd")  # noqa: PTH208 - a Path for each takes ten times as long
-        except OSError:  # all are in use
+            names = os.listdir("/dev/fd")  # noqa: PTH208 - Path objects take ten times as long
+        except OSError:  # no descriptor is free to read the directory
             return [number for number in range(os.sysconf("SC_OPEN_MAX")) if number not in kept]
         return [int(name) for name in names if int(name) not in kept]
 
 
 def _reset(connection: socket.socket) -> None:
-    """End a connection: gRPC reads its end, and the client gets nothing that still waits."""
+    """End a connection. gRPC reads the end, and data that is not yet sent is discarded."""
     with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         connection.shutdown(socket.SHUT_RDWR)
 
 
 def _no_trim() -> None:
-    """Do nothing: this allocator has no such function."""
+    """Do nothing: the C library has no malloc_trim()."""
 
 
 def memory_trimmer() -> Callable[[], object]:
-    """Return what gives freed memory back to the system: glibc keeps it otherwise."""
+    """Return a function that returns freed memory to the system; glibc keeps it otherwise."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):
@@ -216,18 +230,20 @@ class _Undelivered:
 
 
 class Guard:
-    """Counts calls and connections, and gives up those of the heaviest address above a limit.
+    """Counts calls and connections, and above a limit cuts those of the address with most.
 
-    Clients with one address (behind a node's SNAT, with host network) are one to it. An address
-    with many calls or connections loses all of them and is blocked for a while. If there is none,
-    the oldest calls are given up: an honest check is short, so it is rarely among them.
+    Clients that share an address (behind a node's SNAT, or with host network) count as one client.
+    An address with many calls or connections loses all its connections and is blocked for a while.
+    If no address has many calls, the addresses with most are cut but not blocked; of equal ones,
+    the address with the oldest call is cut first. An honest client's check is short, so it is
+    rarely the oldest.
 
     Args:
-        max_watches: Most watches open at once; they are no part of `MAX_CALLS`.
+        max_watches: Maximum number of open watches; they do not count for `MAX_CALLS`.
         emit: Receives `ConnectionsCut`; it must not raise.
         clock: Seconds on a monotonic clock.
-        connections: Finds the connections; closed by `close`.
-        trim: Gives freed memory back.
+        connections: Finds the connections; `close` closes it.
+        trim: Returns freed memory to the system.
     """
 
     def __init__(
@@ -245,7 +261,7 @@ class Guard:
         self._connections = connections or Connections()
         self._trim = trim or memory_trimmer()
         self._ports: frozenset[int] = frozenset()
-        # Ordered by age.
+        # A dict, because it keeps the order: the oldest call is first.
         self._calls: dict[OpenCall, None] = {}
         self._blocks: dict[str, _Block] = {}
         self._undelivered = _Undelivered(clock())
@@ -258,30 +274,31 @@ class Guard:
 
     @property
     def calls(self) -> int:
-        """How many calls are open."""
+        """The number of open calls."""
         return len(self._calls)
 
     def close(self) -> None:
-        """Release what is kept."""
+        """Release the descriptors."""
         self._connections.close()
 
     def serve(self, ports: Iterable[int]) -> None:
-        """Watch over the connections to these ports.
+        """Guard the connections to these ports, and limit their receive buffers.
 
         Args:
-            ports: Of the server, which listens and accepts nothing yet.
+            ports: The server's ports. The server listens already but does not accept connections
+                yet.
         """
         self._ports = frozenset(ports)
         self._connections.bound_buffers(self._ports)
 
     def enter(self, name: str) -> OpenCall | None:
-        """Count a call.
+        """Count a new call.
 
         Args:
-            name: gRPC's name of its client.
+            name: gRPC's name of the client, as for `peer_of`.
 
         Returns:
-            The call, for `leave`; None for one that is not to be answered, since its connection is
+            The call, for `leave`; None if the call must not be answered, because its connection is
             being cut.
         """
         peer = peer_of(name)
@@ -295,15 +312,15 @@ class Guard:
         return call if call in self._calls else None
 
     def leave(self, call: OpenCall) -> None:
-        """Count a call no longer.
+        """Stop counting a call.
 
         Args:
-            call: The call; it may have been forgotten when its connection was cut.
+            call: The call; it may already be removed because its connection was cut.
         """
         self._calls.pop(call, None)
 
     def sending(self, call: OpenCall) -> None:
-        """Note that an answer is ready.
+        """Record that the server begins to send an answer.
 
         Args:
             call: The call that is answered.
@@ -311,7 +328,7 @@ class Guard:
         call.sending_since = self._clock()
 
     def sent(self, call: OpenCall) -> None:
-        """Note that the answer is sent, and the call goes on.
+        """Record that the answer is sent and the call stays open.
 
         Args:
             call: The call.
@@ -320,7 +337,7 @@ class Guard:
         call.is_overdue = False
 
     def undelivered(self, call: OpenCall) -> None:
-        """Note that a client did not take its answer.
+        """Record that an answer could not be delivered, and cut a client with too many of them.
 
         Args:
             call: The call.
@@ -337,7 +354,7 @@ class Guard:
             self._cut("undelivered answers", {call.peer.host}, {call.peer.host})
 
     async def run(self) -> None:
-        """Look at the connections again and again."""
+        """Inspect the connections regularly, until it is cancelled."""
         while True:
             is_busy = True
             try:
@@ -347,10 +364,13 @@ class Guard:
             await asyncio.sleep(BUSY_INTERVAL if is_busy else CALM_INTERVAL)
 
     def look(self) -> bool:
-        """Cut what is too much, too late or blocked.
+        """Inspect the connections once.
+
+        It cuts those above the limit, those of blocked addresses, and those on which an answer has
+        waited too long.
 
         Returns:
-            Whether to look again soon.
+            Whether the next inspection must follow after `BUSY_INTERVAL`.
         """
         now = self._clock()
         self._forgive(now)
@@ -361,7 +381,8 @@ class Guard:
             for call in self._calls
             if call.sending_since is not None and now - call.sending_since > SENDING_TIMEOUT
         ]
-        # Found twice: when this process was stopped for a while, the answer may have been sent.
+        # A call must be late in two inspections. After this process was suspended, the answer may
+        # be sent already, although gRPC has not reported it yet.
         overdue = {call.peer for call in late if call.is_overdue}
         for call in late:
             call.is_overdue = True
@@ -378,16 +399,16 @@ class Guard:
         return bool(blocked or late) or grows or self.calls > self._max_calls / 2
 
     def cut_all(self) -> None:
-        """Cut every connection, so that the server can stop."""
+        """Cut every connection, because an open one can keep the server from stopping."""
         for _, connection in self._connections.each(self._ports):
             _reset(connection)
 
     def _relieve(self) -> None:
-        """Give up calls until there is room again: those of the addresses with most of them."""
+        """Cut the addresses with most calls, until enough calls are closed."""
         counts = Counter(call.peer.host for call in self._calls if not call.is_watch)
         left = len(self._calls)
         hosts: dict[str, int] = {}
-        for host, count in counts.most_common():  # of equal ones the oldest first
+        for host, count in counts.most_common():  # equal counts: oldest first
             if left <= self._max_calls * _ROOM:
                 break
             hosts[host] = count
@@ -395,7 +416,7 @@ class Guard:
         self._cut("calls", hosts, {host for host, count in hosts.items() if count >= SHARE})
 
     def _bound_connections(self, count: int, now: float) -> None:
-        """Cut the address with most connections, unless the last scan found none with many."""
+        """Cut the address with most connections, unless the last scan showed that none has many."""
         self._scanned_count = min(self._scanned_count, count)
         if count <= self._scanned_count + SHARE and now < self._scanned_at + SCAN_INTERVAL:
             return

@@ -1,4 +1,4 @@
-"""Joins the parts, and takes them apart in the right order."""
+"""Creates the parts of ghealth, serves, and shuts down in the right order."""
 
 import asyncio
 import errno
@@ -31,62 +31,66 @@ _log = logging.getLogger(__name__)
 _GRPC_LOG: Final = logging.getLogger("grpc._cython.cygrpc")
 
 RESERVED_STREAMS: Final = 8
-"""Calls that one connection may have open beside its watches."""
+"""Calls that a connection may have open in addition to its watches."""
 
 STOP_MARGIN: Final = 0.25
-"""Seconds after the last call in which connections close by themselves."""
+"""Seconds within which connections can close by themselves, after the last call or the grace."""
 
 STOP_INTERVAL: Final = 0.1
+"""Seconds between two attempts to stop."""
+
 STOP_ATTEMPTS: Final = 50
-"""How often the connections that are left are cut before the server is given up."""
+"""How many times the remaining connections are cut before ghealth stops waiting for gRPC."""
 
 MAX_HEADERS: Final = 4 * 1024
-"""Bytes of headers in a request."""
+"""Maximum number of bytes of a request's headers."""
 
 MAX_PENDING: Final = 1500
-"""Calls that wait until Python accepts them."""
+"""Maximum number of calls that wait until Python accepts them."""
 
 READ_BUFFER: Final = 32 * 1024
-"""Bytes that a connection may have sent and that are not processed yet."""
+"""Maximum number of bytes of a connection that gRPC has received and not processed yet."""
 
 OPTIONS: Final = (
-    # Two servers that share a port split the calls; a port that is taken must be a mistake.
+    # With SO_REUSEPORT a second server could listen on the same port, and each would get a part of
+    # the calls. A port that is in use must be an error instead.
     ("grpc.so_reuseport", 0),
-    # A connection that sends nothing is closed after this time (gRPC's default: 120 s).
+    # Closes connections that send nothing (default: 120 s).
     ("grpc.server_handshake_timeout_ms", 2_000),
-    # An idle one too: longer than any checker's interval (an ALB's: at most 300 s), so that Envoy
-    # keeps its one connection. A Watch is a call, and keeps its connection.
+    # Closes connections without calls. It is longer than the interval of any health check (an
+    # ALB's: at most 300 s), so that Envoy can reuse its connection. An open Watch is a call.
     ("grpc.max_connection_idle_ms", 600_000),
-    # A dead watcher is found after time + timeout instead of more than two hours.
+    # Finds watchers that no longer exist after time + timeout; TCP would need more than two hours.
     ("grpc.keepalive_time_ms", 45_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Clients may ping this often. Well below the 10 s that grpc-go's clients use: their pings come
-    # with jitter. `grpc.http2.min_recv_ping_interval_without_data_ms` would be ignored silently.
+    # Minimum interval of a client's pings. grpc-go's clients use 10 s with jitter, so it is well
+    # below 10 s. gRPC ignores `grpc.http2.min_recv_ping_interval_without_data_ms` silently.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 2),
-    # A request is a service's name: this is plenty (gRPC's default: 4 MiB).
+    # A request contains only a service name (default: 4 MiB).
     ("grpc.max_receive_message_length", 16 * 1024),
-    # Headers are an ALB's 200 bytes or a tracing proxy's 1 or 2 KiB. Between two
-    # different limits gRPC would refuse at random.
+    # An ALB sends 200 bytes of headers, a tracing proxy 1 to 2 KiB. Both limits are the same: for
+    # sizes between two different limits, gRPC would refuse requests at random.
     ("grpc.max_metadata_size", MAX_HEADERS),
     ("grpc.absolute_max_metadata_size", MAX_HEADERS),
     ("grpc.max_concurrent_streams", MAX_WATCHES_PER_CONNECTION + RESERVED_STREAMS),
-    # What a connection may have sent that is not yet processed: without this limit, one that sends
-    # frames as fast as it can fills the memory in a second.
+    # Limits the bytes of a connection that gRPC has received and not processed. Without the limit,
+    # one connection that sends frames as fast as it can fills the memory in a second.
     ("grpc.experimental.tcp_max_read_buffer_size", READ_BUFFER),
     ("grpc.experimental.tcp_max_read_chunk_size", READ_BUFFER // 2),
     ("grpc.experimental.tcp_read_chunk_size", READ_BUFFER // 4),
-    # Calls that Python has not accepted yet. Beyond the limit gRPC answers CANCELLED; between two
-    # different limits it would do so at random.
+    # Limits the calls that Python has not accepted yet. Above the limit, gRPC answers CANCELLED.
+    # Both limits are the same: between two different limits, it would do so at random.
     ("grpc.server.max_pending_requests", MAX_PENDING),
     ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
-    # One connection cannot fill that queue in one go (default: 32).
+    # Prevents one connection from filling that queue at once (default: 32).
     ("grpc.http2.max_requests_per_read", 4),
-    # A failed stream is released at once; by default it is kept for up to a second.
+    # Releases failed streams at once; by default gRPC keeps them for up to a second.
     ("grpc.http.tarpit", 0),
 )
-"""gRPC's limits: what an untrusted client can make this process hold, and for how long."""
+"""gRPC's options. They limit how much an untrusted client can use of this process, and for how
+long."""
 
 _NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
@@ -94,7 +98,7 @@ ALB_USER_AGENT: Final = "ELB-HealthChecker/2.0"
 
 
 class ListenError(Exception):
-    """An address cannot be listened on; the message names it and the cause, in one line."""
+    """ghealth cannot listen; the message has the address or the certificate, and the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +106,9 @@ class Ports:
     """The ports of a server.
 
     Args:
-        listen: Those of `LISTEN`, in its order.
-        tls_listen: Those of `TLS_LISTEN`, in its order.
-        admin: That of `ADMIN_LISTEN`, None without one.
+        listen: The ports of `LISTEN`, in the same order.
+        tls_listen: The ports of `TLS_LISTEN`, in the same order.
+        admin: The port of `ADMIN_LISTEN`; None without an admin port.
     """
 
     listen: tuple[int, ...]
@@ -121,22 +125,23 @@ async def serve(
 ) -> None:
     """Serve until the trigger returns, then drain and stop.
 
-    It touches neither signals nor the event loop's executor.
+    It changes no signal handlers and does not use the event loop's executor.
 
     Args:
-        settings: What to serve, and where.
-        shutdown_trigger: Awaited once; returns when it is time to stop. True drains for
-            `DRAIN_DELAY` first.
-        probes: Probes of your own by service name; they replace those of the settings.
-        on_started: Called once the ports answer.
+        settings: The addresses, services, timeouts and limits.
+        shutdown_trigger: Awaited once. It returns when the server must stop: True to drain for
+            `DRAIN_DELAY` first, False to stop without this delay.
+        probes: Custom probes by service name. They replace the probes from the settings.
+        on_started: Called once, when the server accepts calls.
 
     Raises:
-        ListenError: If an address is taken or not this machine's. Nothing is left open.
+        ListenError: An address is in use, does not resolve or does not belong to this machine, or
+            the certificate cannot be loaded. Everything that was opened is closed.
     """
     trigger = asyncio.ensure_future(shutdown_trigger())
     looking_up = asyncio.ensure_future(_look_up_all(settings))
     try:
-        # A name server that does not answer must not keep it from stopping.
+        # The server must be able to stop although a name server does not answer.
         await asyncio.wait((looking_up, trigger), return_when=asyncio.FIRST_COMPLETED)
         if looking_up.done():
             async with AsyncExitStack() as stack:
@@ -193,7 +198,7 @@ async def _serve(
 
     sockets = _admin_sockets(settings, places)
     await stack.enter_async_context(admin.serving(sockets, checker, lambda: servicer.watches))
-    # Stopping waits out the grace for open streams, so they end before it.
+    # gRPC waits for open streams until the grace is over, so they must end before the stop.
     stack.push_async_callback(_stop, server, guard, settings.shutdown_grace)
     stack.callback(servicer.end_streams)
     certificate = _certificate(settings)
@@ -224,8 +229,8 @@ async def _serve(
 async def _stop(server: grpc.aio.Server, guard: Guard, grace: float) -> None:
     """Stop the server, and cut the connections that would keep it from stopping.
 
-    gRPC closes a connection when it has nothing to send: never, while a client floods it with
-    frames that have an answer.
+    gRPC closes a connection only when it has nothing to send. That never happens while a client
+    floods it with frames that need an answer.
     """
     stopping = asyncio.create_task(server.stop(grace))
     end = asyncio.get_running_loop().time() + grace
@@ -240,7 +245,10 @@ async def _stop(server: grpc.aio.Server, guard: Guard, grace: float) -> None:
 
 
 def _is_worth_a_line(servicer: HealthServicer, record: logging.LogRecord) -> bool:
-    """Return False for a caller that went away while it was answered, an error to grpc.aio."""
+    """Return False for an answer that could not be sent, and report it to the guard.
+
+    grpc.aio logs it as an error, although the caller has only disconnected.
+    """
     if record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError):
         servicer.undelivered()
         return False
@@ -254,7 +262,7 @@ def _targets(settings: Settings) -> dict[str, tuple[Target, ...]]:
 
 
 def _probes(settings: Settings, targets: Mapping[str, Sequence[Target]]) -> dict[str, Probe]:
-    """Make the probe of each service."""
+    """Create the probe of each service."""
     trust = trust_store() if settings.has_https else None
 
     def probe_of(target: Target) -> Probe:
@@ -273,7 +281,10 @@ def _probes(settings: Settings, targets: Mapping[str, Sequence[Target]]) -> dict
 
 
 def _log_start(settings: Settings, ports: Ports, targets: Mapping[str, Sequence[Target]]) -> None:
-    """Log what is served, where, and which settings differ from their defaults."""
+    """Log the addresses, the URLs that are probed, and the settings that are not the default.
+
+    Log a warning if an ALB would count a gateway that is not ready as healthy.
+    """
     places = {
         "listen": _with_ports(settings.listen, ports.listen),
         "tls_listen": _with_ports(settings.tls_listen, ports.tls_listen),
@@ -305,7 +316,7 @@ def _log_start(settings: Settings, ports: Ports, targets: Mapping[str, Sequence[
             _log,
             logging.WARNING,
             "alb_answer_unsafe",
-            "an ALB gets OK from a gateway that is not ready, and takes it for healthy: "
+            "an ALB gets OK from a gateway that is not ready, and counts it as healthy: "
             "GHEALTH_ANSWER or GHEALTH_STATUS_CALLERS sends it the status in the message",
         )
 
@@ -313,7 +324,7 @@ def _log_start(settings: Settings, ports: Ports, targets: Mapping[str, Sequence[
 def _certificate(settings: Settings) -> ServerCertificate | None:
     try:
         return None if settings.tls_files is None else ServerCertificate(settings.tls_files)
-    except CertificateError as error:  # valid when the settings were read
+    except CertificateError as error:  # the files have changed since the settings were read
         raise ListenError(f"cannot serve with TLS: {error}") from None
 
 
@@ -322,7 +333,7 @@ def _with_ports(addresses: Sequence[Address], ports: Sequence[int]) -> list[str]
 
 
 async def _look_up_all(settings: Settings) -> dict[Address, Sequence[AddressInfo]]:
-    """Look up the names in all addresses, side by side."""
+    """Look up the names of all addresses concurrently."""
     addresses = [*settings.listen, *settings.tls_listen]
     if settings.admin_listen is not None:
         addresses.append(settings.admin_listen)
@@ -343,10 +354,10 @@ def _listen(
     places: Sequence[AddressInfo],
     certificate: ServerCertificate | None = None,
 ) -> int:
-    """Have gRPC listen on an address, and return the port.
+    """Make gRPC listen on an address, and return the port.
 
-    The sockets that are bound first tell whether and why an address cannot be had: gRPC does not
-    say why, and for a name with two addresses, one of them taken, it listens on the other.
+    The address is bound without gRPC first, because gRPC does not report why it cannot listen. And
+    if a name has two addresses and one is in use, gRPC would listen on the other one only.
     """
     bound = _bound(address, places)
     literals = [_literal(trial) for trial in bound]
@@ -364,7 +375,7 @@ def _listen(
 
 
 def _literal(bound: socket.socket) -> Address:
-    """Return the address of a socket without a name in it."""
+    """Return the address of a socket, with an IP address as its host."""
     host, port, *flow_and_scope = bound.getsockname()
     scope = flow_and_scope[1] if flow_and_scope else 0
     return Address(f"{host}%{scope}" if scope else host, port)
@@ -373,7 +384,11 @@ def _literal(bound: socket.socket) -> Address:
 def _admin_sockets(
     settings: Settings, places: Mapping[Address, Sequence[AddressInfo]]
 ) -> list[socket.socket]:
-    """Bind the admin port. Without the default one ghealth does its work all the same."""
+    """Bind the admin port.
+
+    If the default one cannot be bound, log a warning and return no sockets: ghealth works without
+    it.
+    """
     address = settings.admin_listen
     if address is None:
         return []
@@ -394,7 +409,7 @@ def _admin_sockets(
 
 
 def _bound(address: Address, places: Sequence[AddressInfo]) -> list[socket.socket]:
-    """Bind an address: a socket for each place that its host stands for."""
+    """Bind an address, and return a socket for each IP address of its host."""
     sockets = []
     port = address.port
     try:
@@ -406,12 +421,12 @@ def _bound(address: Address, places: Sequence[AddressInfo]) -> list[socket.socke
                 is_any = address.host == ANY_IPV6
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not is_any)
             bound.bind((place[0], port, *place[2:]))
-            port = bound.getsockname()[1]  # a free one is the same for all
+            port = bound.getsockname()[1]  # with port 0, all sockets use the port of the first
     except OSError as error:
         for bound in sockets:
             bound.close()
-        # On a node without IPv6, [::] is 0.0.0.0, as for gRPC, and /etc/hosts may still have ::1
-        # for localhost.
+        # On a node without IPv6, [::] means 0.0.0.0, as in gRPC, and localhost can still have the
+        # address ::1 in /etc/hosts.
         ipv4 = [place for place in places if place[0] == socket.AF_INET]
         if address.host == ANY_IPV6:
             ipv4 = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (ANY_IPV4, address.port))]

@@ -1,6 +1,6 @@
-"""Answers every call on the port: grpc.health.v1.Health, and all other paths.
+"""Answers every call on the gRPC port: grpc.health.v1.Health, and all other paths.
 
-Only this module, reflection and the client know the protobuf messages.
+Only this module, reflection and the client use the protobuf messages.
 """
 
 import asyncio
@@ -42,21 +42,22 @@ from ghealth.user_agents import printable
 SERVICE_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 DEADLINE_MARGIN: Final = 0.05
-"""Seconds before a caller's deadline at which it is answered; after it no answer arrives."""
+"""Seconds before a caller's deadline at which the answer is sent. It would not arrive later."""
 
 MESSAGE_TIMEOUT: Final = 1.0
-"""Seconds that a caller has for sending its message."""
+"""Seconds within which a caller must send its message."""
 
 MAX_WATCHES_PER_CONNECTION: Final = 24
+"""Maximum number of open watches on a connection."""
 
 MAX_REFLECTIONS: Final = 16
-"""Reflection streams open at once."""
+"""Maximum number of open reflection streams."""
 
 REFLECTION_TIMEOUT: Final = 10.0
-"""Seconds that a reflection stream may stay silent."""
+"""Seconds after which a reflection stream without a new request is ended."""
 
 LIST_LIMIT: Final = 100
-"""Most services in one List (gRFC A90)."""
+"""Maximum number of services in the answer to a List (gRFC A90)."""
 
 _MAX_REASON: Final = 200
 
@@ -76,15 +77,15 @@ _CODES: Final = {code: grpc.StatusCode[code.name] for code in Code}
 
 @dataclass(slots=True)
 class _Call:
-    """A call under way.
+    """An open call.
 
     Args:
         method: The method's name.
         path: The path that was called.
-        context: gRPC's side of it.
+        context: gRPC's object for the call.
         user_agent: The caller's user agent, empty if it sent none.
-        guarded: The guard's side of it.
-        service: The service name in the request, once it is known.
+        guarded: The guard's object for the call.
+        service: The service name in the request; None until the request is read.
     """
 
     method: Method
@@ -95,23 +96,23 @@ class _Call:
     service: str | None = None
 
     def timeout(self) -> float | None:
-        """Return the seconds until the caller must be answered, None if it set no deadline."""
+        """Return the seconds until the answer must be sent; None if the caller has no deadline."""
         left = self.context.time_remaining()
         return None if left is None else max(0.0, left - DEADLINE_MARGIN)
 
 
 _Reply = tuple[Answer, bytes]
-"""An answer, and the message of an answer that is OK."""
+"""An answer, and the message that is sent if its code is OK."""
 
 
 class HealthServicer:
     """Answers Check, Watch and List, and every path that is not served.
 
     Args:
-        checker: Knows the health of every service.
+        checker: Checks the services.
         policy: Chooses the answer for a service that is not serving, from its health and the
             caller's user agent.
-        max_watches: Most watches open at once.
+        max_watches: Maximum number of open watches.
         guard: Counts the calls.
         emit: Receives `RequestAnswered`; it must not raise.
     """
@@ -137,9 +138,10 @@ class HealthServicer:
         self._calls: dict[asyncio.Task[Any] | None, OpenCall] = {}
         # The event loop keeps only weak references to tasks.
         self._reads: set[asyncio.Task[Any]] = set()
-        # Every method is registered as one that takes a stream of raw messages. On the wire it is
-        # the same, and it is the only way to answer every form of request: as a unary method,
-        # grpc.aio never answers a caller that sends no message, and never shows a malformed one.
+        # Every method is registered with a stream of raw messages as its request. The bytes on the
+        # wire are the same, and it is the only way to answer every form of request: for a method
+        # with a single request, grpc.aio never answers a caller that sends no message, and does not
+        # pass malformed messages to the handler.
         unary, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
         check, watch, list_ = (f"/{SERVICE_NAME}/{name}" for name in ("Check", "Watch", "List"))
         self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -150,7 +152,7 @@ class HealthServicer:
 
     @property
     def watches(self) -> Mapping[str, int]:
-        """How many watches are open, by the service name in their requests, known or not."""
+        """The number of open watches by the service name in the request, unknown names too."""
         return self._watches
 
     def end_streams(self) -> None:
@@ -160,26 +162,29 @@ class HealthServicer:
             self._ended.set_result(None)
 
     def handler(self, path: str) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Return what answers a path.
+        """Return the handler of a path.
 
         Args:
-            path: The path; any that is not served has an answer too.
+            path: The path. A path that is not served has a handler too.
         """
         return self._methods.get(path) or grpc.stream_unary_rpc_method_handler(
             self._answering("other", path, self._other)
         )
 
     def guarded(self, path: str, reflect: Reflect) -> Handler:
-        """Wrap a reflection servicer so that no load balancer can take it for health.
+        """Wrap a reflection servicer.
+
+        A load balancer that checks its path by mistake must not count a gateway that is not ready
+        as healthy.
 
         Args:
-            path: The path on which it is served.
-            reflect: The servicer's method.
+            path: The path on which reflection is served.
+            reflect: The reflection servicer's method.
         """
         return self._answering("reflection", path, functools.partial(self._reflect, reflect))
 
     async def _check(self, call: _Call) -> _Reply:
-        """Answer a Check: NOT_FOUND for an unknown service (health.proto), else its status."""
+        """Answer a Check: NOT_FOUND for an unknown service (health.proto), or by the status."""
         request = await self._message(call, health_pb2.HealthCheckRequest.FromString)
         if isinstance(request, Answer):
             if request.reason == DEADLINE.reason:
@@ -194,7 +199,7 @@ class HealthServicer:
         return self._policy(health, call.user_agent), _MESSAGES[health.status]
 
     async def _list(self, call: _Call) -> _Reply:
-        """Answer a List: every service with its status at this moment (gRFC A90)."""
+        """Answer a List: every service with its current status (gRFC A90)."""
         request = await self._message(call, health_pb2.HealthListRequest.FromString)
         if isinstance(request, Answer):
             return request, b""
@@ -213,24 +218,25 @@ class HealthServicer:
         return Answer(Code.OK), message
 
     async def _other(self, call: _Call) -> _Reply:
-        """Answer a path that is not served, so that no load balancer can take it for health.
+        """Answer a path that is not served: UNIMPLEMENTED (12) only while the gateway is ready.
 
-        A gRPC server answers UNIMPLEMENTED (12) to such a path, and 12 is what the matcher of an
-        ALB's target group contains by default: it would be healthy for ever. Here it is 12 only
-        while the gateway is ready. The message is not read.
+        Other gRPC servers always answer 12, and an ALB's target group has 12 as its default
+        matcher. So a target that is checked on such a path would always be healthy. The message is
+        not read.
         """
         health = await self._checker.check(GATEWAY, timeout=call.timeout())
         code = Code.UNIMPLEMENTED if health.serving else Code.UNAVAILABLE
         return Answer(code, reason=health.reason), b""
 
     async def _watch(self, call: _Call) -> _Reply:
-        """Answer a Watch: the status now, then each change.
+        """Answer a Watch: the current status, then each change.
 
-        It ends only with the server: gRPC clients retry a Watch that ended after a message at
-        once, without back-off (gRFC A17).
+        An accepted Watch ends only with the server: if a Watch ends after a message, gRPC clients
+        retry it at once, without back-off (gRFC A17).
         """
         peer = call.context.peer()
-        # Counted before the message is read, so that watches that come at once are too many, too.
+        # Watches are counted before their messages are read. Otherwise, watches that arrive at the
+        # same time could exceed the limit.
         if (
             self._watches_by_peer.total() >= self._max_watches
             or self._watches_by_peer[peer] >= MAX_WATCHES_PER_CONNECTION
@@ -251,7 +257,7 @@ class HealthServicer:
         return Answer(Code.UNAVAILABLE, reason=DRAINING.reason), b""
 
     async def _reflect(self, reflect: Reflect, call: _Call) -> _Reply:
-        """Answer reflection; UNAVAILABLE to a caller that might take OK for a ready gateway."""
+        """Answer reflection: UNAVAILABLE if the caller could misread OK as a ready gateway."""
         if self._reflections >= MAX_REFLECTIONS:
             return Answer(Code.RESOURCE_EXHAUSTED, reason=Reason(ReasonKind.TOO_MANY_CALLS)), b""
         self._reflections += 1
@@ -262,7 +268,7 @@ class HealthServicer:
                 return refusal, b""
             async for reply in reflect(self._requests(call), call.context):
                 await self._write(call, reply)
-            # The gateway may have changed while the stream was open.
+            # The gateway's status may have changed while the stream was open.
             health = await self._checker.check(GATEWAY, timeout=call.timeout())
             refusal = self._refusal(health, call)
         except DecodeError:
@@ -272,7 +278,7 @@ class HealthServicer:
         return refusal or Answer(Code.OK), b""
 
     async def _requests(self, call: _Call) -> AsyncGenerator[Any, None]:
-        """Read a stream of requests until its end, its timeout or the end of the server."""
+        """Yield the requests of a stream until it ends, times out, or the server stops."""
         while True:
             reading = self._reading(call.context)
             await asyncio.wait(
@@ -290,13 +296,16 @@ class HealthServicer:
         self._guard.sent(call.guarded)
 
     def _refusal(self, health: Health, call: _Call) -> Answer | None:
-        """Return the answer to a caller that would take a good code for a ready gateway."""
+        """Return UNAVAILABLE if the caller could misread OK as a ready gateway, else None."""
         if health.serving or self._policy(health, call.user_agent).code is Code.OK:
             return None
         return Answer(Code.UNAVAILABLE, reason=health.reason)
 
     async def _message(self, call: _Call, parse: Callable[[bytes], Message]) -> "Message | Answer":
-        """Read the caller's message; a caller that ends its side without one sent an empty one."""
+        """Read and parse the caller's message, or return the answer to a caller that sent none.
+
+        A caller that ends its request without a message counts as one that sent an empty message.
+        """
         timeout = call.timeout()
         is_hurried = timeout is not None and timeout < MESSAGE_TIMEOUT
         reading = self._reading(call.context)
@@ -315,7 +324,8 @@ class HealthServicer:
     def _reading(self, context: Context) -> "asyncio.Task[Any]":
         """Read a message in a task that is never cancelled.
 
-        A read that is cancelled leaks 450 bytes in grpcio, and its late failure is nobody's.
+        A cancelled read leaks 450 bytes in grpcio. Nothing awaits the task after the timeout, so
+        its exception is retrieved when it ends.
         """
         reading = asyncio.ensure_future(context.read())
         self._reads.add(reading)
@@ -325,16 +335,16 @@ class HealthServicer:
     def _read(self, reading: "asyncio.Task[Any]") -> None:
         self._reads.discard(reading)
         if not reading.cancelled():
-            reading.exception()  # retrieved, or asyncio would log it
+            reading.exception()  # asyncio logs an exception that is never retrieved
 
     def undelivered(self) -> None:
-        """Note that the answer of the call in the current task could not be sent."""
+        """Record that the answer of the call in the current task could not be sent."""
         guarded = self._calls.get(asyncio.current_task())
         if guarded is not None:
             self._guard.undelivered(guarded)
 
     def _open(self, context: Any, guarded: OpenCall) -> None:
-        """Count a call until its answer is sent, which is after its handler has returned."""
+        """Count a call until its answer is sent. That is later than the return of its handler."""
         task = asyncio.current_task()
         self._calls[task] = guarded
 
@@ -358,7 +368,7 @@ class HealthServicer:
     def _answering(
         self, method: Method, path: str, serve: Callable[[_Call], Awaitable[_Reply]]
     ) -> Handler:
-        """Wrap a method: a bug becomes an answer that every caller takes for not serving."""
+        """Wrap a method, so that a bug is answered as "not serving" to every caller."""
 
         async def answer(_requests: object, context: Context) -> bytes:
             guarded = self._guard.enter(context.peer())
@@ -374,8 +384,8 @@ class HealthServicer:
             except grpc.aio.AbortError:
                 raise
             except grpc.aio.BaseError:
-                # gRPC can neither send nor receive: the caller or the server is gone. End as a
-                # cancelled call does.
+                # The caller has disconnected or the server has stopped, so no answer can be sent.
+                # End like a cancelled call, because other exceptions would be logged.
                 self._guard.undelivered(guarded)
                 raise asyncio.CancelledError from None
             except Exception:
@@ -388,10 +398,10 @@ class HealthServicer:
 
 
 class AllPaths(grpc.GenericRpcHandler):
-    """Finds what answers a path; register it after all other handlers.
+    """Finds the handler of every path. Register it after all other handlers.
 
     Args:
-        servicer: Has an answer for every path.
+        servicer: Has a handler for every path.
     """
 
     def __init__(self, servicer: HealthServicer) -> None:
@@ -400,16 +410,16 @@ class AllPaths(grpc.GenericRpcHandler):
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Return what answers the path that is called."""
+        """Return the handler of the path that is called."""
         return self._servicer.handler(handler_call_details.method)
 
 
 async def _finish(context: Context, answer: Answer, message: bytes) -> bytes:
-    """End a call: with the message if it is OK, otherwise with trailers only.
+    """End a call: with the message if the code is OK, otherwise with trailers only.
 
-    gRPC would send an empty message too after set_code() and a return.
+    After set_code() and a return, gRPC would send an empty message with the code.
     """
-    # gRPC refuses trailers with other characters, and the call with them.
+    # With other characters in a trailer, gRPC would refuse to send the answer.
     reason = (
         "" if answer.reason is None else printable(str(answer.reason)[:_MAX_REASON], _MAX_REASON)
     )
@@ -428,7 +438,7 @@ def _user_agent(context: Context) -> str:
 
 @contextlib.contextmanager
 def _counted(counter: Counter[str], key: str) -> Iterator[None]:
-    """Count something for as long as it lasts; a key that is not counted any more is removed."""
+    """Count a key within a `with` block, and remove it when its count is 0 again."""
     counter[key] += 1
     try:
         yield

@@ -1,7 +1,7 @@
 """Run the floods and print a table; exit with 1 if a bound is broken.
 
-Each row runs against a new ghealth in a memory control group with the limit that deploy/
-recommends. An ALB and a kubelet check throughout, each time on a new connection.
+Each row runs against a new ghealth process in a memory control group, with the memory limit that
+deploy/ recommends. Meanwhile an ALB and a kubelet check, each time on a new connection.
 """
 
 import argparse
@@ -21,26 +21,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LIMIT: Final = float(MEMORY_LIMIT)
+"""MiB."""
 
 IN_TIME: Final = 1.0
+"""Seconds within which honest callers must get an answer."""
 WITHOUT_DESCRIPTORS: Final = 2.0
+"""The same while the flood uses up the descriptors."""
 RECOVERY: Final = 3.0
-"""Seconds after the end of a flood in which answers may still be late."""
+"""Seconds after the end of a flood during which answers may still be late."""
 BACK: Final = 20.0
-"""MiB over the start that may stay in use after a flood."""
+"""MiB more than before the flood that may stay in use after it."""
 SETTLING: Final = 20.0
+"""Seconds after the recovery for memory and descriptors to be released."""
 FDS_NEAR: Final = 3
+"""Descriptors more than before the flood that may stay open after it."""
 DRAIN_MARGIN: Final = 2.0
+"""Seconds that the end may take in addition to the drain delay and the grace."""
 SHORT_SECONDS, SHORT_DROPS = 3.0, 3000
 SHORT_FACTS: Final = ("drop-message", "open-streams")
 SLACK: Final = 3.0
-"""How many times longer answers may take in the short form, on the machines of a CI service."""
+"""In the short form, which runs on slow CI machines, times may be this many times longer."""
 READY: Final = honest.Answer(0, honest.SERVING)
 
 
 @dataclass
 class Result:
-    """The figures of one row."""
+    """The measurements of one row."""
 
     row: Row
     before: float = 0.0
@@ -57,13 +63,13 @@ class Result:
     broken: list[str] = field(default_factory=list)
 
     def must(self, holds: object, text: str) -> None:
-        """Note a bound that is broken."""
+        """Record the text as a broken bound, unless the bound holds."""
         if not holds:
             self.broken.append(text)
 
 
 def run(row: Row, seconds: float, limit: float, slack: float = 1.0) -> Result:
-    """Run one row."""
+    """Run one row of the table."""
     result = Result(row)
     with (
         Gateway() as gateway,
@@ -119,7 +125,7 @@ def judge(
     over: float,
     slack: float,
 ) -> None:
-    """Compare what honest callers saw, memory and descriptors with the bounds."""
+    """Compare the honest callers' answers, the memory and the descriptors with the bounds."""
     row = result.row
     for name, caller in zip(("ALB", "liveness"), callers, strict=True):
         bound = slack * (WITHOUT_DESCRIPTORS if row.descriptors else IN_TIME)
@@ -142,7 +148,7 @@ def judge(
 
 
 def shown(result: Result) -> str:
-    """One line of the table."""
+    """Return a result as a line of the table."""
     sockets = "" if result.sockets is None else f"{result.sockets:6.1f}"
     waits = "/".join(f"{wait:.2f}" for wait in result.longest.values())
     return (
@@ -159,7 +165,7 @@ HEAD: Final = (
 
 
 def facts(count: int, names: list[str]) -> int:
-    """Check what must hold beside the table; return how many bounds are broken."""
+    """Run the checks that have no row in the table; return the number of broken bounds."""
     checks: dict[str, Callable[[], tuple[str, str | None]]] = {
         **{f"drop-{stage}": partial(nothing_grows, stage, count) for stage in attacks.STAGES},
         "late-answer": no_late_answer,
@@ -175,13 +181,13 @@ def facts(count: int, names: list[str]) -> int:
 
 
 def main() -> int:
-    """Run the rows that are asked for."""
+    """Run the selected rows and checks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30, help="for each row")
-    parser.add_argument("--mix", type=float, default=300, help="seconds for all of them at once")
+    parser.add_argument("--seconds", type=float, default=30, help="seconds of each row")
+    parser.add_argument("--mix", type=float, default=300, help="seconds of the row `mix`")
     parser.add_argument("--drops", type=int, default=100_000, help="calls dropped at each stage")
-    parser.add_argument("--rows", default="", help="names, comma-separated; `mix` is one too")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="MiB")
+    parser.add_argument("--rows", default="", help="names, comma-separated, `mix` too")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="memory limit in MiB")
     parser.add_argument("--short", action="store_true", help="a few rows, in a minute or two")
     given = parser.parse_args()
     names = [name for name in given.rows.split(",") if name]

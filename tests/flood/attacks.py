@@ -1,6 +1,6 @@
-"""The attackers. One process each: `python -m tests.flood.attacks NAME PORT SECONDS NICENESS`.
+"""The attacks, each in its own process: `python -m tests.flood.attacks NAME PORT SECONDS NICENESS`.
 
-All traffic goes to 127.0.0.1, and each attack ends after its time.
+All traffic goes to 127.0.0.1, and each attack ends after SECONDS.
 """
 
 import contextlib
@@ -17,23 +17,24 @@ from tests.flood.frames import Kind
 
 HOST: Final = "127.0.0.1"
 SOURCE: Final = "127.0.0.2"
-"""The attackers' own address, as they are pods of their own."""
+"""The attackers' address. Honest callers have another one, as separate pods do."""
 CHUNK: Final = 1 << 18
 
 Attack = Callable[[int, float], None]
 
 
 def connected(port: int) -> socket.socket:
-    """Connect from the attackers' address."""
+    """Connect to the server from the attackers' address."""
     return socket.create_connection((HOST, port), timeout=2, source_address=(SOURCE, 0))
 
 
 class Line:
-    """A connection that reads what comes, but does nothing with it.
+    """A connection that reads and discards what the server sends.
 
     Args:
-        port: Of the server.
-        window: Bytes that the server may answer with on each stream.
+        port: The server's port.
+        window: Initial window in bytes: how much the server may send on each stream. None for
+            HTTP/2's default.
     """
 
     def __init__(self, port: int, window: int | None = None) -> None:
@@ -46,18 +47,18 @@ class Line:
         self._left = b""
 
     def fileno(self) -> int:
-        """For a selector."""
+        """Return the descriptor, so that a selector can wait for the connection."""
         return self._socket.fileno()
 
     def drain(self) -> None:
-        """Read what is there; raise OSError if the server has closed."""
+        """Discard the received data; raise OSError if the server has closed the connection."""
         with contextlib.suppress(BlockingIOError):
             while self._socket.recv(CHUNK):
                 pass
             raise ConnectionResetError("closed by the server")
 
     def drained(self) -> bytes:
-        """Return what is there, all of it if the server has closed."""
+        """Return the data that has been received so far."""
         got = b""
         with contextlib.suppress(BlockingIOError):
             while chunk := self._socket.recv(CHUNK):
@@ -65,7 +66,7 @@ class Line:
         return got
 
     def send(self, data: bytes) -> bool:
-        """Send what fits, keep the rest for the next time; whether all is sent."""
+        """Send as much as the socket accepts and keep the rest; return whether all is sent."""
         self._left += data
         with contextlib.suppress(BlockingIOError):
             while self._left:
@@ -73,18 +74,18 @@ class Line:
         return not self._left
 
     def streams(self, count: int) -> range:
-        """Take numbers for so many new streams."""
+        """Return the numbers of new streams; none is returned twice."""
         first, self.next = self.next, self.next + 2 * count
         return range(first, self.next, 2)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._socket.close()
 
 
 @contextlib.contextmanager
 def ignoring_refusals() -> Iterator[None]:
-    """Go on when the server closes or refuses a connection."""
+    """Continue after the block if the server closes or refuses a connection in it."""
     try:
         yield
     except OSError:
@@ -92,12 +93,12 @@ def ignoring_refusals() -> Iterator[None]:
 
 
 def pour(unit: bytes, *, begin: bytes = b"", rate: int | None = None) -> Attack:
-    """An attack that sends the same bytes for ever on one connection.
+    """Return an attack that repeats the same bytes on one connection.
 
     Args:
-        unit: Whole frames.
-        begin: Frames to send first.
-        rate: Bytes a second; None for as many as the machine can send.
+        unit: The complete frames to repeat.
+        begin: Frames to send first on each connection.
+        rate: Bytes per second; None for as many as the machine can send.
     """
     data = unit * max(1, (rate // 10 if rate else CHUNK) // len(unit))
 
@@ -132,16 +133,17 @@ def hold(
     window: int | None = 0,
     again: float = 0.5,
 ) -> Attack:
-    """An attack that keeps as many calls open as the server allows.
+    """Return an attack that keeps as many calls open as the server allows.
 
     Args:
         headers: The header block of each call.
-        lines: Connections.
-        streams: Calls to open on each connection, again and again.
-        data: Sent on each call after the headers.
-        end: Whether the request ends.
-        window: Bytes that the server may answer with on each stream.
-        again: Seconds after which closed connections and calls are replaced.
+        lines: The number of connections.
+        streams: The number of calls to open on each connection, once in `again` seconds.
+        data: Sent on each call after the headers; None for nothing.
+        end: Whether the request is ended.
+        window: Initial window in bytes: how much the server may send on each stream. None for
+            HTTP/2's default.
+        again: Seconds after which new calls are opened and closed connections are replaced.
     """
 
     def attack(port: int, until: float) -> None:
@@ -174,13 +176,14 @@ def hold(
 
 
 def come_and_go(headers: bytes, *, lines: int, streams: int, wait: float = 0.0) -> Attack:
-    """An attack that opens calls and resets them.
+    """Return an attack that opens calls and resets them.
 
     Args:
         headers: The header block of each call.
-        lines: Connections.
-        streams: Calls between two reads.
-        wait: Seconds between a call and its reset; 0 sends both at once, as fast as it goes.
+        lines: The number of connections.
+        streams: The number of calls to open on a connection between two reads.
+        wait: Seconds between a call and its reset; with 0 both are sent at once, and without
+            pauses.
     """
 
     def attack(port: int, until: float) -> None:
@@ -216,10 +219,10 @@ def come_and_go(headers: bytes, *, lines: int, streams: int, wait: float = 0.0) 
 
 
 def connect_and_go(rate: float | None = None) -> Attack:
-    """An attack that connects, checks, says GOAWAY and hangs up.
+    """Return an attack that connects, checks, sends GOAWAY and closes the connection.
 
     Args:
-        rate: Connections a second; None for as fast as it goes.
+        rate: Connections per second; None for as many as the machine can open.
     """
     goaway = frames.frame(Kind.GOAWAY, bytes(8))
     data = frames.hello() + frames.call(frames.block(frames.CHECK), 1, end=True) + goaway
@@ -237,18 +240,19 @@ def connect_and_go(rate: float | None = None) -> Attack:
 
 
 STAGES: Final = ("message", "half", "probe", "window")
-"""Where a call can be dropped: before its message, with half of it, while a probe runs, while its
-answer waits for a window."""
+"""When a call can be dropped: before its message is sent, after half of the message, while a probe
+runs, or while the answer waits for a window."""
 
 
 def drop(stage: str, port: int, count: int, seconds: float = 90) -> int:
-    """Make calls that are dropped at a stage; return how many could be made.
+    """Make calls and drop them at a stage; return the number of calls made.
 
     Args:
         stage: One of `STAGES`.
-        port: Of the server.
-        count: How many.
-        seconds: After which it ends; a server that cuts the connections takes longer.
+        port: The server's port.
+        count: The number of calls to make.
+        seconds: The time limit. It ends the calls before `count` if the server cuts many of the
+            connections.
     """
     until = time.monotonic() + seconds
     data = {"message": None, "half": HALF}.get(stage, frames.EMPTY_MESSAGE)
@@ -264,7 +268,7 @@ def drop(stage: str, port: int, count: int, seconds: float = 90) -> int:
             with ignoring_refusals():
                 line.send(b"".join(frames.call(CHECK, n, data, end=whole) for n in numbers))
                 made += len(numbers)
-        time.sleep(0.06)  # the handlers get the calls meanwhile
+        time.sleep(0.06)  # so that the handlers get the calls before the resets
         for line, numbers in taken:
             try:
                 line.send(b"".join(map(frames.reset, numbers)))
@@ -284,8 +288,8 @@ PING: Final = frames.frame(Kind.PING, bytes(8))
 CHECK: Final = frames.block(frames.CHECK)
 WATCH: Final = frames.block(frames.WATCH)
 HALF: Final = b"\0\0\0\0\4\x0a"
-"""The first half of a message."""
-OPEN: Final = frames.frame(Kind.HEADERS, CHECK, stream=1)  # the headers do not end
+"""The header of a message of 4 bytes, and its first byte."""
+OPEN: Final = frames.frame(Kind.HEADERS, CHECK, stream=1)  # without END_HEADERS
 MORE: Final = frames.frame(Kind.CONTINUATION, frames.field("x", "y" * 8000), stream=1)
 FIRST: Final = frames.call(CHECK, 1, None, end=False)
 
@@ -324,7 +328,7 @@ ATTACKS: Final[dict[str, Attack]] = {
 
 
 def main() -> int:
-    """Attack with less than ghealth's priority: real attackers have processors of their own."""
+    """Attack with a lower priority than ghealth: real attackers run on other processors."""
     name, port, seconds, niceness = sys.argv[1:]
     os.nice(int(niceness))
     ATTACKS[name](int(port), time.monotonic() + float(seconds))

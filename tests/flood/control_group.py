@@ -1,4 +1,4 @@
-"""Memory control groups, version 1 and 2, and what a process uses where there are none."""
+"""Memory control groups, version 1 and 2, and the memory of a process where there are none."""
 
 import contextlib
 import os
@@ -12,32 +12,32 @@ ROOT: Final = Path("/sys/fs/cgroup")
 
 
 class Group(Protocol):
-    """Where a process' memory is counted."""
+    """A control group, or a replacement, that measures the memory of a process."""
 
     @property
     def kind(self) -> str:
-        """What counts, for a heading."""
+        """How memory is measured, for a heading."""
 
     @property
     def procs(self) -> Path | None:
-        """The file that a process writes its number to, to join; None for no group."""
+        """The file to which a process writes its id to join the group; None without a group."""
 
     def usage(self, pid: int) -> float:
-        """MiB in use now: anonymous memory, without caches of files."""
+        """MiB in use now: anonymous memory, without file caches."""
 
     def peak(self, pid: int) -> float:
-        """The most MiB that were charged at once."""
+        """The peak of the charged memory, in MiB."""
 
     def sockets(self) -> float | None:
-        """The most MiB in socket buffers, where they are counted apart."""
+        """The peak of the socket buffers in MiB; None if they are not counted separately."""
 
 
 class Version1:
-    """A group below this process' own, with a limit.
+    """A version 1 group with a limit.
 
     Args:
-        path: Its directory.
-        limit: MiB.
+        path: The group's directory.
+        limit: The memory limit in MiB.
     """
 
     kind = "cgroup v1"
@@ -46,30 +46,30 @@ class Version1:
         self._path = path
         self.procs: Path | None = path / "cgroup.procs"
         most = str(int(limit * MIB))
-        # Socket buffers are counted when this limit is set before the group has processes.
+        # Socket buffers are counted only if this limit is set before a process joins the group.
         with contextlib.suppress(OSError):
             (path / "memory.kmem.tcp.limit_in_bytes").write_text(most)
         (path / "memory.limit_in_bytes").write_text(most)
 
-    def usage(self, pid: int) -> float:  # noqa: ARG002 - a group counts all that are in it
+    def usage(self, pid: int) -> float:  # noqa: ARG002 - measures all processes in the group
         """MiB in use now."""
         return _stat(self._path / "memory.stat", "total_rss")
 
     def peak(self, pid: int) -> float:  # noqa: ARG002
-        """The most MiB that were charged at once."""
+        """The peak of the charged memory, in MiB."""
         return int((self._path / "memory.max_usage_in_bytes").read_text()) / MIB
 
     def sockets(self) -> float | None:
-        """The most MiB in socket buffers."""
+        """The peak of the socket buffers, in MiB."""
         return int((self._path / "memory.kmem.tcp.max_usage_in_bytes").read_text()) / MIB
 
 
 class Version2:
-    """The same in the unified hierarchy, where socket buffers count too.
+    """A version 2 group with a limit, which includes socket buffers.
 
     Args:
-        path: Its directory.
-        limit: MiB.
+        path: The group's directory.
+        limit: The memory limit in MiB.
     """
 
     kind = "cgroup v2"
@@ -86,16 +86,16 @@ class Version2:
         return _stat(self._path / "memory.stat", "anon")
 
     def peak(self, pid: int) -> float:  # noqa: ARG002
-        """The most MiB that were charged at once."""
+        """The peak of the charged memory, in MiB."""
         return int((self._path / "memory.peak").read_text()) / MIB
 
     def sockets(self) -> float | None:
-        """Counted in the peak."""
+        """None: they are part of the peak."""
         return None
 
 
 class NoGroup:
-    """Resident memory as /proc has it, without a limit."""
+    """The resident memory in /proc, without a limit."""
 
     kind = "resident memory, no limit"
     procs: Path | None = None
@@ -105,16 +105,16 @@ class NoGroup:
         return resident(pid, "VmRSS")
 
     def peak(self, pid: int) -> float:
-        """The most MiB so far."""
+        """The peak so far, in MiB."""
         return resident(pid, "VmHWM")
 
     def sockets(self) -> float | None:
-        """Not counted."""
+        """None: they are not counted."""
         return None
 
 
 def resident(pid: int, name: str) -> float:
-    """MiB of a process, 0 if it has ended."""
+    """Return a field of /proc/PID/status in MiB, 0 if the process has ended."""
     with contextlib.suppress(OSError, AttributeError):
         text = Path(f"/proc/{pid}/status").read_text()
         return int(re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE)[1]) / 1024  # type: ignore[index]
@@ -131,7 +131,10 @@ def _stat(path: Path, name: str) -> float:
 
 @contextlib.contextmanager
 def group(limit: float) -> Iterator[Group]:
-    """Make a group, or none where this process may not; remove it at the end."""
+    """Create a group, and remove it at the end.
+
+    If this process may not create one, yield a `NoGroup`.
+    """
     for parent, kind in _parents():
         path = parent / f"ghealth-flood-{os.getpid()}"
         try:
@@ -148,7 +151,7 @@ def group(limit: float) -> Iterator[Group]:
 
 
 def _parents() -> Iterator[tuple[Path, type[Version1 | Version2]]]:
-    """Where a group may be made."""
+    """Yield directories in which this process may be able to create a group."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "memory":

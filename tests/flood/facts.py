@@ -1,4 +1,4 @@
-"""What must hold beside the table: nothing grows, no late answer, no endless shutdown."""
+"""Checks without a row in the table: no memory growth, no late answer, no endless shutdown."""
 
 import contextlib
 import os
@@ -15,16 +15,18 @@ from tests.flood.gateway import SLOW, Gateway
 
 MIB: Final = 1 << 20
 GROWTH: Final = 2.0
-"""MiB of native memory in use that 100,000 dropped calls may add."""
+"""MiB that 100,000 dropped calls may add to the native memory in use."""
 LATE: Final = 10.0
-"""Seconds after the gateway fell sick in which no caller may be told that it serves."""
+"""Seconds that an answer from before the failure of the gateway waits; it must never arrive."""
 LONG_GRACE: Final = 3600
+"""Seconds of a grace that the end must not use up."""
 ENDS_WITHIN: Final = 5.0
+"""Seconds that the end may take in addition to the drain delay."""
 
 
 @contextlib.contextmanager
 def metered(gateway: Gateway) -> Iterator[tuple[house.Ghealth, Path]]:
-    """Run a ghealth that writes its native memory in use to a file when it gets SIGUSR2."""
+    """Run ghealth with a meter; yield it, and the file that has the native memory in use."""
     with (
         tempfile.TemporaryDirectory() as directory,
         control_group.group(1024) as group,
@@ -38,7 +40,7 @@ def metered(gateway: Gateway) -> Iterator[tuple[house.Ghealth, Path]]:
 
 
 def native(ghealth: house.Ghealth, meter: Path) -> float:
-    """MiB of native memory in use now."""
+    """Return the native memory in use now, in MiB."""
     meter.unlink(missing_ok=True)
     os.kill(ghealth.process.pid, signal.SIGUSR2)
     end = time.monotonic() + house.PATIENCE
@@ -48,14 +50,18 @@ def native(ghealth: house.Ghealth, meter: Path) -> float:
 
 
 def nothing_grows(stage: str, count: int) -> tuple[str, str | None]:
-    """Drop calls at a stage and compare the native memory in use before and after.
+    """Drop calls at a stage, and compare the native memory in use before and after.
+
+    Args:
+        stage: One of `attacks.STAGES`.
+        count: The number of calls.
 
     Returns:
-        The figures, and which bound is broken.
+        The measurements, and the broken bound, None if it holds.
     """
     with Gateway() as gateway, metered(gateway) as (ghealth, meter):
         gateway.delay = SLOW if stage == "probe" else 0.0
-        attacks.drop(stage, ghealth.port, 3200)  # what is made once has been made
+        attacks.drop(stage, ghealth.port, 3200)  # for memory that is allocated only once
         time.sleep(SLOW + 1)
         before, resident = native(ghealth, meter), ghealth.usage
         made = attacks.drop(stage, ghealth.port, count)
@@ -66,7 +72,7 @@ def nothing_grows(stage: str, count: int) -> tuple[str, str | None]:
 
 
 def no_late_answer() -> tuple[str, str | None]:
-    """A caller with a window of 0 opens it long after the gateway fell sick."""
+    """Check that an answer that waits for a window is not sent after the gateway has failed."""
     with (
         Gateway() as gateway,
         control_group.group(128) as group,
@@ -84,12 +90,12 @@ def no_late_answer() -> tuple[str, str | None]:
             time.sleep(0.5)
             told += line.drained()
         served = honest.SERVING in told
-    figures = f"{LATE:g} s after the gateway fell sick: {'SERVING' if served else 'not serving'}"
+    figures = f"{LATE:g} s after the gateway failed: {'SERVING' if served else 'not serving'}"
     return figures, "a late answer" if served else None
 
 
 def open_streams_do_not_hold_the_end() -> tuple[str, str | None]:
-    """SIGTERM with an open reflection stream, an open Watch and a grace of an hour."""
+    """Check that open streams do not delay the end, although the grace is an hour."""
     with (
         Gateway() as gateway,
         control_group.group(128) as group,

@@ -1,4 +1,4 @@
-"""HTTP/2 frames written by hand, for clients that follow no rules (RFC 9113, RFC 7541)."""
+"""HTTP/2 frames from bytes, for clients that break the rules (RFC 9113, RFC 7541)."""
 
 import struct
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Final
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEAD: Final = 9
-"""Bytes before the payload of a frame."""
+"""Bytes of a frame's header."""
 EMPTY_MESSAGE: Final = b"\0\0\0\0\0"
 CHECK: Final = "/grpc.health.v1.Health/Check"
 WATCH: Final = "/grpc.health.v1.Health/Watch"
@@ -15,12 +15,12 @@ REFLECTION: Final = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 
 END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4
 WINDOW: Final = 0x4
-"""The setting SETTINGS_INITIAL_WINDOW_SIZE."""
+"""The identifier of SETTINGS_INITIAL_WINDOW_SIZE."""
 CANCEL: Final = struct.pack("!I", 8)
 
 
 class Kind(IntEnum):
-    """Types of frames."""
+    """Frame types."""
 
     DATA = 0
     HEADERS = 1
@@ -35,18 +35,18 @@ class Kind(IntEnum):
 
 
 def frame(kind: Kind, payload: bytes = b"", *, stream: int = 0, flags: int = 0) -> bytes:
-    """One frame."""
+    """Return a frame."""
     return struct.pack("!IBI", len(payload) << 8 | kind, flags, stream) + payload
 
 
 def settings(window: int | None = None) -> bytes:
-    """A SETTINGS frame, with the window in which the peer may answer on each stream."""
+    """Return a SETTINGS frame; the window, in bytes, is what the peer may send on each stream."""
     payload = b"" if window is None else struct.pack("!HI", WINDOW, window)
     return frame(Kind.SETTINGS, payload)
 
 
 def hello(window: int | None = None) -> bytes:
-    """The start of a connection."""
+    """Return the first bytes that a client sends on a connection."""
     return PREFACE + settings(window)
 
 
@@ -54,7 +54,7 @@ SETTINGS_ACK: Final = frame(Kind.SETTINGS, flags=ACK)
 
 
 def _integer(value: int, prefix: int) -> bytes:
-    """Encode an integer with a prefix of so many bits, the first bits zero."""
+    """Encode an integer with a prefix of `prefix` bits; the bits before it are 0 (RFC 7541)."""
     most = (1 << prefix) - 1
     if value < most:
         return bytes((value,))
@@ -68,18 +68,18 @@ def _integer(value: int, prefix: int) -> bytes:
 
 
 def field(name: str, value: str) -> bytes:
-    """A header field that enters no table: the same bytes fit any stream."""
+    """Return a header field that is not indexed, so the same bytes are valid on every stream."""
     key, data = name.encode(), value.encode()
     return b"\0" + _integer(len(key), 7) + key + _integer(len(data), 7) + data
 
 
 def block(path: str, more: Iterable[tuple[str, str]] = (), *, host: str = ":authority") -> bytes:
-    """The header block of a gRPC call.
+    """Return the header block of a gRPC call.
 
     Args:
-        path: The method.
-        more: Fields beside the usual ones.
-        host: The name of the field with the server's name.
+        path: The path of the method.
+        more: Additional header fields.
+        host: The name of the field with the server's name: `:authority` or `host`.
     """
     usual = (
         (":method", "POST"),
@@ -93,17 +93,17 @@ def block(path: str, more: Iterable[tuple[str, str]] = (), *, host: str = ":auth
 
 
 LARGE: Final = tuple((f"x-{n}", "y" * 620) for n in range(5))
-"""Three KiB of header fields, just below the limit."""
+"""3 KiB of header fields, a little less than the limit."""
 
 
 def call(headers: bytes, stream: int, data: bytes | None = EMPTY_MESSAGE, *, end: bool) -> bytes:
-    """The frames of one call.
+    """Return the frames of a call.
 
     Args:
-        headers: From `block`.
-        stream: Its odd number.
+        headers: A header block from `block`.
+        stream: The number of the stream, which must be odd.
         data: Sent after the headers; None for nothing.
-        end: Whether the request ends.
+        end: Whether the request is ended.
     """
     last = END_STREAM if end else 0
     first = END_HEADERS | (last if data is None else 0)
@@ -114,5 +114,5 @@ def call(headers: bytes, stream: int, data: bytes | None = EMPTY_MESSAGE, *, end
 
 
 def reset(stream: int) -> bytes:
-    """A RST_STREAM frame: the caller cancels a call."""
+    """Return a RST_STREAM frame, with which a caller cancels a call."""
     return frame(Kind.RESET, CANCEL, stream=stream)

@@ -1,4 +1,4 @@
-"""A gateway whose readiness can be changed: a small HTTP server in a thread."""
+"""A fake gateway whose readiness can be changed: a small HTTP server in a thread."""
 
 import http.server
 import socketserver
@@ -7,14 +7,14 @@ import time
 from typing import Final, Self
 
 SLOW: Final = 2.5
-"""Seconds that a slow answer takes: less than PROBE_TIMEOUT."""
+"""Seconds before the answer of a slow gateway; less than PROBE_TIMEOUT."""
 
 
 class Gateway:
-    """Listens on a free port of 127.0.0.1 until the end of a `with` block.
+    """A gateway on a free port of 127.0.0.1, which listens within a `with` block.
 
     Attributes:
-        ready: Whether it answers 200 instead of 503.
+        ready: Whether it answers 200; otherwise it answers 503.
         delay: Seconds before each answer.
     """
 
@@ -38,14 +38,14 @@ class Gateway:
             request_queue_size = 128
 
             def handle_error(self, *_: object) -> None:
-                pass  # a probe that was given up
+                pass  # a probe that timed out
 
         self._server = Listener(("127.0.0.1", 0), Answer)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property
     def url(self) -> str:
-        """What to probe."""
+        """The URL to probe."""
         return f"http://127.0.0.1:{self._server.server_address[1]}/"
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Well-behaved callers, an ALB and a kubelet, whose every answer is verified."""
+"""Honest callers, an ALB and a kubelet, that verify every answer."""
 
 import socket
 import struct
@@ -36,10 +36,10 @@ LIVENESS: Final = b"\0\0\0\0\x0a\x0a\x08liveness"
 
 @dataclass(frozen=True)
 class Answer:
-    """The end of one check.
+    """The result of one check.
 
     Args:
-        code: The gRPC status, or what went wrong instead.
+        code: The gRPC code, or a description of the failure if there is none.
         data: The body.
     """
 
@@ -48,7 +48,11 @@ class Answer:
 
 
 def check(port: int, headers: bytes, message: bytes) -> Answer:
-    """Check on a new connection, as a client that follows the rules."""
+    """Check on a new connection, and return the answer.
+
+    Raises:
+        OSError: If it cannot connect, or if there is no answer within `TIMEOUT`.
+    """
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as sock:
         sock.sendall(frames.hello() + frames.call(headers, 1, message, end=True))
         decoder, body, received = hpack.Decoder(), b"", b""
@@ -75,13 +79,13 @@ def check(port: int, headers: bytes, message: bytes) -> Answer:
 
 @dataclass
 class Log:
-    """What one caller saw.
+    """The answers and waiting times of one caller.
 
     Args:
-        waits: When each check began, and the seconds until its answer, without those in which this
-            machine had no processor for ghealth or for the caller.
-        wrong: The answers that were not the expected one.
-        on_the_wall: The longest wait with them.
+        waits: The start of each check by the monotonic clock, and the seconds until its answer,
+            without the time that ghealth or the caller waited for a free processor.
+        wrong: The answers that were not expected.
+        on_the_wall: The longest wait in seconds, including the time without a processor.
     """
 
     waits: list[tuple[float, float]] = field(default_factory=list)
@@ -89,20 +93,20 @@ class Log:
     on_the_wall: float = 0.0
 
     def longest(self, since: float = 0.0, until: float = float("inf")) -> float:
-        """The longest wait of the checks that began in a time."""
+        """Return the longest wait, in seconds, of the checks that began in a period."""
         return max((wait for at, wait in self.waits if since <= at < until), default=0.0)
 
 
 class Caller:
-    """Checks again and again in a thread, from `start` to `stop`.
+    """Checks repeatedly in a thread, from `start` to `stop`.
 
     Args:
-        name: For the log.
-        port: Of the server.
-        pid: Of the server.
-        headers: The header block.
-        message: The framed request.
-        right: The answers that are right at this moment.
+        name: The caller's name in the log.
+        port: The server's port.
+        pid: The server's process id.
+        headers: The header block of each check.
+        message: The request with its gRPC frame header.
+        right: Returns the answers that are correct at the time of the call.
     """
 
     def __init__(
@@ -122,11 +126,11 @@ class Caller:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the checks."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the check under way."""
+        """Stop after the current check."""
         self._over.set()
         self._thread.join(TIMEOUT + 5)
 
@@ -145,12 +149,12 @@ class Caller:
 
 
 def callers(port: int, pid: int, right: Callable[[], tuple[Answer, ...]]) -> tuple[Caller, Caller]:
-    """An ALB, and a kubelet that checks `liveness`.
+    """Return an ALB, and a kubelet that checks `liveness`.
 
     Args:
-        port: Of the server.
-        pid: Of the server.
-        right: What an ALB must get.
+        port: The server's port.
+        pid: The server's process id.
+        right: Returns the answers that are correct for the ALB at the time of the call.
     """
     alive = Answer(0, SERVING)
     return (

@@ -1,4 +1,4 @@
-"""A ghealth process in a control group, and the attackers beside it."""
+"""Runs ghealth in a control group, and attackers as separate processes."""
 
 import contextlib
 import os
@@ -15,19 +15,20 @@ from tests.flood import frames, honest
 from tests.flood.control_group import Group
 
 PATIENCE: Final = 30.0
+"""Seconds that ghealth may take to start or to stop."""
 MANY: Final = 5
-"""Attackers that would take all of a small machine's processors."""
+"""So many attackers would use up all processors of a small machine, so they get less priority."""
 DRAIN_DELAY, SHUTDOWN_GRACE = 1.0, 1.0
 
 
 class Ghealth:
-    """A ghealth under way.
+    """A running ghealth.
 
     Args:
-        process: Its process.
-        port: Where it listens.
-        group: Where its memory is counted.
-        log: What it writes.
+        process: The process.
+        port: The gRPC port.
+        group: Measures its memory.
+        log: The file with its output.
     """
 
     def __init__(
@@ -40,35 +41,35 @@ class Ghealth:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process is running."""
         return self.process.poll() is None
 
     @property
     def usage(self) -> float:
-        """MiB in use now."""
+        """MiB in use now; 0 after its end."""
         return self._group.usage(self.process.pid) if self.alive else 0.0
 
     @property
     def peak(self) -> float:
-        """The most MiB so far."""
+        """The peak of its memory so far, in MiB."""
         return self._group.peak(self.process.pid)
 
     @property
     def descriptors(self) -> int:
-        """How many are open."""
+        """The number of open descriptors."""
         with contextlib.suppress(OSError):
             return len(os.listdir(f"/proc/{self.process.pid}/fd"))  # noqa: PTH208
         return 0
 
     @property
     def errors(self) -> list[str]:
-        """The lines that are no log entries, or entries of errors."""
+        """The output lines that are errors or are not log entries."""
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").splitlines()
         return [line for line in lines if line[:1] != "{" or '"level": "error"' in line]
 
     def terminated(self) -> float:
-        """Send SIGTERM and return the seconds until its end; kill it when that is too late."""
+        """Send SIGTERM and return the seconds until the end; kill the process after `PATIENCE`."""
         started = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -80,7 +81,7 @@ class Ghealth:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a port on which no process listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -91,12 +92,12 @@ def free_port() -> int:
 def ghealth(
     group: Group, settings: Mapping[str, str], command: Sequence[str] = ("-m", "ghealth")
 ) -> Iterator[Ghealth]:
-    """Run a ghealth, in the group from before its start, until the end of the block.
+    """Run ghealth until the end of the block. It is in the group from its start.
 
     Args:
-        group: Where its memory is counted.
-        settings: Its settings, without the prefix.
-        command: What Python runs.
+        group: Measures its memory.
+        settings: Settings without the prefix `GHEALTH_`.
+        command: The arguments of Python.
     """
     port = free_port()
     settings = {
@@ -137,12 +138,12 @@ def _wait_until_it_answers(process: "subprocess.Popen[bytes]", port: int) -> Non
 
 @contextlib.contextmanager
 def attackers(names: Sequence[str], port: int, seconds: float) -> Iterator[None]:
-    """Run attackers, a process each, until the end of the block.
+    """Run attackers until the end of the block, each in its own process.
 
     Args:
-        names: Of the attacks.
-        port: Of the server.
-        seconds: After which each ends by itself.
+        names: Names of attacks.
+        port: The server's port.
+        seconds: Seconds after which each attack ends by itself.
     """
     niceness = "5" if len(names) < MANY else "15"
     command = (sys.executable, "-m", "tests.flood.attacks")

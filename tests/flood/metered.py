@@ -1,6 +1,6 @@
-"""`python -m ghealth`, with a meter of native memory: SIGUSR2 writes the bytes in use to a file.
+"""ghealth that writes its native memory in use to a file when it receives SIGUSR2.
 
-`python -m tests.flood.metered FILE`
+Run it with `python -m tests.flood.metered FILE`; the file has the number of bytes.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class _Mallinfo2(ctypes.Structure):
-    """What malloc knows of itself (mallinfo2(3), glibc 2.33)."""
+    """malloc's statistics (mallinfo2(3), glibc 2.33)."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -33,7 +33,7 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def native_bytes() -> int:
-    """Bytes in use in malloc's heaps, without what is freed and kept."""
+    """Return the bytes that malloc has allocated, without freed memory that it keeps."""
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = _Mallinfo2
     info = mallinfo2()
@@ -41,14 +41,14 @@ def native_bytes() -> int:
 
 
 def main() -> None:
-    """Install the meter and run ghealth."""
+    """Install the signal handler and run ghealth."""
     path = Path(sys.argv.pop())
 
     def write(*_: object) -> None:
         gc.collect()
         new = path.with_suffix(".new")
         new.write_text(str(native_bytes()))
-        os.replace(new, path)  # noqa: PTH105 - whole or not at all
+        os.replace(new, path)  # noqa: PTH105 - atomic, so a reader never sees a part
 
     signal.signal(signal.SIGUSR2, write)
     runpy.run_module("ghealth", run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""The rows of the table: who attacks, and what is expected while it does."""
+"""The rows of the table: the attackers of each, and what is expected during the flood."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -9,13 +9,13 @@ class Row:
     """One flood.
 
     Args:
-        name: Of the row.
-        attackers: Names in `attacks.ATTACKS`, a process each.
+        name: The name of the row.
+        attackers: Names in `attacks.ATTACKS`. Each runs in its own process.
         slow: Whether the gateway answers slowly, so that checks wait for it.
-        processor: Whether it takes the processor itself, as many frames as the machine can send:
-            then answers need not be in time before its end.
-        descriptors: Whether it exhausts the descriptors.
-        settings: Of ghealth, without the prefix.
+        processor: Whether the flood uses up the processor, because it sends as much as the machine
+            can. Then answers may be late or wrong until the flood ends.
+        descriptors: Whether the flood uses up the descriptors.
+        settings: Settings of ghealth, without the prefix `GHEALTH_`.
     """
 
     name: str
@@ -68,6 +68,6 @@ SHORT: Final = (
     "rapid-reset",
     "connect-and-go-200",
 )
-"""The rows of the short form: each needs another limit."""
+"""The rows of the short form. Each tests a different limit."""
 
 MIX: Final = Row("mix", tuple(row.name for row in ROWS), processor=True, descriptors=True)

@@ -1,4 +1,4 @@
-"""The time for which a process wanted a processor and got none."""
+"""The time for which a process was ready to run but had no processor."""
 
 import os
 import time
@@ -7,15 +7,15 @@ from pathlib import Path
 
 
 class Wait:
-    """A wait that begins now, and how much of it counts.
+    """A wait that begins now, without the time spent waiting for a free processor.
 
-    Floods take processors that attackers elsewhere would not take, and this machine may be busy
-    with other work. So the time for which a thread of ghealth or of the caller was ready to run but
-    did not (Documentation/scheduler/sched-stats.rst) does not count: that of the one thread that
-    waited longest.
+    Attackers on this machine use processors that real attackers, on other machines, would not use,
+    and the machine may have other work. So one delay is subtracted: the longest time for which a
+    thread of ghealth or of the caller was ready to run but did not run
+    (Documentation/scheduler/sched-stats.rst).
 
     Args:
-        pid: The server.
+        pid: The server's process id.
     """
 
     def __init__(self, pid: int) -> None:
@@ -25,22 +25,22 @@ class Wait:
 
     @property
     def on_the_wall(self) -> float:
-        """All the seconds so far."""
+        """All seconds so far."""
         return time.monotonic() - self._began
 
     @property
     def seconds(self) -> float:
-        """The seconds that count."""
+        """The seconds so far, without the longest delay of a thread."""
         passed = self.on_the_wall
         grown = (delay - self._before.get(task, 0) for task, delay in self._delays().items())
         return max(0.0, passed - max(grown, default=0) / 1e9)
 
     def _delays(self) -> dict[str, int]:
-        """Nanoseconds of delay of each thread so far."""
+        """Return the delay of each thread so far, in nanoseconds."""
         delays = {}
         for pid in (self._pid, os.getpid()):
             with suppress(OSError):
                 for task in Path(f"/proc/{pid}/task").iterdir():
-                    with suppress(OSError, IndexError):  # it has just ended
+                    with suppress(OSError, IndexError):  # the thread has just ended
                         delays[task.name] = int((task / "schedstat").read_text().split()[1])
         return delays

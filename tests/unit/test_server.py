@@ -31,14 +31,14 @@ from tests.support.stopwatch import Stopwatch
 from tests.support.virtual import in_virtual_time
 
 figures = logging.getLogger(__name__)
-"""Shown by `pytest --log-cli-level=info`."""
+"""Logs measurements; `pytest --log-cli-level=info` shows them."""
 
 CHECK = health_pb2.HealthCheckRequest
 LIVENESS = health_pb2.HealthCheckRequest(service="liveness")
 
 
 class Running:
-    """A server under way in this process, and the trigger that stops it."""
+    """A server that runs in this process, and the trigger that stops it."""
 
     def __init__(self) -> None:
         self.ports = Ports((), (), None)
@@ -55,7 +55,7 @@ class Running:
         self.started.set()
 
     async def ended(self, *, drains: bool) -> float:
-        """Pull the trigger, and tell how long the end took."""
+        """Stop the server, and return how many seconds that took."""
         started = time.monotonic()
         self.stop.set_result(drains)
         assert self.task is not None
@@ -110,7 +110,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @asynccontextmanager
 async def asking(port: int, host: str = "127.0.0.1") -> AsyncGenerator[Any, None]:
-    # A connection of its own: channels of one process share them by default.
+    # By default, the channels of a process share connections; this one must have a separate one.
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(f"{host}:{port}", options=options) as channel:
         yield health_pb2_grpc.HealthStub(channel)
@@ -121,7 +121,7 @@ def url_of(gateway: Target) -> str:
 
 
 async def test_the_parts_work_together(run: Run) -> None:
-    """Each service has its own target, and reflection is on unless switched off."""
+    """Each service has its own target, and reflection is enabled unless it is disabled."""
     async with target(answers(200)) as well, target(answers(503)) as sick:
         services = f'{{"other": "{url_of(sick)}"}}'
         async with run(PROBE_URL=url_of(well), SERVICES=services) as running:
@@ -144,15 +144,15 @@ async def reflects(port: int) -> bool:
 
 
 async def test_not_serving_until_the_first_good_answer(run: Run) -> None:
-    """Trap 10: it listens and answers before the gateway does, and never with SERVING."""
+    """Before the gateway listens, ghealth answers already, and with NOT_SERVING."""
     with nobody() as port:
         settings = {"PROBE_URL": f"http://127.0.0.1:{port}/"}
         async with run(**settings) as running, asking(running.port) as stub:
             assert (await stub.Check(CHECK())).status == 2
 
 
-async def test_twenty_callers_cause_at_most_two_attempts(run: Run) -> None:
-    """Callers that come together share the attempts."""
+async def test_twenty_callers_cause_at_most_two_probes(run: Run) -> None:
+    """Simultaneous callers share probes."""
     async with (
         target(answers(200)) as gateway,
         run(PROBE_URL=url_of(gateway), CACHE_TTL="60") as running,
@@ -164,7 +164,7 @@ async def test_twenty_callers_cause_at_most_two_attempts(run: Run) -> None:
 
 
 async def test_it_listens_on_every_address(run: Run) -> None:
-    """Several addresses, free ports among them, all answer; `[::]` answers on IPv4 too."""
+    """All addresses in LISTEN answer, port 0 is a free port, and `[::]` includes IPv4."""
     async with run(LISTEN="127.0.0.1:0,[::1]:0,[::]:0") as running:
         one, two, three = running.ports.listen
         assert running.ports == Ports((one, two, three), (), None)
@@ -190,7 +190,7 @@ async def test_it_listens_on_every_address(run: Run) -> None:
     ],
 )
 async def test_a_taken_port_is_a_mistake(run: Run, held: str, wanted: str) -> None:
-    """Trap 5: no port is shared, nor half of a name's or wildcard's addresses settled for."""
+    """A port in use is an error, even if only one IP address of a name or a wildcard has it."""
     async with target(is_silent, host=held) as other:
         with pytest.raises(ListenError) as raised:
             async with run(LISTEN=f"{wanted}:{other.port}"):
@@ -199,17 +199,17 @@ async def test_a_taken_port_is_a_mistake(run: Run, held: str, wanted: str) -> No
 
 
 async def test_two_servers_do_not_share_a_port(run: Run) -> None:
-    """Trap 5: a second ghealth on the same port is refused."""
+    """A second ghealth cannot listen on the same port."""
     async with run() as running:
         with pytest.raises(ListenError, match="Address already in use"):
             async with run(LISTEN=f"127.0.0.1:{running.port}"):
                 pass
 
 
-async def test_what_grpc_refuses_is_a_mistake_too(
+async def test_a_port_that_only_grpc_cannot_bind_is_a_mistake(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A port taken between the trial and gRPC's own bind ends in the same way."""
+    """A port that another process binds just before gRPC does is reported as an error too."""
     async with target(is_silent) as other:
         trial = SimpleNamespace(getsockname=lambda: ("127.0.0.1", other.port), close=lambda: None)
         monkeypatch.setattr(server, "_bound", lambda *_: [trial])
@@ -220,7 +220,7 @@ async def test_what_grpc_refuses_is_a_mistake_too(
 
 
 async def test_an_address_of_another_machine_is_a_mistake(run: Run) -> None:
-    """An address that is not this machine's, or no name at all, is reported with its reason."""
+    """An address of another machine or a name that does not resolve is reported with its cause."""
     with pytest.raises(ListenError, match=r"192\.0\.2\.1:25021: Cannot assign"):
         async with run(LISTEN="192.0.2.1:25021"):
             pass
@@ -231,7 +231,7 @@ async def test_an_address_of_another_machine_is_a_mistake(run: Run) -> None:
 
 
 def test_a_node_without_ipv6_is_tried_on_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the kernel has no IPv6, `[::]` is tried as gRPC will bind it: on IPv4."""
+    """Without IPv6 in the kernel, `[::]` is bound as 0.0.0.0, as in gRPC; `[::1]` is an error."""
     real = socket.socket
 
     def without_ipv6(family: int, *rest: Any) -> socket.socket:
@@ -259,7 +259,7 @@ def bound(host: str, port: int) -> list[socket.socket]:
 
 
 async def test_drain_reaches_every_caller_and_then_it_ends(run: Run) -> None:
-    """After the trigger: NOT_SERVING to all but `liveness` for DRAIN_DELAY, then the end."""
+    """For DRAIN_DELAY all services but `liveness` are NOT_SERVING, then the server stops."""
     async with (
         target(answers(200)) as gateway,
         run(PROBE_URL=url_of(gateway), DRAIN_DELAY="2", SHUTDOWN_GRACE="20") as running,
@@ -278,7 +278,7 @@ async def test_drain_reaches_every_caller_and_then_it_ends(run: Run) -> None:
 
 
 async def test_without_drain_the_delay_is_skipped(run: Run) -> None:
-    """Trap 6: an open Watch and a hanging gateway lengthen neither the delay nor the grace."""
+    """The stop skips DRAIN_DELAY, and an open Watch or a hanging gateway does not delay it."""
     async with target(is_silent) as gateway, target(is_silent) as other:
         settings = {
             "PROBE_URL": url_of(gateway),
@@ -291,7 +291,7 @@ async def test_without_drain_the_delay_is_skipped(run: Run) -> None:
         ):
             watching = asyncio.create_task(stub.Watch(CHECK()).read())
             checking = stub.Check(CHECK(service="other"))
-            while not (gateway.requests and other.requests):  # until both hang
+            while not (gateway.requests and other.requests):  # until both probes hang
                 await stub.Check(LIVENESS)
             assert await running.ended(drains=False) < 20
             assert (await checking).status == 2
@@ -299,7 +299,7 @@ async def test_without_drain_the_delay_is_skipped(run: Run) -> None:
 
 
 async def test_a_silent_connection_is_closed(run: Run) -> None:
-    """Trap 12: a connection that sends nothing is closed after seconds, not after two minutes."""
+    """A connection that sends nothing is closed within 20 s, not after gRPC's default of 120 s."""
     async with run() as running:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
         started = time.monotonic()
@@ -312,11 +312,11 @@ async def test_a_silent_connection_is_closed(run: Run) -> None:
 PING_FLOOR = "grpc.http2.min_ping_interval_without_data_ms"
 PINGS = 12
 TEMPO = 100
-"""How many times faster than in life the server and its client are here."""
+"""Real intervals are divided by this number, so that the tests take less time."""
 
 
 async def is_cut_off(options: dict[str, int], intervals: Sequence[float]) -> bool:
-    """Ping an idle server at these intervals, and return whether it closed the connection."""
+    """Ping an idle server at these intervals, and return whether it closes the connection."""
     grpc_server = grpc.aio.server(options=list(options.items()))
     port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()
@@ -342,9 +342,9 @@ async def is_cut_off(options: dict[str, int], intervals: Sequence[float]) -> boo
 
 
 async def test_a_client_that_pings_every_ten_seconds_is_not_cut_off() -> None:
-    """Trap 13: grpc-go's shortest interval, early by its jitter, is well above the floor.
+    """Pings at grpc-go's shortest interval are accepted, even if jitter makes them early.
 
-    Time runs a hundred times faster: the interval is 0.1 s here, and the floor a hundredth, too.
+    The interval and the server's minimum are divided by `TEMPO`.
     """
     jitter = random.Random(1)
     intervals = [10 / TEMPO * jitter.uniform(0.8, 1.2) for _ in range(PINGS)]
@@ -354,7 +354,7 @@ async def test_a_client_that_pings_every_ten_seconds_is_not_cut_off() -> None:
 
 
 async def test_a_client_that_floods_with_pings_is_cut_off() -> None:
-    """Trap 13: gRPC heeds the option's name, since with a low floor the same pings are welcome."""
+    """The option has an effect: refused pings are accepted with a lower minimum interval."""
     options = dict(server.OPTIONS)
     assert await is_cut_off(options, [0.02] * 6)
     assert not await is_cut_off(options | {PING_FLOOR: 1}, [0.02] * 6)
@@ -368,7 +368,7 @@ async def test_a_client_that_floods_with_pings_is_cut_off() -> None:
     ],
 )
 async def test_a_message_has_a_bounded_size(run: Run, size: int, code: grpc.StatusCode) -> None:
-    """A request far longer than a service's name is refused before it is read."""
+    """A request of more than 16 KiB is refused before ghealth reads it."""
     async with run() as running, asking(running.port) as stub:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await stub.Check(CHECK(service="x" * size))
@@ -377,7 +377,7 @@ async def test_a_message_has_a_bounded_size(run: Run, size: int, code: grpc.Stat
 
 @pytest.mark.parametrize(("size", "refused"), [(3 * 1024, False), (5 * 1024, True)])
 async def test_headers_have_a_bounded_size(run: Run, size: int, refused: bool) -> None:
-    """A few KiB of headers are accepted, a flood of them is refused."""
+    """3 KiB of headers are accepted, 5 KiB are refused."""
     async with run() as running, asking(running.port) as stub:
         call = stub.Check(LIVENESS, metadata=[("x-flood", "x" * size)])
         code = await call.code()
@@ -385,7 +385,7 @@ async def test_headers_have_a_bounded_size(run: Run, size: int, refused: bool) -
 
 
 async def test_a_connection_full_of_watches_has_room_for_a_check(run: Run) -> None:
-    """Trap 14: with all the watches that a connection may have, a Check on it is answered."""
+    """Checks are answered on a connection that has its maximum number of watches."""
     async with run() as running, asking(running.port) as stub:
         watching = [stub.Watch(LIVENESS) for _ in range(MAX_WATCHES_PER_CONNECTION)]
         for watch in watching:
@@ -397,7 +397,7 @@ async def test_a_connection_full_of_watches_has_room_for_a_check(run: Run) -> No
 
 
 async def test_an_idle_connection_is_closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The option's name is read by gRPC: a connection without calls ends after the idle time."""
+    """The option has an effect: a connection without calls is closed after the idle time."""
     idle = "grpc.max_connection_idle_ms"
     options = dict(server.OPTIONS)
     assert idle in options
@@ -414,7 +414,7 @@ async def test_an_idle_connection_is_closed(run: Run, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("watchers", [0, 100])
 async def test_a_hundred_watchers_learn_of_drain_at_once(run: Run, watchers: int) -> None:
-    """Within 100 ms of the signal every watcher has NOT_SERVING, and none lengthens the end."""
+    """Every watcher gets NOT_SERVING within 100 ms of the signal, and no watch delays the end."""
     async with (
         target(answers(200)) as gateway,
         run(PROBE_URL=url_of(gateway), DRAIN_DELAY="1", SHUTDOWN_GRACE="10") as running,
@@ -430,13 +430,13 @@ async def test_a_hundred_watchers_learn_of_drain_at_once(run: Run, watchers: int
         assert [reply.status for reply in await asyncio.gather(*told)] == [2] * watchers
         told_in, wall = taking.seconds, taking.on_the_wall
         took = await ending
-        figures.info("%d watchers told in %.3f s, the end in %.3f s", watchers, wall, took)
+        figures.info("NOT_SERVING to %d watchers in %.3f s, end after %.3f s", watchers, wall, took)
         assert told_in < 0.1
         assert 1 <= took < 10
 
 
 async def refuses_or_answers(port: int, user_agent: str) -> tuple[int, int]:
-    """Check as a caller of that name, and tell the code and the status."""
+    """Check with a user agent; return the gRPC code, and the status or 0 without a message."""
     reply = await wire.call(port, wire.EMPTY_MESSAGE, headers=[("user-agent", user_agent)])
     return reply.code, reply.data[-1] if reply.data else 0
 
@@ -456,13 +456,13 @@ async def refuses_or_answers(port: int, user_agent: str) -> tuple[int, int]:
 async def test_the_settings_of_answers_reach_the_server(
     run: Run, variables: dict[str, str], user_agent: str, expected: tuple[int, int]
 ) -> None:
-    """Each setting shows in what a caller gets: the gateway answers 404 here."""
+    """Each of these settings changes the answer while the gateway answers 404."""
     async with target(answers(404)) as gateway, run(PROBE_URL=url_of(gateway), **variables) as ran:
         assert await refuses_or_answers(ran.port, user_agent) == expected
 
 
 async def test_the_settings_of_the_probe_reach_the_gateway(run: Run) -> None:
-    """Headers are sent, and watchers look as often as they are told to."""
+    """The probe sends PROBE_HEADERS, and a watched service is probed every WATCH_INTERVAL."""
     async with (
         target(answers(200)) as gateway,
         run(
@@ -482,17 +482,17 @@ async def test_the_settings_of_the_probe_reach_the_gateway(run: Run) -> None:
 
 
 async def test_max_watches_reaches_the_server(run: Run) -> None:
-    """With MAX_WATCHES=0 every Watch is refused, and no Check is."""
+    """With MAX_WATCHES=0 a Watch is refused and a Check is answered."""
     async with run(MAX_WATCHES="0") as running, asking(running.port) as stub:
         assert (await stub.Check(LIVENESS)).status == 1
         code = await stub.Watch(LIVENESS).code()
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_hanging_name_does_not_take_the_threads_of_others(
+async def test_a_hanging_look_up_does_not_use_up_the_threads(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Services are independent: one whose name never resolves leaves look-ups for the others."""
+    """Many hanging look-ups for one service do not prevent the look-up for another service."""
     real, hung_up = socket.getaddrinfo, threading.Event()
 
     def look_up(host: Any, *rest: Any, **options: Any) -> Any:
@@ -513,14 +513,14 @@ async def test_a_hanging_name_does_not_take_the_threads_of_others(
             for _ in range(12):
                 assert (await stub.Check(CHECK(service="slow"))).status == 2
             while (await stub.Check(CHECK(service="fast"))).status != 1:
-                pass  # a starved machine may need more than one probe's time, but a thread it has
+                pass  # a busy machine may need several probes
             hung_up.set()
 
 
 async def test_a_look_up_that_fails_too_late_is_no_bug(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A name server that fails after the probe's time leaves no line about a lost exception."""
+    """A look-up that fails after the probe has timed out causes no error in the log."""
     hung_up, failed = threading.Event(), threading.Event()
 
     def look_up(*_: Any, flags: int = 0, **__: Any) -> Any:
@@ -543,7 +543,7 @@ async def test_a_look_up_that_fails_too_late_is_no_bug(
 
 
 async def test_grpc_itself_does_not_share_a_port(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 5: gRPC's own bind of a port that another ghealth has is refused."""
+    """A port of another ghealth cannot be bound by gRPC, even without the check before it."""
     async with run() as running:
         port = running.port
         trial = SimpleNamespace(getsockname=lambda: ("127.0.0.1", port), close=lambda: None)
@@ -553,8 +553,8 @@ async def test_grpc_itself_does_not_share_a_port(run: Run, monkeypatch: pytest.M
                 pass
 
 
-def test_dead_peers_are_looked_for() -> None:
-    """Trap 13: the server pings, and closes connections without an answer, within a minute."""
+def test_the_server_pings_its_clients() -> None:
+    """A connection whose client does not answer a ping is closed after 30 s to 60 s."""
     options = dict(server.OPTIONS)
     alive = options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"]
     assert 30_000 <= alive <= 60_000
@@ -563,7 +563,7 @@ def test_dead_peers_are_looked_for() -> None:
 async def test_a_step_of_the_wall_clock_changes_no_freshness(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that is set a day on or back makes no answer stale, and keeps none fresh."""
+    """A step of a day forwards or backwards makes no result stale, and keeps none fresh."""
     real = time.time
     async with target(answers(200)) as gateway:
         async with (
@@ -587,7 +587,7 @@ async def test_a_step_of_the_wall_clock_changes_no_freshness(
 async def test_an_open_reflection_stream_does_not_lengthen_the_end(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trap 6: a silent reflection stream ends with the watches, whatever SHUTDOWN_GRACE is."""
+    """A silent reflection stream is ended at the stop, even if SHUTDOWN_GRACE is an hour."""
     monkeypatch.setattr(servicer, "REFLECTION_TIMEOUT", 3600)
     async with (
         target(answers(200)) as gateway,
@@ -611,7 +611,7 @@ def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[logging.LogRecor
 async def test_a_path_that_is_not_recommended_is_logged_once(
     run: Run, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
-    """One line names the path and recommends the one and the matcher that suit every caller."""
+    """One log line names the path, and recommends a path and a matcher for the target group."""
     async with target(answers(200)) as gateway, run(PROBE_URL=url_of(gateway)) as running:
         for _ in range(3):
             await wire.call(running.port, wire.EMPTY_MESSAGE, path=path)
@@ -632,7 +632,7 @@ async def test_a_path_that_is_not_recommended_is_logged_once(
 async def test_settings_that_give_up_the_promise_are_warned_of(
     run: Run, caplog: pytest.LogCaptureFixture, variables: dict[str, str], warned: bool
 ) -> None:
-    """A line at the start says that an ALB would take a gateway that is not ready for healthy."""
+    """A warning is logged at startup if an ALB would get OK from a gateway that is not ready."""
     async with run(**variables):
         pass
     assert [line.levelno for line in lines(caplog, "alb_answer_unsafe")] == (
@@ -643,9 +643,9 @@ async def test_settings_that_give_up_the_promise_are_warned_of(
 async def test_a_caller_that_goes_away_leaves_no_line_of_grpcs(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """grpc.aio logs an answer that cannot be sent as an error; its other lines are kept.
+    """grpc.aio's log line about an answer that cannot be sent is dropped, its other lines are kept.
 
-    The filter is this server's: it goes with it, and another server's stays.
+    Each server has a separate filter, and removes only that filter when it stops.
     """
 
     def logged() -> bool:
@@ -665,7 +665,7 @@ async def test_a_caller_that_goes_away_leaves_no_line_of_grpcs(
 
 
 class Greedy:
-    """A client with an address of its own that takes no answer: its windows are empty."""
+    """A client, with a separate IP address, to which no answer can be sent: its window is 0."""
 
     def __init__(self) -> None:
         self.connection = h2.connection.H2Connection()
@@ -688,7 +688,7 @@ class Greedy:
         self._send()
 
     async def answered(self) -> None:
-        """Wait until the server has begun to answer the last call."""
+        """Wait until the server begins to answer a call."""
         while True:
             for event in self.connection.receive_data(await self.reader.read(65536)):
                 if isinstance(event, h2.events.ResponseReceived):
@@ -699,7 +699,7 @@ class Greedy:
         self._send()
 
     async def closed(self) -> bytes:
-        """Wait until the server closes, and return all that came."""
+        """Wait until the server closes the connection, and return the data that it sent."""
         found = b""
         with suppress(ConnectionResetError):
             while received := await self.reader.read(65536):
@@ -714,7 +714,7 @@ class Greedy:
 async def test_an_answer_that_its_caller_does_not_take_is_not_delivered_late(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection of a caller with an empty window is cut; other callers notice nothing."""
+    """The connection of a caller with a window of 0 is cut, and other callers are answered."""
     monkeypatch.setattr(guard, "SENDING_TIMEOUT", 0.1)
     greedy = Greedy()
     async with target(answers(200)) as gateway, run(PROBE_URL=url_of(gateway)) as running:
@@ -729,7 +729,7 @@ async def test_an_answer_that_its_caller_does_not_take_is_not_delivered_late(
 async def test_a_caller_that_drops_many_answers_is_cut(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each dropped answer leaks memory in grpcio, so they are counted, and logged in one line."""
+    """A client that drops more than MAX_UNDELIVERED answers is cut, which is logged in one line."""
     monkeypatch.setattr(guard, "MAX_UNDELIVERED", 3)
     greedy = Greedy()
     async with target(answers(200)) as gateway, run(PROBE_URL=url_of(gateway)) as running:
@@ -750,7 +750,7 @@ async def test_a_caller_that_drops_many_answers_is_cut(
 async def test_a_flood_of_calls_costs_its_sender_the_connection(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Calls without a message are as many as allowed; then the client that holds them is cut."""
+    """A client with too many open calls is cut, and another client's Watch stays open."""
     monkeypatch.setattr(guard, "MAX_CALLS", 20)
     monkeypatch.setattr(servicer, "MESSAGE_TIMEOUT", 3600)
     greedy = Greedy()
@@ -769,7 +769,7 @@ async def test_a_flood_of_calls_costs_its_sender_the_connection(
 
 
 class Stubborn:
-    """A server, or its guard: it stops once its connections have been cut so many times."""
+    """A fake server that is its own guard, and stops when its connections were cut `cuts` times."""
 
     def __init__(self, *, calls: int = 0, cuts: float = 0) -> None:
         self.calls = calls
@@ -795,7 +795,7 @@ class Stubborn:
 async def test_connections_that_keep_the_server_from_stopping_are_cut(
     calls: int, cuts: float, seconds: float
 ) -> None:
-    """They get the grace while they have calls, and no more than seconds otherwise."""
+    """Connections are cut 0.25 s after the last call or the grace; the stop ends 5 s later."""
     stubborn: Any = Stubborn(calls=calls, cuts=cuts)
     started = asyncio.get_running_loop().time()
     await server._stop(stubborn, stubborn, 10)
@@ -804,7 +804,7 @@ async def test_connections_that_keep_the_server_from_stopping_are_cut(
 
 
 class Own:
-    """A probe of an embedding program's own."""
+    """A custom probe of a program that calls serve()."""
 
     def __init__(self, *, ready: bool = True, raises: bool = False, hangs: bool = False) -> None:
         self.result = ProbeResult.because("disk is full", ready=ready)
@@ -819,8 +819,8 @@ class Own:
         return self.result
 
 
-async def test_probes_of_ones_own(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    """They replace those of the settings, add services, and are limited in time like all others."""
+async def test_custom_probes(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """Custom probes replace those of the settings, add services, and have the same timeout."""
     caplog.set_level(logging.INFO)
     probes: dict[str, Probe] = {
         "disk": Own(ready=False),
@@ -844,10 +844,10 @@ async def test_probes_of_ones_own(run: Run, caplog: pytest.LogCaptureFixture) ->
     assert vars(started)["fields"]["probes"] == ["http://127.0.0.1:1/"]
 
 
-async def test_without_urls_nothing_is_said_of_them(
+async def test_with_custom_probes_alone_no_url_is_logged(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server with probes of one's own alone names no URL that it would probe."""
+    """If all probes are custom, the line at startup has no URL."""
     caplog.set_level(logging.INFO)
     async with run(probes={"": Own()}):
         pass
@@ -859,7 +859,7 @@ async def test_without_urls_nothing_is_said_of_them(
 async def test_embedding_touches_neither_signals_nor_the_executor(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An asyncio program that calls serve() keeps its signal handlers and its executor."""
+    """serve() sets no signal handler, and neither uses nor replaces the loop's executor."""
     loop = asyncio.get_running_loop()
 
     def forbidden(*_: object, **__: object) -> Any:
@@ -880,7 +880,7 @@ async def test_embedding_touches_neither_signals_nor_the_executor(
 async def test_a_silent_name_server_does_not_keep_it_from_stopping(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While the name in LISTEN is looked up, the trigger ends it; what the trigger raises, too."""
+    """During the look-up of a name in LISTEN, the trigger stops it; its exception is raised."""
     real, hung_up = socket.getaddrinfo, threading.Event()
 
     def look_up(host: Any, *rest: Any, **options: Any) -> Any:
@@ -908,9 +908,9 @@ async def test_a_silent_name_server_does_not_keep_it_from_stopping(
 async def test_a_taken_admin_port_is_a_mistake_only_if_it_was_set(
     run: Run, caplog: pytest.LogCaptureFixture, is_set: bool
 ) -> None:
-    """Without its default port ghealth does its work, with a warning; a port that was set must be.
+    """A port in use is an error if ADMIN_LISTEN is set; for the default port it is a warning.
 
-    The default port may be taken by any other ghealth on this machine, which is as good.
+    The test also works if another program on this machine has the default port.
     """
     with socket.socket() as other:
         with suppress(OSError):
@@ -931,24 +931,24 @@ async def test_a_taken_admin_port_is_a_mistake_only_if_it_was_set(
     )
 
 
-async def test_a_port_that_is_the_default_admin_port_is_served(
+async def test_listen_has_priority_over_the_default_admin_port(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """LISTEN has priority: there is no admin port then, and a warning."""
+    """If LISTEN has the default admin port, there is no admin port, and a warning is logged."""
     settings = settings_of(monkeypatch, LISTEN="127.0.0.1:25022", ADMIN_LISTEN="")
     assert server._admin_sockets(settings, {}) == []
     (line,) = lines(caplog, "admin_unavailable")
     assert line.getMessage().endswith("127.0.0.1:25022 has the port of another address")
 
 
-async def test_the_admin_port_is_told(run: Run) -> None:
-    """The port of the admin port that was free is known once it has started."""
+async def test_a_free_admin_port_is_reported(run: Run) -> None:
+    """With port 0, `on_started` gets the number of the admin port."""
     async with run(ADMIN_LISTEN="127.0.0.1:0") as running:
         assert running.ports.admin not in (None, 0)
 
 
 def test_the_default_admin_port_gives_way(caplog: pytest.LogCaptureFixture) -> None:
-    """An address in `LISTEN` takes the port of the default `ADMIN_LISTEN`."""
+    """The same port in LISTEN with another IP address also disables the default admin port."""
     settings = Settings.model_validate({"listen": "[::]:25022"})
     assert server._admin_sockets(settings, {}) == []
     assert "127.0.0.1:25022 has the port of another address" in caplog.text

@@ -32,7 +32,7 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse(status=3)
 
 @dataclass
 class Served:
-    """A servicer behind a real server, and what a test needs to get at."""
+    """A servicer in a real server, and the parts that tests use."""
 
     port: int
     checker: Checker
@@ -89,33 +89,33 @@ def serve() -> Serve:
 
 @asynccontextmanager
 async def connected(port: int) -> AsyncGenerator[Any, None]:
-    """Connect to a server, on a connection that no other channel of this process uses."""
+    """Connect to a server, with a connection that no other channel of this process uses."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
         yield health_pb2_grpc.HealthStub(channel)
 
 
 async def failing(call: Any) -> tuple[grpc.StatusCode, str | None]:
-    """Await a call that fails, and tell how."""
+    """Await a call that fails, and return its code and message."""
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
     return raised.value.code(), raised.value.details()
 
 
-def test_the_numbers_are_health_protos() -> None:
-    """Status has the numbers and names that go over the wire."""
+def test_statuses_have_the_numbers_of_health_proto() -> None:
+    """Status has the names and numbers of health.proto."""
     numbers = health_pb2.HealthCheckResponse.ServingStatus
     assert {status.name: status.value for status in Status} == dict(numbers.items())
 
 
 def test_every_method_of_health_proto_is_answered() -> None:
-    """The service has Check, Watch and List, and no method is missing."""
+    """health.proto has Check, Watch and List, and no other method."""
     methods = health_pb2.DESCRIPTOR.services_by_name["Health"].methods_by_name
     assert set(methods) == {"Check", "Watch", "List"}
     assert SERVICE_NAME == "grpc.health.v1.Health"
 
 
-async def test_check_tells_the_status(serve: Serve) -> None:
+async def test_check_returns_the_status(serve: Serve) -> None:
     """A Check is answered OK with the status of its service."""
     async with serve(FakeProbe(), more={"sick": FakeProbe(SICK)}) as served:
         assert await served.check() == SERVING
@@ -124,7 +124,7 @@ async def test_check_tells_the_status(serve: Serve) -> None:
 
 
 async def test_check_of_an_unknown_service_is_not_found(serve: Serve) -> None:
-    """A name that is not configured is NOT_FOUND with trailers only (trap 4)."""
+    """A name that is not configured is answered NOT_FOUND, with trailers only."""
     async with serve(FakeProbe()) as served:
         assert await failing(served.check("x")) == (grpc.StatusCode.NOT_FOUND, "unknown service")
         message = health_pb2.HealthCheckRequest(service="x").SerializeToString()
@@ -146,8 +146,8 @@ REFLECTION = tuple(f"/{name}/ServerReflectionInfo" for name in (reflection.V1, r
 async def test_a_request_without_a_message_is_answered(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, method: str, data: tuple[bytes, ...]
 ) -> None:
-    """Trap 1: END_STREAM on the headers, an empty DATA frame and an empty message mean the same."""
-    monkeypatch.setattr(servicer, "MESSAGE_TIMEOUT", 3600)  # nothing is waited for
+    """A request without DATA, with an empty DATA frame or with an empty message is answered."""
+    monkeypatch.setattr(servicer, "MESSAGE_TIMEOUT", 3600)  # the answer must not wait for it
     async with serve(FakeProbe()) as served:
         reply = await wire.call(served.port, *data, path=f"/{SERVICE_NAME}/{method}")
     assert reply.code == 0
@@ -159,7 +159,7 @@ async def test_a_request_without_a_message_is_answered(
 async def test_a_request_that_never_comes_is_an_invalid_argument(
     serve: Serve, method: str, data: tuple[bytes, ...]
 ) -> None:
-    """A caller that neither sends a message nor ends its side is refused after a second."""
+    """A caller that neither sends a message nor ends its request is refused after 1 s."""
     probe = FakeProbe()
     async with serve(probe) as served:
         started = time.monotonic()
@@ -176,13 +176,13 @@ HALF_A_SECOND_OF_TWENTY = [("grpc-timeout", "20S")]
 
 @pytest.fixture
 def _half_a_second_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answer so far ahead of a deadline of 20 s that no machine is too slow to keep it."""
+    """Make ghealth answer 0.5 s after a call with a deadline of 20 s, also on slow machines."""
     monkeypatch.setattr(servicer, "DEADLINE_MARGIN", 19.5)
 
 
 @pytest.mark.usefixtures("_half_a_second_is_left")
 async def test_a_request_that_never_comes_is_answered_within_its_deadline(serve: Serve) -> None:
-    """If the deadline comes first, the request is unknown: not serving, in time."""
+    """If the deadline is before MESSAGE_TIMEOUT, the answer is UNAVAILABLE before the deadline."""
     async with serve(FakeProbe()) as served:
         reply = await wire.call(served.port, ends=False, headers=HALF_A_SECOND_OF_TWENTY)
     assert (reply.code, reply.headers["grpc-message"]) == (
@@ -211,7 +211,7 @@ def servicer_of(probe: FakeProbe, *, max_watches: int = 1) -> HealthServicer:
 def method_of(
     path: str, probe: FakeProbe, max_watches: int = 1
 ) -> Callable[[FakeContext], Coroutine[Any, Any, Any]]:
-    """Find what answers a path, as gRPC does."""
+    """Return the method that gRPC would call for a path."""
     paths = AllPaths(servicer_of(probe, max_watches=max_watches))
     called: Any = SimpleNamespace(method=path)
     method: Any = paths.service(called)
@@ -232,7 +232,7 @@ def method_of(
 async def test_a_caller_that_is_gone_ends_a_call_as_cancelled(
     path: str, cannot: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A caller to which gRPC can no longer send is not a bug: no log line, no further answer."""
+    """If the caller has disconnected, the call ends as cancelled and nothing is logged."""
     with pytest.raises(asyncio.CancelledError):
         await method_of(path, FakeProbe(SICK))(FakeContext(b"", cannot=cannot))
     assert [record for record in caplog.records if record.exc_info] == []
@@ -241,7 +241,7 @@ async def test_a_caller_that_is_gone_ends_a_call_as_cancelled(
 async def test_a_call_of_a_connection_that_is_being_cut_costs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It ends as cancelled: nothing is read, probed or answered."""
+    """A call that the guard refuses ends as cancelled: nothing is read, probed or answered."""
     probe = FakeProbe()
     health = servicer_of(probe)
     monkeypatch.setattr(health._guard, "enter", lambda _name: None)
@@ -253,7 +253,7 @@ async def test_a_call_of_a_connection_that_is_being_cut_costs_nothing(
 
 
 async def test_a_call_counts_until_its_answer_is_sent(serve: Serve) -> None:
-    """It is counted while it waits, and no longer once it was answered, refused or dropped."""
+    """A call counts while it waits, and not after it was answered, refused or dropped."""
     probe = FakeProbe()
     probe.gate.clear()
     async with serve(probe) as served:
@@ -274,8 +274,8 @@ async def test_a_call_counts_until_its_answer_is_sent(serve: Serve) -> None:
 
 
 @in_virtual_time
-async def test_a_watcher_whose_message_hangs_holds_up_no_other() -> None:
-    """Trap 8: nothing is held while a watcher is told, and drain reaches all the others."""
+async def test_a_watcher_whose_message_hangs_does_not_delay_others() -> None:
+    """While a message to one watcher cannot be sent, another watcher gets every change."""
     probe = FakeProbe()
     watch = method_of("/grpc.health.v1.Health/Watch", probe, max_watches=2)
     stalled, reading = FakeContext(b"", reads=False), FakeContext(b"")
@@ -315,7 +315,7 @@ LATE = (grpc.StatusCode.UNAVAILABLE, "no answer within 3 s")
 async def test_when_a_caller_is_answered(
     message: bytes | None, deadline: float | None, hangs: bool, after: float, told: Any
 ) -> None:
-    """A message has 1 s, a probe PROBE_TIMEOUT, and every answer comes 50 ms before a deadline."""
+    """A caller is answered after MESSAGE_TIMEOUT, PROBE_TIMEOUT or 50 ms before its deadline."""
     probe = FakeProbe(SICK)
     if hangs:
         probe.gate.clear()
@@ -329,10 +329,10 @@ async def test_when_a_caller_is_answered(
 
 @pytest.mark.parametrize("path", [wire.CHECK, "/AWS.ALB/healthcheck"])
 @pytest.mark.parametrize("data", [(), (wire.EMPTY_MESSAGE,)])
-async def test_a_caller_that_vanishes_from_a_sick_gateway_is_no_bug(
+async def test_a_caller_that_disconnects_before_an_error_is_not_logged(
     serve: Serve, caplog: pytest.LogCaptureFixture, path: str, data: tuple[bytes, ...]
 ) -> None:
-    """A caller that hangs up before its error can be sent leaves no line in the log."""
+    """If a caller disconnects before an error can be sent to it, no exception is logged."""
     async with serve(FakeProbe(SICK)) as served:
         await wire.call(served.port, wire.EMPTY_MESSAGE)
         for _ in range(30):
@@ -346,9 +346,9 @@ async def test_a_caller_that_vanishes_from_a_sick_gateway_is_no_bug(
 async def test_a_malformed_message_is_an_invalid_argument(
     serve: Serve, method: str, message: bytes
 ) -> None:
-    """Bytes that are not the method's request are refused, and nothing is probed for them."""
+    """Bytes that are not a request of the method are refused without a probe."""
     if method == "List" and message.startswith(b"\x0a"):
-        message = b"\x07"  # List has no fields: only what is no message at all is malformed
+        message = b"\x07"  # List has no fields, so it accepts unknown ones
     probe = FakeProbe()
     async with serve(probe) as served:
         frame = b"\0" + len(message).to_bytes(4, "big") + message
@@ -359,7 +359,7 @@ async def test_a_malformed_message_is_an_invalid_argument(
 
 @pytest.mark.usefixtures("_half_a_second_is_left")
 async def test_a_caller_is_answered_before_its_deadline(serve: Serve) -> None:
-    """A hanging gateway reads NOT_SERVING just before the caller's own deadline."""
+    """While the gateway hangs, the answer is "not serving" just before the caller's deadline."""
     probe = FakeProbe()
     probe.gate.clear()
     async with serve(probe) as served:
@@ -380,7 +380,7 @@ async def test_a_caller_is_answered_before_its_deadline(serve: Serve) -> None:
 
 
 async def test_watch_sends_changes_and_list_a_snapshot(serve: Serve) -> None:
-    """Watch sends each change of its service; List has every service."""
+    """Watch sends each change of its service; List returns the status of every service."""
     probe = FakeProbe()
     async with serve(probe, more={"sick": FakeProbe(SICK)}) as served:
         watching = served.watch()
@@ -396,7 +396,7 @@ async def test_watch_sends_changes_and_list_a_snapshot(serve: Serve) -> None:
 
 
 async def test_watch_of_an_unknown_service_stays_open(serve: Serve) -> None:
-    """A Watch of an unknown name says SERVICE_UNKNOWN and ends only with the server."""
+    """A Watch of an unknown name gets SERVICE_UNKNOWN and ends only with the server."""
     async with serve(FakeProbe()) as served:
         watching = served.watch("x")
         assert await watching.read() == SERVICE_UNKNOWN
@@ -409,7 +409,7 @@ async def test_watch_of_an_unknown_service_stays_open(serve: Serve) -> None:
 
 
 async def test_watch_goes_through_drain(serve: Serve) -> None:
-    """Drain reaches an open Watch as NOT_SERVING; its end is an error that clients retry."""
+    """In the drain, an open Watch gets NOT_SERVING, and later ends with UNAVAILABLE."""
     async with serve(FakeProbe()) as served:
         watching = served.watch()
         assert await watching.read() == SERVING
@@ -420,7 +420,7 @@ async def test_watch_goes_through_drain(serve: Serve) -> None:
 
 
 async def test_too_many_watchers_are_refused_and_checks_are_not(serve: Serve) -> None:
-    """Trap 14: a watch over the limit gets RESOURCE_EXHAUSTED; one that ended makes room."""
+    """A Watch above the limit gets RESOURCE_EXHAUSTED until another Watch ends."""
     async with serve(FakeProbe(), max_watches=1) as served:
         first = served.watch()
         assert await first.read() == SERVING
@@ -429,13 +429,13 @@ async def test_too_many_watchers_are_refused_and_checks_are_not(serve: Serve) ->
         assert await served.check() == SERVING
         first.cancel()
         told = None
-        while told != SERVING:  # until the server has noticed
+        while told != SERVING:  # until the server has ended the first
             with contextlib.suppress(grpc.aio.AioRpcError):
                 told = await served.watch().read()
 
 
 async def test_a_watcher_that_stops_reading_holds_up_nobody(serve: Serve) -> None:
-    """Trap 8: each watcher writes for itself."""
+    """A watcher that does not read does not delay another watcher."""
     probe = FakeProbe()
     async with serve(probe) as served:
         stalled = served.watch()
@@ -449,7 +449,7 @@ async def test_a_watcher_that_stops_reading_holds_up_nobody(serve: Serve) -> Non
 
 
 async def test_a_list_of_too_many_services_is_refused(serve: Serve) -> None:
-    """More services than others accept in one List are RESOURCE_EXHAUSTED (gRFC A90)."""
+    """A List of more than 100 services is answered RESOURCE_EXHAUSTED (gRFC A90)."""
     many = {f"service-{n}": FakeProbe() for n in range(99)}
     async with serve(FakeProbe(), more=many) as served:
         code, _ = await failing(served.stub.List(health_pb2.HealthListRequest()))
@@ -460,10 +460,10 @@ async def test_a_list_of_too_many_services_is_refused(serve: Serve) -> None:
     assert len(listed.statuses) == 100
 
 
-async def test_a_caller_that_vanishes_leaves_nothing_and_is_no_bug(
+async def test_a_caller_that_disconnects_does_not_affect_others(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A Check or Watch whose caller hangs up ends quietly, and the others go on."""
+    """If the callers of a Check and a Watch disconnect, others are answered; nothing is logged."""
     probe = FakeProbe()
     probe.gate.clear()
     async with serve(probe) as served:
@@ -485,7 +485,7 @@ async def test_a_bug_in_answering_reads_as_not_serving(
     caplog: pytest.LogCaptureFixture,
     method: str,
 ) -> None:
-    """Trap 3: an exception is logged, and the caller reads UNAVAILABLE without its text."""
+    """An exception is logged, and the caller gets UNAVAILABLE without the exception's text."""
 
     def broken(*_: object, **__: object) -> Any:
         raise ZeroDivisionError("a secret")
@@ -513,7 +513,7 @@ BY_POLICY = [
 async def test_a_check_is_answered_by_policy(
     serve: Serve, policy: str, user_agent: str, code: int
 ) -> None:
-    """NOT_SERVING is a status or a code with the reason, by policy and user agent."""
+    """The policy and the user agent decide whether NOT_SERVING is a message or a gRPC code."""
     headers = [("user-agent", user_agent)] if user_agent else []
     async with serve(FakeProbe(SICK), policy=policy) as served:
         reply = await wire.call(served.port, wire.EMPTY_MESSAGE, headers=headers)
@@ -543,7 +543,7 @@ FORMS: dict[str, dict[str, Any]] = {
 async def test_every_form_of_request_is_answered(
     serve: Serve, path: str, says: Any, code: int, form: str
 ) -> None:
-    """Every form of request gets the true answer, and on Check never 1 or 12."""
+    """The form of a request does not change its answer."""
     options = dict(FORMS[form])
     data = options.pop("data", wire.EMPTY_MESSAGE)
     async with serve(FakeProbe(says)) as served:
@@ -552,8 +552,8 @@ async def test_every_form_of_request_is_answered(
 
 
 @pytest.mark.parametrize("missing", ["te", ":authority"])
-async def test_what_grpc_refuses_is_refused_at_once(serve: Serve, missing: str) -> None:
-    """A request that is not gRPC is reset by gRPC's core: no answer, and no hang."""
+async def test_a_request_that_is_not_grpc_is_reset(serve: Serve, missing: str) -> None:
+    """A request that is not valid gRPC is reset by gRPC's core, so its caller does not wait."""
     async with serve(FakeProbe()) as served:
         with pytest.raises(AssertionError, match="the server reset the call"):
             await wire.call(served.port, wire.EMPTY_MESSAGE, without=(missing,))
@@ -567,7 +567,7 @@ async def test_other_http_methods_never_reach_ghealth(
 ) -> None:
     """HEAD and OPTIONS get HTTP 200 and grpc-status 13 from gRPC's core, others are reset.
 
-    docs/callers.md says what follows for checkers that look at the HTTP status.
+    docs/callers.md describes what callers that look at the HTTP status conclude.
     """
     async with serve(FakeProbe(SICK)) as served:
         call = wire.call(served.port, without=(":method",), headers=[(":method", method)])
@@ -581,8 +581,8 @@ async def test_other_http_methods_never_reach_ghealth(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_the_albs_default_path_is_honest(serve: Serve, policy: str) -> None:
-    """12 when ready and 14 when not, to every caller, whatever the policy and the message."""
+async def test_the_albs_default_path_is_12_only_while_ready(serve: Serve, policy: str) -> None:
+    """The answer is 12 while ready and 14 otherwise, for every policy, message and caller."""
     probe = FakeProbe()
     async with serve(probe, policy=policy) as served:
         for data in [(), (b"",), (wire.EMPTY_MESSAGE,), (b"\0\0\0\0\1\xff",)]:
@@ -618,9 +618,9 @@ UNKNOWN_PATHS = (
 
 @pytest.mark.parametrize("path", UNKNOWN_PATHS)
 async def test_no_unknown_path_is_healthy_while_the_gateway_is_not(serve: Serve, path: str) -> None:
-    """Every path that is not served is 12 while ready and 14 otherwise, reflection that is off too.
+    """A path that is not served is answered 12 while ready and 14 otherwise.
 
-    Matchers of target groups are made of the codes 0 and 12.
+    The codes 0 and 12 are the ones in matchers of target groups. Disabled reflection is not served.
     """
     probe = FakeProbe()
     async with serve(WithTimeout(probe, 0.05), reflects=False) as served:
@@ -662,7 +662,7 @@ def answers_of(served: Served) -> list[RequestAnswered]:
 async def test_list_and_reflection_are_no_health_to_callers_that_look_at_the_code(
     serve: Serve, path: str, policy: str, headers: list[tuple[str, str]], code: int
 ) -> None:
-    """While not ready or draining, only callers that read messages get OK from them."""
+    """During a failure or the drain, only callers that read messages get OK on these paths."""
     probe = FakeProbe()
     async with serve(probe, policy=policy) as served:
 
@@ -696,7 +696,7 @@ UNKNOWN = wire.framed(health_pb2.HealthCheckRequest(service="x").SerializeToStri
 async def test_the_reason_is_in_a_trailer(
     serve: Serve, method: str, data: bytes, headers: list[tuple[str, str]], code: int, reason: str
 ) -> None:
-    """Every answer that has a reason has it in the trailer `ghealth-reason`, OK or not."""
+    """Each answer with a reason has it in the trailer `ghealth-reason`, with code OK too."""
     async with serve(FakeProbe(SICK), max_watches=0) as served:
         path = f"/{SERVICE_NAME}/{method}"
         reply = await wire.call(served.port, data, path=path, headers=headers)
@@ -704,17 +704,17 @@ async def test_the_reason_is_in_a_trailer(
 
 
 async def test_serving_has_no_reason(serve: Serve) -> None:
-    """A Check that is SERVING needs no explanation, and has no trailer."""
+    """An answer SERVING has no trailer `ghealth-reason`."""
     async with serve(FakeProbe()) as served:
         reply = await wire.call(served.port, wire.EMPTY_MESSAGE)
     assert REASON_KEY not in reply.headers
 
 
 @pytest.mark.parametrize("headers", [ALB, GRPC_CLIENT])
-async def test_a_reason_of_ones_own_cannot_break_an_answer(
+async def test_a_custom_reason_cannot_break_an_answer(
     serve: Serve, headers: list[tuple[str, str]]
 ) -> None:
-    """The text of a custom probe is cut and made printable: gRPC refuses trailers otherwise."""
+    """A custom probe's text is shortened and made printable, because gRPC refuses others."""
     text = "disk \u00fcber\r\n" + "x" * 500
     probe = FakeProbe(ProbeResult.because(text, ready=False))
     async with serve(probe) as served:
@@ -724,7 +724,7 @@ async def test_a_reason_of_ones_own_cannot_break_an_answer(
 
 
 async def test_sinks_receive_every_answer(serve: Serve) -> None:
-    """The caller, the method, the service, the answer and its reason, for every kind of answer."""
+    """The event of each kind of answer has the method, caller, service, answer and reason."""
     async with serve(FakeProbe(SICK), max_watches=0) as served:
         for data, method, headers in [
             (wire.EMPTY_MESSAGE, "Check", ALB),
@@ -758,7 +758,7 @@ async def test_sinks_receive_every_answer(serve: Serve) -> None:
 
 
 async def test_watchers_are_counted_by_service(serve: Serve) -> None:
-    """Each watch counts for its service while it is open; sinks receive each of its messages."""
+    """An open watch counts for its service, and sinks receive each message and the end."""
     async with serve(FakeProbe()) as served:
         watches = [served.watch(), served.watch(), served.watch("x")]
         for watch in watches:
@@ -783,10 +783,10 @@ async def test_watchers_are_counted_by_service(serve: Serve) -> None:
     }
 
 
-async def test_a_connection_has_a_limit_of_watches_and_all_of_them_together_too(
+async def test_watches_are_limited_for_each_connection_and_in_total(
     serve: Serve,
 ) -> None:
-    """24 watches on one connection, MAX_WATCHES in all; beyond it a Check is answered still."""
+    """24 watches on a connection and `max_watches` in total are accepted, and Checks after that."""
     per_connection = servicer.MAX_WATCHES_PER_CONNECTION
     refused = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches")
     async with (
@@ -805,8 +805,8 @@ async def test_a_connection_has_a_limit_of_watches_and_all_of_them_together_too(
 
 
 @in_virtual_time
-async def test_watches_that_come_at_once_are_counted_at_once() -> None:
-    """A watch counts before its message is read: none slips in beside the one that is too many."""
+async def test_simultaneous_watches_cannot_exceed_the_limit() -> None:
+    """Watches are counted before their messages are read."""
     watch = method_of("/grpc.health.v1.Health/Watch", FakeProbe(), max_watches=1)
     contexts = [FakeContext(b""), FakeContext(b"")]
     watching = [asyncio.create_task(watch(context)) for context in contexts]
@@ -819,14 +819,14 @@ async def test_watches_that_come_at_once_are_counted_at_once() -> None:
 
 
 async def echo(requests: AsyncIterator[Any], _: object) -> AsyncGenerator[Any, None]:
-    """Answer as a reflection servicer does: a reply for each request."""
+    """Answer like a reflection servicer: one reply for each request."""
     async for request in requests:
         yield request
 
 
 @in_virtual_time
 async def test_a_silent_reflection_stream_ends() -> None:
-    """A stream without a request is ended after its timeout, and makes room for another."""
+    """A stream without a request ends after REFLECTION_TIMEOUT and then does not count."""
     probe = FakeProbe()
     reflect: Any = servicer_of(probe).guarded("/reflection", echo)
     streams = [FakeContext(None) for _ in range(servicer.MAX_REFLECTIONS)]
@@ -847,7 +847,7 @@ async def test_a_silent_reflection_stream_ends() -> None:
 
 @in_virtual_time
 async def test_reflection_streams_end_with_the_server() -> None:
-    """Those that are open end at once, and so does one that comes later."""
+    """At the stop, an open stream ends at once, and so does one that begins later."""
     health = servicer_of(FakeProbe())
     reflect: Any = health.guarded("/reflection", echo)
     open_: asyncio.Task[bytes] = asyncio.create_task(reflect(None, FakeContext(None)))
@@ -863,7 +863,7 @@ async def test_reflection_streams_end_with_the_server() -> None:
 async def test_malformed_reflection_is_an_invalid_argument(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Bytes that are not a request of reflection are refused, and are no bug in the log."""
+    """Bytes that are not a reflection request are refused, and nothing is logged."""
     async with serve(FakeProbe()) as served:
         for path in REFLECTION:
             reply = await wire.call(served.port, b"\0\0\0\0\1\xff", path=path)
@@ -871,8 +871,8 @@ async def test_malformed_reflection_is_an_invalid_argument(
     assert caplog.records == []
 
 
-async def test_a_server_that_has_stopped_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
-    """What gRPC raises in calls that outlive the server leaves no line, and is not answered."""
+async def test_a_call_after_the_stop_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """If the server has stopped during a call, the call is not answered and nothing is logged."""
 
     async def gone(*_: object, **__: object) -> Any:
         raise grpc.aio.BaseError("Server already stopped.")
@@ -888,7 +888,7 @@ async def test_a_server_that_has_stopped_is_no_bug(caplog: pytest.LogCaptureFixt
 
 
 async def test_a_list_during_the_start_of_the_drain_is_not_ok(serve: Serve) -> None:
-    """A List that waits for a slow service when the drain begins does not report the gateway."""
+    """A List that waits for a slow service when the drain begins is answered UNAVAILABLE."""
     slow = FakeProbe()
     slow.gate.clear()
     async with serve(FakeProbe(), policy="code", more={"slow": slow}) as served:
@@ -903,8 +903,8 @@ async def test_a_list_during_the_start_of_the_drain_is_not_ok(serve: Serve) -> N
 
 
 @pytest.mark.usefixtures("_half_a_second_is_left")
-async def test_a_hurried_caller_that_reads_messages_gets_a_message(serve: Serve) -> None:
-    """Without a message before its deadline, the answer is the policy's for "not serving"."""
+async def test_a_caller_with_a_short_deadline_gets_the_answer_of_its_policy(serve: Serve) -> None:
+    """Without a request before the deadline, a caller that reads messages gets NOT_SERVING."""
     headers = [*HALF_A_SECOND_OF_TWENTY, ("user-agent", "grpc-go/1.70.0")]
     async with serve(FakeProbe()) as served:
         reply = await wire.call(served.port, ends=False, headers=headers)
@@ -913,8 +913,8 @@ async def test_a_hurried_caller_that_reads_messages_gets_a_message(serve: Serve)
 
 
 @in_virtual_time
-async def test_a_reflection_stream_ends_with_the_truth() -> None:
-    """A stream that was opened while the gateway was ready does not end with OK when it is not."""
+async def test_a_reflection_stream_does_not_end_with_ok_after_a_failure() -> None:
+    """If the gateway fails while a stream is open, the stream ends with UNAVAILABLE."""
     probe = FakeProbe()
     reflect: Any = servicer_of(probe).guarded("/reflection", echo)
     stream = FakeContext(None)
