@@ -253,6 +253,8 @@ def limits_of_one() -> str:
                 "reflection streams in all": MAX_REFLECTIONS,
                 "connections in all, until an address with "
                 f"more than {guard.SHARE} is cut": guard.MAX_CONNECTIONS,
+                f"connections in all, until those without a call for {guard.IDLE_TIME:g} s "
+                "are cut": f"{process.MAX_DESCRIPTORS * guard.ROOM:g}",
                 "answers of an address that are not taken, in "
                 f"{guard.UNDELIVERED_WINDOW:g} s": guard.MAX_UNDELIVERED,
                 "time for which an address is blocked": f"{guard.BLOCK:g} s to "

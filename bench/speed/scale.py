@@ -132,7 +132,7 @@ SCALES: Final[dict[str, ScaleKind]] = {
         waiting_checks,
         ("CPU ms in all", RESIDENT),
     ),
-    "connections": ScaleKind("Open connections", (10, 100, 900), connections),
+    "connections": ScaleKind("Open connections", (10, 100, 700), connections),
 }
 
 

@@ -33,6 +33,10 @@ MAX_CONNECTIONS: Final = 256
 SHARE: Final = 16
 """Connections, or calls, that an address may have without being blocked for their number."""
 
+IDLE_TIME: Final = 0.5
+"""Seconds without a call after which a connection may be cut when descriptors run out. gRPC may
+need some time until it reads the first call of a new connection."""
+
 SENDING_TIMEOUT: Final = 4.0
 """Seconds that an answer may wait until its client reads it. After that it may be outdated."""
 
@@ -73,13 +77,13 @@ TRIM_INTERVAL: Final = 5.0
 """Minimum number of seconds between two times at which freed memory is returned to the system."""
 
 TRIM_AFTER: Final = 1000
-"""Calls after which freed memory is returned to the system."""
+"""Calls after which freed memory is returned to the system, as it is after connections were cut."""
 
 TRIMS: Final = 3
 """How many times it is returned then. Once is not enough: the memory of a flood is freed only
 some seconds after the end of the flood."""
 
-_ROOM: Final = 0.75
+ROOM: Final = 0.75
 """When there are too many calls, calls are cut until this fraction of the limit is left."""
 
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -240,6 +244,8 @@ class Guard:
 
     Args:
         max_watches: Maximum number of open watches; they do not count for `MAX_CALLS`.
+        descriptors: How many descriptors this process may have. When most are in use, connections
+            without a call are cut.
         emit: Receives `ConnectionsCut`; it must not raise.
         clock: Seconds on a monotonic clock.
         connections: Finds the connections; `close` closes it.
@@ -250,6 +256,7 @@ class Guard:
         self,
         *,
         max_watches: int,
+        descriptors: int,
         emit: Sink,
         clock: Callable[[], float] = time.monotonic,
         connections: Connections | None = None,
@@ -271,6 +278,8 @@ class Guard:
         self._count = 0
         self._scanned_count = 0
         self._scanned_at = -math.inf
+        self._max_descriptors = descriptors * ROOM
+        self._idle_since: dict[Peer, float] = {}
 
     @property
     def calls(self) -> int:
@@ -387,12 +396,12 @@ class Guard:
         for call in late:
             call.is_overdue = True
         if blocked or overdue:
-            for peer, connection in self._connections.each(self._ports):
-                if peer.host in blocked or peer in overdue:
-                    _reset(connection)
+            self._reset_each(lambda peer: peer.host in blocked or peer in overdue)
             self._forget(lambda peer: peer.host in blocked or peer in overdue)
         if count > MAX_CONNECTIONS:
             self._bound_connections(count, now)
+        if count > self._max_descriptors:
+            self._free_descriptors(count, now)
         grows = count > MAX_CONNECTIONS / 2 and count != self._count
         self._count = count
         self._maybe_trim(now)
@@ -400,8 +409,7 @@ class Guard:
 
     def cut_all(self) -> None:
         """Cut every connection, because an open one can keep the server from stopping."""
-        for _, connection in self._connections.each(self._ports):
-            _reset(connection)
+        self._reset_each(lambda _: True)
 
     def _relieve(self) -> None:
         """Cut the addresses with most calls, until enough calls are closed."""
@@ -409,7 +417,7 @@ class Guard:
         left = len(self._calls)
         hosts: dict[str, int] = {}
         for host, count in counts.most_common():  # equal counts: oldest first
-            if left <= self._max_calls * _ROOM:
+            if left <= self._max_calls * ROOM:
                 break
             hosts[host] = count
             left -= count
@@ -428,14 +436,34 @@ class Guard:
             now = -math.inf  # the next look scans again
         self._scanned_count, self._scanned_at = count, now
 
+    def _free_descriptors(self, count: int, now: float) -> None:
+        """Cut connections without a call, first those of the addresses with most of them."""
+        in_use = {call.peer for call in self._calls}
+        idle = [peer for peer, _ in self._connections.each(self._ports) if peer not in in_use]
+        self._idle_since = {peer: self._idle_since.get(peer, now) for peer in idle}
+        counts = Counter(peer.host for peer in idle)
+        old = [peer for peer in idle if now >= self._idle_since[peer] + IDLE_TIME]
+        old.sort(key=lambda peer: counts[peer.host], reverse=True)
+        given_up = set(old[: count - int(self._max_descriptors * ROOM)])
+        if given_up:
+            for host, cut in self._reset_each(lambda peer: peer in given_up).items():
+                self._emit(ConnectionsCut(address=host, count=cut, reason="connections", blocked=0))
+
+    def _reset_each(self, is_cut: Callable[[Peer], bool]) -> Counter[str]:
+        """Reset connections, and return how many of each address."""
+        cut: Counter[str] = Counter()
+        for peer, connection in self._connections.each(self._ports):
+            if is_cut(peer):
+                _reset(connection)
+                cut[peer.host] += 1
+        if cut:
+            self._trims_left = TRIMS
+        return cut
+
     def _cut(self, reason: CutReason, hosts: Collection[str], blocked: Collection[str]) -> None:
         """Cut all connections of some addresses, and block some of them."""
         now = self._clock()
-        cut: Counter[str] = Counter()
-        for peer, connection in self._connections.each(self._ports):
-            if peer.host in hosts:
-                _reset(connection)
-                cut[peer.host] += 1
+        cut = self._reset_each(lambda peer: peer.host in hosts)
         self._forget(lambda peer: peer.host in hosts)
         for host in hosts:
             seconds = self._block(host, now) if host in blocked else 0.0

@@ -109,6 +109,12 @@ def limit_arenas() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _MAX_ARENAS)
 
 
+def descriptor_limit() -> int:
+    """Return how many descriptors this process may have, at most `MAX_DESCRIPTORS`."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, soft)
+
+
 def _set_descriptor_limit() -> None:
     """Use `MAX_DESCRIPTORS`, or all that the process may have: untrusted connections take them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

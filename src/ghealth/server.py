@@ -12,7 +12,7 @@ from typing import Final
 
 import grpc
 
-from ghealth import __version__, names, reflection
+from ghealth import __version__, names, process, reflection
 from ghealth.address import ANY_IPV4, ANY_IPV6, Address
 from ghealth.admin import Admin
 from ghealth.checker import Checker
@@ -178,7 +178,9 @@ async def _serve(
         probe_timeout=settings.probe_timeout,
     )
     emit = fan_out((StatusLog(), AnswerLog(services), PathLog(), CutLog(), *admin.sinks))
-    guard = Guard(max_watches=settings.max_watches, emit=emit)
+    guard = Guard(
+        max_watches=settings.max_watches, descriptors=process.descriptor_limit(), emit=emit
+    )
     stack.callback(guard.close)
     checker = Checker(
         probes, cache_ttl=settings.cache_ttl, watch_interval=settings.watch_interval, emit=emit

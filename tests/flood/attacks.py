@@ -23,9 +23,9 @@ CHUNK: Final = 1 << 18
 Attack = Callable[[int, float], None]
 
 
-def connected(port: int) -> socket.socket:
-    """Connect to the server from the attackers' address."""
-    return socket.create_connection((HOST, port), timeout=2, source_address=(SOURCE, 0))
+def connected(port: int, source: str = SOURCE) -> socket.socket:
+    """Connect to the server from an attacker's address."""
+    return socket.create_connection((HOST, port), timeout=2, source_address=(source, 0))
 
 
 class Line:
@@ -35,10 +35,11 @@ class Line:
         port: The server's port.
         window: Initial window in bytes: how much the server may send on each stream. None for
             HTTP/2's default.
+        source: The client's address.
     """
 
-    def __init__(self, port: int, window: int | None = None) -> None:
-        self._socket = connected(port)
+    def __init__(self, port: int, window: int | None = None, source: str = SOURCE) -> None:
+        self._socket = connected(port, source)
         self.next = 1
         self._socket.sendall(frames.hello(window))
         self._socket.recv(CHUNK)
@@ -132,6 +133,7 @@ def hold(
     end: bool = True,
     window: int | None = 0,
     again: float = 0.5,
+    of_each: int | None = None,
 ) -> Attack:
     """Return an attack that keeps as many calls open as the server allows.
 
@@ -144,6 +146,7 @@ def hold(
         window: Initial window in bytes: how much the server may send on each stream. None for
             HTTP/2's default.
         again: Seconds after which new calls are opened and closed connections are replaced.
+        of_each: Connections from each address; None for one address.
     """
 
     def attack(port: int, until: float) -> None:
@@ -151,8 +154,9 @@ def hold(
         while time.monotonic() < until:
             started = time.monotonic()
             for number in range(lines):
+                source = f"127.0.2.{1 + number // of_each}" if of_each else SOURCE
                 with ignoring_refusals():
-                    held[number] = held[number] or Line(port, window)
+                    held[number] = held[number] or Line(port, window, source)
                 if (line := held[number]) is None:
                     continue
                 try:
@@ -318,6 +322,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     "wide-large": hold(frames.block(frames.CHECK, frames.LARGE), lines=1000, streams=25),
     "idle-connections": hold(b"", lines=300, streams=0),
     "many-connections": hold(b"", lines=3000, streams=0),
+    "connections-of-many": hold(b"", lines=3000, streams=0, of_each=16),
     "unknown-frames-1M": pour(UNKNOWN, rate=1 << 20),
     "ping-frames-100k": pour(PING, rate=100_000),
     "rapid-reset-1000": come_and_go(CHECK, lines=1, streams=20, wait=0.02),

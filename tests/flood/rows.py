@@ -53,6 +53,7 @@ ROWS: Final = (
     _alone("wide-large", processor=True),
     _alone("idle-connections"),
     Row("many-connections", ("many-connections",), descriptors=True),
+    Row("connections-of-many", ("connections-of-many",), descriptors=True),
     _alone("unknown-frames-1M"),
     _alone("ping-frames-100k"),
     _alone("rapid-reset-1000"),

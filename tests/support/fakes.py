@@ -104,7 +104,11 @@ class NoConnections(Connections):
 def guard_of(recorder: Recorder, *, max_watches: int = 100) -> Guard:
     """Make a guard that counts, and cuts nothing."""
     return Guard(
-        max_watches=max_watches, emit=recorder, connections=NoConnections(), trim=lambda: None
+        max_watches=max_watches,
+        descriptors=1024,
+        emit=recorder,
+        connections=NoConnections(),
+        trim=lambda: None,
     )
 
 

@@ -17,6 +17,7 @@ from ghealth.guard import (
     BUSY_INTERVAL,
     CALM_INTERVAL,
     FORGIVEN_AFTER,
+    IDLE_TIME,
     KERNEL_BUFFER,
     MAX_BLOCK,
     MAX_BLOCKED,
@@ -42,6 +43,7 @@ from tests.support.virtual import in_virtual_time
 
 PORT = 25021
 MAX_WATCHES = 100
+DESCRIPTORS = 1024
 
 
 class FakeSocket:
@@ -94,6 +96,7 @@ class Scene:
         self.recorder = Recorder()
         self.guard = Guard(
             max_watches=MAX_WATCHES,
+            descriptors=DESCRIPTORS,
             emit=self.recorder,
             clock=lambda: self.now,
             connections=self.connections,
@@ -296,6 +299,30 @@ def test_connections_that_come_again_are_scanned_again() -> None:
     assert ATTACKER not in scene.hosts
 
 
+def test_connections_without_a_call_make_room_before_descriptors_run_out() -> None:
+    """Many addresses with few connections cannot keep others out; open calls and watches stay."""
+    scene = Scene()
+    peers = [scene.connect(f"10.6.{n // 200}.{n % 200}")[0] for n in range(DESCRIPTORS // 2)]
+    calls = [scene.call(peer) for peer in peers[:50]]
+    scene.connect(OTHER, SHARE)
+    scene.guard.look()
+    scene.connect(ATTACKER, SHARE)
+    scene.now += IDLE_TIME
+    assert scene.guard.look()
+    assert scene.cuts == []
+    more = [scene.connect(f"10.7.{n // 200}.{n % 200}")[0] for n in range(DESCRIPTORS // 4)]
+    scene.guard.look()
+    scene.now += IDLE_TIME
+    (new,) = scene.connect(HONEST)
+    assert scene.guard.look()
+    assert len(scene.connections.peers) == pytest.approx(DESCRIPTORS * 0.75**2, abs=16)
+    assert scene.hosts.isdisjoint({ATTACKER, OTHER})
+    assert all(call in scene.guard._calls for call in calls)
+    assert {new, *peers[:50]} <= set(scene.connections.peers)
+    assert more[-1] in scene.connections.peers
+    assert {(cut.reason, cut.blocked) for cut in scene.cuts} == {("connections", 0)}
+
+
 def test_an_answer_that_waits_too_long_is_cut() -> None:
     """Its connection ends before the answer is wrong; the other calls on it were the client's."""
     scene = Scene()
@@ -371,7 +398,7 @@ def test_at_the_stop_every_connection_is_cut() -> None:
 
 
 def test_freed_memory_is_given_back_after_many_calls() -> None:
-    """Few calls leave nothing to give back; many are followed by a few trims."""
+    """Few calls leave nothing to give back; many are followed by a few trims, as are cuts."""
     scene = Scene()
     (peer,) = scene.connect(HONEST)
 
@@ -399,6 +426,9 @@ def test_freed_memory_is_given_back_after_many_calls() -> None:
     assert scene.trims == 2
     looks(10)
     assert scene.trims == 2 + TRIMS
+    scene.connect(ATTACKER, MAX_CONNECTIONS + 1)
+    looks(10)
+    assert scene.trims == 2 + 2 * TRIMS
 
 
 @in_virtual_time
