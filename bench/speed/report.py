@@ -179,8 +179,9 @@ def scale_table(name: str, costs: Costs) -> str:
     lines = [f"| number | {' | '.join(figures)} |", "|---|" + "---|" * len(figures)]
     for number, found in costs.items():
         lines.append(f"| {number:,} | {' | '.join(shown(found[f]) for f in figures)} |")
-    exponents = [f"{scale.exponent(costs, f):.2f}" for f in figures]
-    lines.append(f"| *exponent of the last step* | {' | '.join(exponents)} |")
+    exponents = [scale.exponent(costs, f) for f in figures]
+    cells = [f"{e:.2f}" + ("" if e <= scale.LINEAR else " **missed**") for e in exponents]
+    lines.append(f"| *exponent of the last step* | {' | '.join(cells)} |")
     title = SCALES[name].title
     return "\n\n".join([f"### {title}", "\n".join(lines), f"![{title}](scale-{name}.svg)"])
 

@@ -19,6 +19,10 @@ CPU, RESIDENT = "CPU ms a second", "resident MiB"
 REQUESTS: Final = "requests a second"
 _WINDOW: Final = 6.0
 _SETTLE: Final = 1.5
+LINEAR: Final = 1.1
+"""Exponents up to this count as linear: it is 26 % more than linear for ten times the number, and
+the figures of two rounds differ by as much."""
+
 _CHECKS: Final = 200
 _LONG_PROBE: Final = 12.0
 """PROBE_TIMEOUT while 10,000 checks start one after the other."""

@@ -67,6 +67,7 @@ SHORT: Final = (
     "held-checks",
     "waiting-checks",
     "rapid-reset",
+    "connections-of-many",
     "connect-and-go-200",
 )
 """The rows of the short form. Each tests a different limit."""
