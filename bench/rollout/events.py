@@ -8,6 +8,7 @@ from typing import Final
 from bench.rollout import numbers
 from bench.rollout.fleet import Fleet
 from bench.rollout.numbers import SCALE
+from bench.rollout.recipe import AS_DEPLOYED, Recipe
 
 
 async def after(seconds: float) -> None:
@@ -131,7 +132,7 @@ class Event:
         planned: Whether no call may fail.
         bounded: Whether a broken pod must be removed in time.
         contenders: The contenders that take part.
-        deregistration: The target groups' deregistration delay.
+        recipe: How the gateways are deployed.
     """
 
     name: str
@@ -140,11 +141,18 @@ class Event:
     planned: bool = False
     bounded: bool = False
     contenders: tuple[str, ...] = ALL
-    deregistration: float = numbers.DEREGISTRATION
+    recipe: Recipe = AS_DEPLOYED
 
 
 EVENTS: Final = (
     Event("restart", "rolling restart", restart, planned=True),
+    Event(
+        "restart-gateway-api",
+        "rolling restart, Gateway API",
+        restart,
+        planned=True,
+        recipe=Recipe(startup_probe=True),
+    ),
     Event("scale-in", "scale in", scale_in, planned=True),
     Event("scale-out", "scale out, slow start", scale_out, planned=True),
     Event("spot", "spot interruption", spot, planned=True),
@@ -157,5 +165,10 @@ EVENTS: Final = (
     Event("bridges-crash", "sidecar crashes everywhere", bridges_crash, contenders=SIDECARS),
     Event("image-missing", "node lost, image missing", image_missing, contenders=SIDECARS),
     Event("bare", "scale in, Istio's own defaults", scale_in_bare),
-    Event("short-delay", "rolling restart, deregistration delay 30 s", restart, deregistration=30),
+    Event(
+        "short-delay",
+        "rolling restart, deregistration delay 30 s",
+        restart,
+        recipe=Recipe(deregistration=30),
+    ),
 )

@@ -18,6 +18,7 @@ from bench.rollout.alb import Rules, TargetGroup
 from bench.rollout.contenders import BRIDGES, Contender, Ports
 from bench.rollout.numbers import SCALE
 from bench.rollout.pods import Pod
+from bench.rollout.recipe import Recipe
 from bench.rollout.traffic import Caller
 from tests.support.gateway import free_port, listens, wait_until
 
@@ -69,17 +70,14 @@ class Fleet:
         slot: The part of the loopback range for the pods' addresses.
         seed: Seed of all random values.
         contenders: The contenders that take part.
-        deregistration: The target groups' deregistration delay, in the cluster's seconds.
+        recipe: How its pods and target groups are deployed.
     """
 
     def __init__(
-        self,
-        slot: int,
-        seed: int,
-        contenders: Iterable[Contender],
-        deregistration: float = numbers.DEREGISTRATION,
+        self, slot: int, seed: int, contenders: Iterable[Contender], recipe: Recipe
     ) -> None:
-        self._rules = replace(RULES, deregistration=deregistration / SCALE)
+        self._recipe = recipe
+        self._rules = replace(RULES, deregistration=recipe.deregistration / SCALE)
         self.seed: Final = seed
         self.random = Random(seed)
         self.pods: list[Pod] = []
@@ -121,6 +119,8 @@ class Fleet:
             self._ports,
             self._echo_port,
             self._kinds,
+            self._recipe,
+            Random(f"{self.seed}, pod {number}"),
             self.missing,
         )
         self.pods.append(pod)
