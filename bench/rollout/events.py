@@ -34,7 +34,7 @@ async def scale_in_bare(fleet: Fleet) -> None:
 
 async def scale_out(fleet: Fleet) -> None:
     """Add a pod whose configuration comes late."""
-    await fleet.until_healthy(await fleet.add_pod(numbers.SLOW_START))
+    await fleet.until_ready(await fleet.add_pod(numbers.SLOW_START))
     await after(5)
 
 
@@ -43,7 +43,7 @@ async def spot(fleet: Fleet) -> None:
     pod = fleet.current[0]
     end = asyncio.get_running_loop().time() + numbers.SPOT_NOTICE / SCALE
     fleet.remove_pod(pod)
-    await fleet.until_healthy(await fleet.add_pod())
+    await fleet.until_ready(await fleet.add_pod())
     await asyncio.sleep(end - asyncio.get_running_loop().time())
     await fleet.ended()
 
@@ -113,7 +113,7 @@ async def image_missing(fleet: Fleet) -> None:
     """Lose a node while the bridge's image cannot be pulled: the new pod does not become ready."""
     fleet.missing = set(fleet.current[0].bridges)
     fleet.remove_pod(fleet.current[0])
-    await fleet.until_healthy(await fleet.add_pod())
+    await fleet.until_ready(await fleet.add_pod())
     await fleet.ended()
 
 
@@ -165,6 +165,12 @@ EVENTS: Final = (
     Event("bridges-crash", "sidecar crashes everywhere", bridges_crash, contenders=SIDECARS),
     Event("image-missing", "node lost, image missing", image_missing, contenders=SIDECARS),
     Event("bare", "scale in, Istio's own defaults", scale_in_bare),
+    Event(
+        "gates-off",
+        "rolling restart, readiness gates off",
+        restart,
+        recipe=Recipe(gates=False),
+    ),
     Event(
         "short-delay",
         "rolling restart, deregistration delay 30 s",
