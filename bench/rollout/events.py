@@ -8,7 +8,7 @@ from typing import Final
 from bench.rollout import numbers
 from bench.rollout.fleet import Fleet
 from bench.rollout.numbers import SCALE
-from bench.rollout.recipe import AS_DEPLOYED, Recipe
+from bench.rollout.recipe import AS_DEPLOYED, BOTH, Recipe
 
 
 async def after(seconds: float) -> None:
@@ -64,6 +64,16 @@ async def sick(fleet: Fleet) -> None:
     await after(100)
     pod.heal()
     await after(25)
+
+
+async def drained_by_hand(fleet: Fleet) -> None:
+    """Drain one Envoy through its admin port, end its machine 60 s later, and replace the pod."""
+    pod = fleet.current[0]
+    await pod.drain_by_hand()
+    await after(60)
+    await pod.kill()
+    await fleet.until_ready(await fleet.add_pod())
+    await after(5)
 
 
 async def all_sick(fleet: Fleet) -> None:
@@ -130,7 +140,7 @@ class Event:
         title: In the table.
         happens: The event.
         planned: Whether no call may fail.
-        bounded: Whether a broken pod must be removed in time.
+        bounded: Whether a broken or drained pod must be removed in time.
         contenders: The contenders that take part.
         recipe: How the gateways are deployed.
     """
@@ -160,6 +170,13 @@ EVENTS: Final = (
     Event("hang", "one gateway hangs", hang, bounded=True),
     Event("sick", "one gateway answers 503", sick, bounded=True),
     Event("node-added", "a node is added beside a 503", node_added, bounded=True),
+    Event(
+        "by-hand",
+        "Envoy drained by hand, ghealth probes `/ready` too",
+        drained_by_hand,
+        bounded=True,
+        recipe=Recipe(probe_url=BOTH),
+    ),
     Event("all-sick", "all gateways answer 503", all_sick),
     Event("bridge-killed", "sidecar killed in one pod", bridge_killed, contenders=SIDECARS),
     Event("bridges-crash", "sidecar crashes everywhere", bridges_crash, contenders=SIDECARS),

@@ -158,6 +158,7 @@ class Pod:
         self.gone = False
         self.proxy_ready = False
         self.hung = False
+        self.drained_by_hand = False
         self.states: list[tuple[float, str]] = []
         self._readiness = ports.readiness
         self._startup_probe = recipe.startup_probe
@@ -172,8 +173,8 @@ class Pod:
 
     @property
     def well(self) -> bool:
-        """The real state: configured, running, and not terminating."""
-        return self._agent.state == READY and not self.hung
+        """The real state: configured, running, not terminating, and not drained by hand."""
+        return self._agent.state == READY and not self.hung and not self.drained_by_hand
 
     async def start(self, configured_after: float = numbers.ENVOY_START) -> None:
         """Start the sidecars, then the gateway, which has its configuration after a while.
@@ -208,6 +209,12 @@ class Pod:
         self.hung = True
         self._signal(signal.SIGSTOP)
         self._note("hung")
+
+    async def drain_by_hand(self) -> None:
+        """Drain Envoy as an operator does; 15021 still answers 200 (istio/istio#38065)."""
+        await http_status(self.host, self.proxy.admin_port, "/healthcheck/fail", "POST")
+        self.drained_by_hand = True
+        self._note("by hand")
 
     def heal(self) -> None:
         """Recover."""

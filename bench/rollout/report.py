@@ -139,6 +139,7 @@ _COLOURS: Final = {
     "draining": "#f0a35e",
     "503": "#e77f7f",
     "hung": "#b07fe7",
+    "by hand": "#e7c27f",
 }
 
 
