@@ -291,7 +291,7 @@ def out_after_picture() -> str:
     ]
     for number, (title, value) in enumerate(seconds.items()):
         y, bar = 36 + number * row, value * scale
-        colour = "#2e7d32" if value == min(seconds.values()) else "#b3261e"
+        colour = "#2e7d32" if round(value) == round(min(seconds.values())) else "#b3261e"
         text = html.escape(title.replace("`", ""))
         parts += [
             f'<text x="{left - 10}" y="{y + 18}" text-anchor="end">{text}</text>',
