@@ -228,7 +228,7 @@ def _bar(x: int, end: int, y: int, text: str) -> list[str]:
     if end == x:
         return []
     rect = f'<rect x="{x}" y="{y + 6}" width="{end - x}" height="14" fill="{_COLOURS["503"]}"/>'
-    return [rect, _text(end + 6, y + 17, text)]
+    return [rect, _text(end + 6, y + 9, text)]
 
 
 def _text(x: float, y: float, text: str, size: int = 12) -> str:
