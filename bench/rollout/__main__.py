@@ -22,10 +22,11 @@ RESULTS: Final = Path(__file__).with_name("results.json")
 PAGE: Final = ROOT / "docs" / "rollouts.md"
 BEGIN, END = "<!-- rollout: made by `make rollout` -->", "<!-- end of rollout -->"
 
-PLANNED_SEEDS, SEEDS, JOBS = 20, 3, 2
+SEEDS, JOBS = 20, 2
 
+SEEDS_OF_ALL: Final = 3
 PAIR: Final = "ghealth,http"
-"""Contenders of planned events with seeds beyond `SEEDS`, run three times as many at a time."""
+"""Contenders of seeds beyond `SEEDS_OF_ALL`, run three times as many at a time."""
 
 TIMEOUT: Final = 180.0
 ATTEMPTS: Final = 3
@@ -157,18 +158,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="a few runs, nothing written")
     parser.add_argument("--events", help="their names, comma-separated; all of them by default")
-    parser.add_argument("--seeds", help="N or FIRST-LAST; 20 of planned events, 3 of others")
+    parser.add_argument("--seeds", help=f"N or FIRST-LAST; {SEEDS} by default")
     parser.add_argument("--jobs", type=int, default=JOBS, help="runs at a time")
     parser.add_argument("--add", action="store_true", help="keep the other runs of results.json")
     parser.add_argument("--write", action="store_true", help="write results and page")
     arguments = parser.parse_args()
     names = SMOKE if arguments.smoke else tuple((arguments.events or "").split(","))
     events = [event for event in EVENTS if names == ("",) or event.name in names]
-    if arguments.smoke:
-        arguments.seeds = arguments.seeds or "1"
-    wanted = [(event, seed) for event in events for seed in seeds_of(event, arguments.seeds)]
-    few = [(event, seed) for event, seed in wanted if seed <= SEEDS]
-    more = [(event, seed) for event, seed in wanted if seed > SEEDS]
+    seeds = seeds_of(arguments.seeds or ("1" if arguments.smoke else f"{SEEDS}"))
+    wanted = [(event, seed) for event in events for seed in seeds]
+    few = [(event, seed) for event, seed in wanted if seed <= SEEDS_OF_ALL]
+    more = [(event, seed) for event, seed in wanted if seed > SEEDS_OF_ALL]
     names_of_few = SMOKE_CONTENDERS if arguments.smoke else ""
     runs = asyncio.run(make_runs(few, arguments.jobs, names_of_few))
     runs += asyncio.run(make_runs(more, 3 * arguments.jobs, PAIR))
@@ -188,10 +188,8 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def seeds_of(event: Event, text: str | None) -> range:
-    """Return the seeds to run an event with."""
-    if not text:
-        return range(1, 1 + (PLANNED_SEEDS if event.planned else SEEDS))
+def seeds_of(text: str) -> range:
+    """Return the seeds from the first to the last, or from 1."""
     first, _, last = text.rpartition("-")
     return range(int(first or 1), int(last) + 1)
 

@@ -8,6 +8,7 @@ from typing import Final
 from bench.rollout import numbers
 from bench.rollout.fleet import Fleet
 from bench.rollout.numbers import SCALE
+from bench.rollout.recipe import AS_DEPLOYED, BOTH, Recipe
 
 
 async def after(seconds: float) -> None:
@@ -33,7 +34,7 @@ async def scale_in_bare(fleet: Fleet) -> None:
 
 async def scale_out(fleet: Fleet) -> None:
     """Add a pod whose configuration comes late."""
-    await fleet.until_healthy(await fleet.add_pod(numbers.SLOW_START))
+    await fleet.until_ready(await fleet.add_pod(numbers.SLOW_START))
     await after(5)
 
 
@@ -42,7 +43,7 @@ async def spot(fleet: Fleet) -> None:
     pod = fleet.current[0]
     end = asyncio.get_running_loop().time() + numbers.SPOT_NOTICE / SCALE
     fleet.remove_pod(pod)
-    await fleet.until_healthy(await fleet.add_pod())
+    await fleet.until_ready(await fleet.add_pod())
     await asyncio.sleep(end - asyncio.get_running_loop().time())
     await fleet.ended()
 
@@ -63,6 +64,16 @@ async def sick(fleet: Fleet) -> None:
     await after(100)
     pod.heal()
     await after(25)
+
+
+async def drained_by_hand(fleet: Fleet) -> None:
+    """Drain one Envoy through its admin port, end its machine 60 s later, and replace the pod."""
+    pod = fleet.current[0]
+    await pod.drain_by_hand()
+    await after(60)
+    await pod.kill()
+    await fleet.until_ready(await fleet.add_pod())
+    await after(5)
 
 
 async def all_sick(fleet: Fleet) -> None:
@@ -112,7 +123,7 @@ async def image_missing(fleet: Fleet) -> None:
     """Lose a node while the bridge's image cannot be pulled: the new pod does not become ready."""
     fleet.missing = set(fleet.current[0].bridges)
     fleet.remove_pod(fleet.current[0])
-    await fleet.until_healthy(await fleet.add_pod())
+    await fleet.until_ready(await fleet.add_pod())
     await fleet.ended()
 
 
@@ -129,9 +140,9 @@ class Event:
         title: In the table.
         happens: The event.
         planned: Whether no call may fail.
-        bounded: Whether a broken pod must be removed in time.
+        bounded: Whether a broken or drained pod must be removed in time.
         contenders: The contenders that take part.
-        deregistration: The target groups' deregistration delay.
+        recipe: How the gateways are deployed.
     """
 
     name: str
@@ -140,11 +151,18 @@ class Event:
     planned: bool = False
     bounded: bool = False
     contenders: tuple[str, ...] = ALL
-    deregistration: float = numbers.DEREGISTRATION
+    recipe: Recipe = AS_DEPLOYED
 
 
 EVENTS: Final = (
     Event("restart", "rolling restart", restart, planned=True),
+    Event(
+        "restart-gateway-api",
+        "rolling restart, Gateway API",
+        restart,
+        planned=True,
+        recipe=Recipe(startup_probe=True),
+    ),
     Event("scale-in", "scale in", scale_in, planned=True),
     Event("scale-out", "scale out, slow start", scale_out, planned=True),
     Event("spot", "spot interruption", spot, planned=True),
@@ -152,10 +170,28 @@ EVENTS: Final = (
     Event("hang", "one gateway hangs", hang, bounded=True),
     Event("sick", "one gateway answers 503", sick, bounded=True),
     Event("node-added", "a node is added beside a 503", node_added, bounded=True),
+    Event(
+        "by-hand",
+        "Envoy drained by hand, ghealth probes `/ready` too",
+        drained_by_hand,
+        bounded=True,
+        recipe=Recipe(probe_url=BOTH),
+    ),
     Event("all-sick", "all gateways answer 503", all_sick),
     Event("bridge-killed", "sidecar killed in one pod", bridge_killed, contenders=SIDECARS),
     Event("bridges-crash", "sidecar crashes everywhere", bridges_crash, contenders=SIDECARS),
     Event("image-missing", "node lost, image missing", image_missing, contenders=SIDECARS),
     Event("bare", "scale in, Istio's own defaults", scale_in_bare),
-    Event("short-delay", "rolling restart, deregistration delay 30 s", restart, deregistration=30),
+    Event(
+        "gates-off",
+        "rolling restart, readiness gates off",
+        restart,
+        recipe=Recipe(gates=False),
+    ),
+    Event(
+        "short-delay",
+        "rolling restart, deregistration delay 30 s",
+        restart,
+        recipe=Recipe(deregistration=30),
+    ),
 )

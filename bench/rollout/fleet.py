@@ -18,6 +18,7 @@ from bench.rollout.alb import Rules, TargetGroup
 from bench.rollout.contenders import BRIDGES, Contender, Ports
 from bench.rollout.numbers import SCALE
 from bench.rollout.pods import Pod
+from bench.rollout.recipe import Recipe
 from bench.rollout.traffic import Caller
 from tests.support.gateway import free_port, listens, wait_until
 
@@ -69,17 +70,14 @@ class Fleet:
         slot: The part of the loopback range for the pods' addresses.
         seed: Seed of all random values.
         contenders: The contenders that take part.
-        deregistration: The target groups' deregistration delay, in the cluster's seconds.
+        recipe: How its pods and target groups are deployed.
     """
 
     def __init__(
-        self,
-        slot: int,
-        seed: int,
-        contenders: Iterable[Contender],
-        deregistration: float = numbers.DEREGISTRATION,
+        self, slot: int, seed: int, contenders: Iterable[Contender], recipe: Recipe
     ) -> None:
-        self._rules = replace(RULES, deregistration=deregistration / SCALE)
+        self._recipe = recipe
+        self._rules = replace(RULES, deregistration=recipe.deregistration / SCALE)
         self.seed: Final = seed
         self.random = Random(seed)
         self.pods: list[Pod] = []
@@ -121,6 +119,8 @@ class Fleet:
             self._ports,
             self._echo_port,
             self._kinds,
+            self._recipe,
+            Random(f"{self.seed}, pod {number}"),
             self.missing,
         )
         self.pods.append(pod)
@@ -137,26 +137,32 @@ class Fleet:
         end.add_done_callback(self._ends.discard)
         return end
 
-    async def until_healthy(self, pod: Pod, timeout: float = 60.0) -> None:
-        """Wait for a pod's readiness gates: one for each target group that must have it."""
+    async def until_ready(self, pod: Pod, timeout: float = 60.0) -> None:
+        """Wait until a pod is ready: its containers and, with readiness gates, every target group.
 
-        def missing() -> list[Member]:
-            return [
-                member
-                for member in self.members
-                if member.contender.bridge not in self.missing
-                and not member.group.is_healthy(pod.host)
-            ]
+        A contender whose bridge is missing does not count: its pod would never be ready.
+        """
+        members = [m for m in self.members if m.contender.bridge not in self.missing]
+
+        def is_ready() -> bool:
+            if self._recipe.gates:
+                return all(member.group.is_healthy(pod.host) for member in members)
+            return all(_containers_ready(pod, member) for member in members)
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout / SCALE):
-                while missing():
+                while not is_ready():
                     await asyncio.sleep(LOOK)
 
+    async def until_routed(self) -> None:
+        """Wait until every node of every target group sends requests to every pod."""
+        while not all(m.group.is_healthy(pod.host) for m in self.members for pod in self.pods):
+            await asyncio.sleep(LOOK)
+
     async def roll(self) -> None:
-        """Replace every pod: add one, and delete an old one only when the new one is healthy."""
-        for old in [pod for pod in self.pods if not pod.deleting]:
-            await self.until_healthy(await self.add_pod())
+        """Replace every pod: add one, and delete an old one only when the new one is ready."""
+        for old in self.current:
+            await self.until_ready(await self.add_pod())
             self.remove_pod(old)
         await self.ended()
 
@@ -182,7 +188,7 @@ class Fleet:
             await asyncio.to_thread(wait_until, lambda: listens(self._echo_port))
             await asyncio.gather(*(self.add_pod(0.0) for _ in range(REPLICAS)))
             tasks += [asyncio.create_task(self._control(member)) for member in self.members]
-            await asyncio.gather(*(self.until_healthy(pod) for pod in self.pods))
+            await self.until_routed()
             tasks += [asyncio.create_task(member.caller.run()) for member in self.members]
             tasks.append(asyncio.create_task(self._look_on()))
             await asyncio.sleep(self.random.uniform(0, RULES.interval))
@@ -209,12 +215,7 @@ class Fleet:
         random = Random(self.seed)
 
         def wanted() -> set[Pod]:
-            bridge = member.contender.bridge
-            return {
-                pod
-                for pod in self.current
-                if pod.proxy_ready and (bridge is None or pod.bridges[bridge].seen_running)
-            }
+            return {pod for pod in self.current if _containers_ready(pod, member)}
 
         while True:
             if wanted() != applied:
@@ -256,3 +257,9 @@ class Fleet:
                     member.seen.out_after = max(member.seen.out_after, ill_for)
             elif pod.well:
                 member.seen.left_out += (1 - share) * seconds
+
+
+def _containers_ready(pod: Pod, member: Member) -> bool:
+    """Return whether the kubelet has seen the gateway ready and the contender's sidecar running."""
+    bridge = member.contender.bridge
+    return pod.proxy_ready and (bridge is None or pod.bridges[bridge].seen_running)

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from random import Random
 from typing import Any, Final
 
 from bench.rollout import numbers
 from bench.rollout.asking import http_status, is_ready
 from bench.rollout.contenders import GHEALTH, Ports
 from bench.rollout.numbers import SCALE
+from bench.rollout.recipe import Recipe
 from tests.support.gateway import READY, SICK, Agent, Gateway, free_port, listens, wait_until
 from tests.support.processes import environment
 
@@ -77,9 +79,10 @@ class Bridge:
         kind: A key of `contenders.BRIDGES`.
         host: The pod's address.
         ports: Where the pod listens.
+        probe_url: What ghealth probes.
     """
 
-    def __init__(self, kind: str, host: str, ports: Ports) -> None:
+    def __init__(self, kind: str, host: str, ports: Ports, probe_url: str) -> None:
         port = ports.bridges[kind]
         self._address = (port, host)
         self._command = [sys.executable, "-m", "bench.rollout.bridges", kind, host]
@@ -90,7 +93,7 @@ class Bridge:
             self._environment = environment(
                 LISTEN=f"{host}:{port}",
                 ADMIN_LISTEN="off",
-                PROBE_URL=f"http://{host}:{ports.readiness}/healthz/ready",
+                PROBE_URL=probe_url,
                 CACHE_TTL=f"{numbers.CACHE_TTL / SCALE}",
                 PROBE_TIMEOUT=f"{numbers.PROBE_TIMEOUT / SCALE}",
                 SHUTDOWN_GRACE=f"{numbers.SHUTDOWN_GRACE / SCALE}",
@@ -131,7 +134,9 @@ class Pod:
         ports: Where it listens.
         echo_port: Of the service behind.
         kinds: The bridges beside the gateway.
-        without: Those of them whose image cannot be pulled.
+        recipe: How it is deployed.
+        random: For the time of its first probe.
+        without: The bridges whose image cannot be pulled.
     """
 
     def __init__(
@@ -141,28 +146,35 @@ class Pod:
         ports: Ports,
         echo_port: int,
         kinds: Iterable[str],
+        recipe: Recipe,
+        random: Random,
         without: Iterable[str] = (),
     ) -> None:
         self.host: Final = host
         self.zone: Final = zone
-        self.bridges = {kind: Bridge(kind, host, ports) for kind in kinds}
         self.missing = set(without)
         self.crashing = False
         self.deleting = False
         self.gone = False
         self.proxy_ready = False
         self.hung = False
+        self.drained_by_hand = False
         self.states: list[tuple[float, str]] = []
         self._readiness = ports.readiness
+        self._startup_probe = recipe.startup_probe
+        self._random = random
         self._agent = _Agent()
         self._agent.state = SICK
         self.proxy = Proxy(self._agent, host, ports, echo_port)
+        url = recipe.probe_url.replace("localhost:15021", f"{host}:{ports.readiness}")
+        url = url.replace("localhost:15000", f"{host}:{self.proxy.admin_port}")
+        self.bridges = {kind: Bridge(kind, host, ports, url) for kind in kinds}
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def well(self) -> bool:
-        """The real state: configured, running, and not terminating."""
-        return self._agent.state == READY and not self.hung
+        """The real state: configured, running, not terminating, and not drained by hand."""
+        return self._agent.state == READY and not self.hung and not self.drained_by_hand
 
     async def start(self, configured_after: float = numbers.ENVOY_START) -> None:
         """Start the sidecars, then the gateway, which has its configuration after a while.
@@ -177,15 +189,15 @@ class Pod:
         await asyncio.to_thread(wait_until, lambda: all(bridge.listens for bridge in started))
         self._note("starting")
         await asyncio.sleep(numbers.SIDECAR_START / SCALE)
+        self._tasks = [
+            asyncio.create_task(self._probe()),
+            asyncio.create_task(self._look_after_bridges()),
+        ]
         begun = asyncio.get_running_loop().time()
         await asyncio.to_thread(self.proxy.start)
         took = asyncio.get_running_loop().time() - begun
         await asyncio.sleep(max(0.0, configured_after / SCALE - took))
         self.heal()
-        self._tasks = [
-            asyncio.create_task(self._probe()),
-            asyncio.create_task(self._look_after_bridges()),
-        ]
 
     def sicken(self) -> None:
         """Answer 503 from now on, and still serve requests."""
@@ -197,6 +209,12 @@ class Pod:
         self.hung = True
         self._signal(signal.SIGSTOP)
         self._note("hung")
+
+    async def drain_by_hand(self) -> None:
+        """Drain Envoy as an operator does; 15021 still answers 200 (istio/istio#38065)."""
+        await http_status(self.host, self.proxy.admin_port, "/healthcheck/fail", "POST")
+        self.drained_by_hand = True
+        self._note("by hand")
 
     def heal(self) -> None:
         """Recover."""
@@ -238,20 +256,28 @@ class Pod:
         self._agent.stop()
 
     async def _probe(self) -> None:
-        """Act as the kubelet: istio-proxy's startupProbe, then its readinessProbe."""
+        """Act as the kubelet: istio-proxy's startupProbe, if it has one, and its readinessProbe.
+
+        A readinessProbe's period begins when the kubelet receives the pod, before it pulls images
+        and starts sidecars (kubernetes, pkg/kubelet/prober/worker.go). So istio-proxy starts at any
+        time in a period. After a startupProbe the kubelet probes the readiness at once.
+        """
         loop = asyncio.get_running_loop()
-        timeout = numbers.READINESS_TIMEOUT / SCALE
-        while not await is_ready(self.host, self._readiness, timeout):
-            await asyncio.sleep(numbers.STARTUP_PERIOD / SCALE)
-        self.proxy_ready = True
+        period, timeout = numbers.READINESS_PERIOD / SCALE, numbers.READINESS_TIMEOUT / SCALE
         due, failures = loop.time(), 0
+        if self._startup_probe:
+            while not await is_ready(self.host, self._readiness, timeout):
+                due += numbers.STARTUP_PERIOD / SCALE
+                await asyncio.sleep(due - loop.time())
+        else:
+            due += self._random.uniform(0, period)
         while True:
-            due += numbers.READINESS_PERIOD / SCALE
             await asyncio.sleep(due - loop.time())
             ready = await is_ready(self.host, self._readiness, timeout)
             failures = 0 if ready else failures + 1
             if ready or failures >= numbers.READINESS_FAILURES:
                 self.proxy_ready = ready
+            due += period
 
     async def _look_after_bridges(self) -> None:
         """Act as the kubelet: find the running containers, and restart those that ended."""

@@ -18,6 +18,7 @@ BOUND: Final = UNHEALTHY_THRESHOLD * INTERVAL + TIMEOUT
 PICTURES: Final = {
     "restart": "A rolling restart with the recommended numbers",
     "bare": "The end of a pod with Istio's own defaults: no preStop, 5 s of drain",
+    "sick": "A gateway that answers 503: how long each health check leaves it in",
 }
 """The events that are drawn, each from its first seed."""
 
@@ -139,12 +140,20 @@ _COLOURS: Final = {
     "draining": "#f0a35e",
     "503": "#e77f7f",
     "hung": "#b07fe7",
+    "by hand": "#e7c27f",
 }
 
 
+_BROKEN: Final = ("503", "hung", "by hand")
+
+
 def picture(run: Run) -> str:
-    """Draw a run: each pod's states, the answers to ghealth's checks, and every failed call."""
+    """Draw a run: each pod's states, the answers to ghealth's checks, and every failed call.
+
+    If a gateway broke, a bar shows for how long each target group still sent requests to it.
+    """
     pods = run["pods"]
+    broke = _first_failure(pods)
     begin, end = -10.0, float(run["seconds"]) + 5
     lanes = [name for name in run["contenders"] if name != "twin"]
     height = _TOP + _ROW * (len(pods) + len(lanes)) + 60
@@ -195,16 +204,31 @@ def picture(run: Run) -> str:
     titles = {contender.name: contender.title for contender in CONTENDERS}
     for name in lanes:
         failures = [f for f in run["contenders"][name]["failures"] if not f[3]]
+        routed = run["contenders"][name]["out_after"]
         parts.append(_text(10, y + 16, titles[name]))
         parts.append(
             f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y + 13}" y2="{y + 13}" '
             'stroke="#cccccc"/>'
         )
+        parts += _bar(x(broke), x(broke + routed), y, f"{routed:.0f} s")
         parts += [_dot(x(at), y + 13, passed=False) for at, *_ in failures]
         parts.append(_text(_LEFT + _WIDTH - 60, y + 9, f"{len(failures)} failed"))
         y += _ROW
     parts.append(_text(_LEFT, y + 36, "seconds of the cluster; a dot on a pod is a node's check"))
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _first_failure(pods: dict[str, list[tuple[float, str]]]) -> float:
+    """Return when the first gateway broke, or 0, when the event begins."""
+    times = [at for states in pods.values() for at, state in states if state in _BROKEN]
+    return min(times, default=0.0)
+
+
+def _bar(x: int, end: int, y: int, text: str) -> list[str]:
+    if end == x:
+        return []
+    rect = f'<rect x="{x}" y="{y + 6}" width="{end - x}" height="14" fill="{_COLOURS["503"]}"/>'
+    return [rect, _text(end + 6, y + 9, text)]
 
 
 def _text(x: float, y: float, text: str, size: int = 12) -> str:

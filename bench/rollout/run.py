@@ -27,7 +27,7 @@ async def run(event: Event, seed: int, slot: int, names: tuple[str, ...]) -> dic
         names: The contenders that take part.
     """
     contenders = [contender for contender in CONTENDERS if contender.name in names]
-    fleet = Fleet(slot, seed, contenders, event.deregistration)
+    fleet = Fleet(slot, seed, contenders, event.recipe)
     loop = asyncio.get_running_loop()
     if (me := asyncio.current_task()) is not None:
         loop.add_signal_handler(signal.SIGTERM, me.cancel)  # so that no Envoy is left behind

@@ -466,11 +466,13 @@ def cluster_figures() -> set[str]:
     end = numbers.PRESTOP + numbers.DRAIN
     lag, controller = numbers.ROUTING_LAG[1], numbers.CONTROLLER_LAG[1]
     twice_as_often = numbers.UNHEALTHY_THRESHOLD * numbers.INTERVAL / 2 + numbers.TIMEOUT
+    makefile = page("Makefile")
     # The share of the requests that istio-proxy's 100m or 1000m has beside ghealth's 50m.
     targets = (math.ceil(80 * request / (request + 50)) for request in (100, 1000))
     return {
         *(f"{target} %" for target in targets),
         f"{traffic.LONGEST * 1000:g} ms",
+        *(f"{minutes} minutes" for minutes in re.findall(r"every event \((\d+) min", makefile)),
         *(
             f"{seconds:g} s"
             for seconds in (
@@ -481,6 +483,8 @@ def cluster_figures() -> set[str]:
                 numbers.GRACE,
                 numbers.ENVOY_DRAIN_TIME,
                 numbers.READINESS_PERIOD,
+                numbers.READINESS_PERIOD - numbers.STARTUP_PERIOD,
+                numbers.INTERVAL + controller,
                 numbers.INTERVAL * numbers.HEALTHY_THRESHOLD,
                 numbers.PROBE_TIMEOUT / numbers.SCALE,
                 numbers.CACHE_TTL + numbers.PROBE_TIMEOUT,

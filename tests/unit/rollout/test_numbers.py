@@ -1,6 +1,7 @@
 from pathlib import Path
 
 from bench.rollout.numbers import DEREGISTRATION, DRAIN, GRACE, PRESTOP, differences
+from bench.rollout.recipe import BOTH
 
 ROOT = Path(__file__).parents[3]
 
@@ -22,6 +23,14 @@ spec:
 def test_the_runs_were_made_with_the_numbers_of_deploy() -> None:
     """The numbers in deploy/ are those of the runs."""
     assert differences(ROOT / "deploy") == []
+
+
+def test_the_runs_probe_the_urls_of_deploy() -> None:
+    """Every recipe for an Envoy that is drained by hand has the URLs of the runs."""
+    files = [file.read_text() for file in (ROOT / "deploy").rglob("*.yaml")]
+    both = [line for text in files for line in text.splitlines() if ":15000/ready" in line]
+    assert len(both) >= 3
+    assert all(line.split()[-1] == BOTH for line in both)
 
 
 def test_every_number_that_differs_is_told(tmp_path: Path) -> None:
