@@ -61,18 +61,18 @@ class DrainStarted:
     seconds: float
 
 
-CutReason = Literal["calls", "connections", "undelivered answers"]
-"""What an address had too many of."""
+CutReason = Literal["calls", "connections", "undelivered answers", "descriptors in use"]
+"""What there were too many of: of this address, or descriptors in the process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionsCut:
-    """The connections of an address were cut, since it held too much.
+    """Connections of an address were cut.
 
     Args:
         address: The clients' address.
-        count: How many connections it had.
-        reason: What it had too many of.
+        count: How many of its connections were cut.
+        reason: What there were too many of.
         blocked: Seconds for which its new connections are cut, too.
     """
 

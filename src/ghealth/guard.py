@@ -447,7 +447,9 @@ class Guard:
         given_up = set(old[: count - int(self._max_descriptors * ROOM)])
         if given_up:
             for host, cut in self._reset_each(lambda peer: peer in given_up).items():
-                self._emit(ConnectionsCut(address=host, count=cut, reason="connections", blocked=0))
+                self._emit(
+                    ConnectionsCut(address=host, count=cut, reason="descriptors in use", blocked=0)
+                )
 
     def _reset_each(self, is_cut: Callable[[Peer], bool]) -> Counter[str]:
         """Reset connections, and return how many of each address."""

@@ -320,7 +320,7 @@ def test_connections_without_a_call_make_room_before_descriptors_run_out() -> No
     assert all(call in scene.guard._calls for call in calls)
     assert {new, *peers[:50]} <= set(scene.connections.peers)
     assert more[-1] in scene.connections.peers
-    assert {(cut.reason, cut.blocked) for cut in scene.cuts} == {("connections", 0)}
+    assert {(cut.reason, cut.blocked) for cut in scene.cuts} == {("descriptors in use", 0)}
 
 
 def test_an_answer_that_waits_too_long_is_cut() -> None:
