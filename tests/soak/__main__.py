@@ -20,6 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 from random import SystemRandom
+from statistics import median
 from typing import Final
 
 from tests.soak.callers import CALLERS, CONNECTIONS, DEAF_WATCH, TIMEOUT, work
@@ -144,6 +145,10 @@ async def soak(scene: Scene, seconds: float) -> None:
         counts = (tally.answers, tally.healthy, tally.must, tally.must_not)
         print(f"{kind:<20}" + "".join(map("{:>10}".format, counts)) + f"{tally.longest:>8.3f} s")
     print(f"{'all':<20}{sum(tally.answers for tally in model.tallies.values()):>10}")
+    resident = [usage[0] for usage in scene.usages]
+    quarter = max(1, len(resident) // 4)
+    medians = [median(resident[at : at + quarter]) for at in range(0, 4 * quarter, quarter)]
+    print(f"KiB, median of each quarter: {', '.join(f'{one:.0f}' for one in medians)}")
     peak = [max(column) for column in zip(*scene.usages, strict=True)]
     for name, at_start, at_most, at_end in zip(("KiB", "fds"), start, peak, end, strict=True):
         print(f"{name}: {at_start} at the start, {at_most} at most, {at_end} at the end")

@@ -135,7 +135,7 @@ def asks(tells: Tells, ask: Callable[[Hand], Awaitable[str]]) -> Turn:
 
 
 def asks_late(tells: Tells, service: str) -> Turn:
-    """Return the turn of a caller whose message is late, but in time unless the machine is slow.
+    """Return the turn of a caller whose message is late, but in time unless ghealth is stopped.
 
     A message that is too late counts as missing: INVALID_ARGUMENT.
     """
@@ -143,8 +143,10 @@ def asks_late(tells: Tells, service: str) -> Turn:
     async def turn(hand: Hand) -> None:
         asked = now()
         answer = await hand.heard(hand.message_late(service))
-        if hand.scene.model.machine.withheld_since(asked) < MESSAGE_TIMEOUT / 2:
-            hand.scene.model.judge(hand.kind, tells, answer, asked)
+        model = hand.scene.model
+        late = model.machine.withheld_since(asked) + model.stood(asked, now())
+        if late < MESSAGE_TIMEOUT / 2:
+            model.judge(hand.kind, tells, answer, asked)
 
     return turn
 
