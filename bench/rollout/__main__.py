@@ -22,7 +22,7 @@ RESULTS: Final = Path(__file__).with_name("results.json")
 PAGE: Final = ROOT / "docs" / "rollouts.md"
 BEGIN, END = "<!-- rollout: made by `make rollout` -->", "<!-- end of rollout -->"
 
-SEEDS, JOBS = 20, 2
+SEEDS, JOBS = 20, 3
 
 SEEDS_OF_ALL: Final = 3
 PAIR: Final = "ghealth,http"
@@ -92,11 +92,15 @@ async def make_runs(
     began = time.monotonic()
     done: list[dict[str, Any]] = []
 
-    async def make(event: Event, seed: int) -> dict[str, Any]:
+    async def make(event: Event, seed: int) -> dict[str, Any] | None:
         async with turn:
             slot = slots.pop()
             try:
                 run = await make_valid_run(event, seed, slot, names)
+            except RuntimeError as error:
+                # The other runs are worth keeping, and `--add` makes this one again.
+                print(error, file=sys.stderr, flush=True)
+                return None
             finally:
                 slots.append(slot)
             failed = {name: result["failed"] for name, result in run["contenders"].items()}
@@ -107,7 +111,7 @@ async def make_runs(
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(make(event, seed)) for event, seed in wanted]
-    return [task.result() for task in tasks]
+    return [run for task in tasks if (run := task.result())]
 
 
 def slim(run: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +177,8 @@ def main() -> int:
     runs = asyncio.run(make_runs(few, arguments.jobs, names_of_few))
     runs += asyncio.run(make_runs(more, 3 * arguments.jobs, PAIR))
     problems = report.broken(runs)
+    if len(runs) < len(wanted):
+        problems.append(f"{len(wanted) - len(runs)} runs failed: make them again with --add")
     if arguments.add and RESULTS.exists():
         fresh = {(run["event"], run["seed"]) for run in runs}
         old = json.loads(RESULTS.read_text())

@@ -23,11 +23,13 @@ class Ports:
     Args:
         traffic: Calls.
         readiness: Port 15021 in a cluster.
+        envoy_admin: Port 15000 in a cluster.
         bridges: Port 25021 in a cluster, for each bridge.
     """
 
     traffic: int
     readiness: int
+    envoy_admin: int
     bridges: dict[str, int]
 
 

@@ -90,8 +90,8 @@ class Fleet:
         self._ends: set[asyncio.Task[None]] = set()
         system = Random()
         first = system.randrange(20_000, 29_000)
-        numbers_of = dict(zip(BRIDGES, range(first + 2, first + 5), strict=True))
-        self._ports = Ports(first, first + 1, numbers_of)
+        numbers_of = dict(zip(BRIDGES, range(first + 3, first + 6), strict=True))
+        self._ports = Ports(first, first + 1, first + 2, numbers_of)
         for contender in contenders:
             self.members.append(self._member(contender, seed))
         used = {member.contender.bridge for member in self.members}

@@ -15,7 +15,7 @@ from bench.rollout.asking import http_status, is_ready
 from bench.rollout.contenders import GHEALTH, Ports
 from bench.rollout.numbers import SCALE
 from bench.rollout.recipe import Recipe
-from tests.support.gateway import READY, SICK, Agent, Gateway, free_port, listens, wait_until
+from tests.support.gateway import READY, SICK, Agent, Gateway, listens, wait_until
 from tests.support.processes import environment
 
 _UPSTREAM: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -42,7 +42,7 @@ class Proxy(Gateway):
     def __init__(self, agent: Agent, host: str, ports: Ports, echo_port: int) -> None:
         drain_time = f"{numbers.ENVOY_DRAIN_TIME / SCALE:.0f}"
         super().__init__(agent, ports.readiness, host, ("--drain-time-s", drain_time))
-        self.admin_port = free_port(host)
+        self.admin_port = ports.envoy_admin
         config = json.loads(self._config)
         address = {"address": host, "port_value": self.admin_port}
         config["admin"] = {"address": {"socket_address": address}}
