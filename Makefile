@@ -91,7 +91,7 @@ dist: env ## build the wheel and the sdist into dist/, and test the wheel in an 
 release-dry-run: dist ## what the tag of this version would publish: files, image names, notes
 	$(BIN)/python -m tools.release dry-run
 
-mutants: env ## change the code in many small ways, and verify that a test fails for each
+mutants: env ## change the code in many small ways, and verify that a test fails for each (5 min)
 	@tools/install $(VENV) requirements/mutants.txt
 	$(BIN)/python -m tools.mutants
 

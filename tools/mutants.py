@@ -2,56 +2,138 @@
 
 mutmut (its settings are in pyproject.toml) makes one small change at a time in the files that
 implement the promise. If no test fails, the change must be one without an effect.
+
+It leaves out functions that have a decorator, such as properties.
 """
 
+import re
+import shutil
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Final
 
-MUTMUT = str(Path(sys.prefix) / "bin" / "mutmut")
-TIMEOUT = 1800
+MUTMUT: Final = str(Path(sys.prefix) / "bin" / "mutmut")
 
-EXPLAINED = {
-    '+    last_sent: Status | None = ""': "unequal to every status, as None is",
-    "+    late = ProbeResult(ready=None,": "as false as False",
-    "+        result = ProbeResult(ready=None,": "the same",
-    "return ProbeResult(ready=None,": "the same",
-    '+    first_error = ""': "as false as None",
-    "ipaddress.ip_address(None)": "the look-up of an address returns the address",
-    "_look_up, host, None)": "the port of a result is not used",
-    "socket.getaddrinfo(host, None,": "the same",
-    "socket.getaddrinfo(host, port, )": "an address that occurs twice counts once",
-    "raise socket.gaierror(": "only its type is used, for the reason",
-    "+    if seconds >= self._probe_timeout:": "no measurement equals the limit exactly",
-    'decode("ASCII")': "another name of the same codec",
-    "(health, None, status_callers)": "both policies behind it use only the health",
-    "(health, user_agent, None)": "the same",
+RESULTS: Final = Path(__file__).parent.parent / "mutants"
+"""Where mutmut keeps the changed code and the results."""
+
+TIMEOUT: Final = 1800
+"""Seconds; a run takes about five minutes on two cores."""
+
+CAUGHT: Final = {"killed", "timeout"}
+"""What mutmut calls a change that a test noticed, by a failure or because it did not end."""
+
+EXPLAINED: Final = {
+    "it is as false as False": ("self._watches_ended = None",),
+    "it is unequal to every status, as None is": ('last_sent: Status | None = ""',),
+    "during the drain, check() returns DRAINING whatever it was given": ("_answer(service, None)",),
+    "there is one result for each name": (
+        "await asyncio.gather(*checks), strict=None",
+        "await asyncio.gather(*checks), strict=False",
+        "await asyncio.gather(*checks), )",
+    ),
+    "the first code is below all that are allowed, or above the last": (
+        "if match else (+1, -1)",
+        "if match else (-2, -1)",
+        "if match else (-1, +1)",
+        "if match else (-1, -2)",
+    ),
+    "both policies behind it use only the health": (
+        "(health, None, status_callers)",
+        "(health, user_agent, None)",
+    ),
+    "httpx writes methods in capitals": ('    "get",',),
+    "h11 checks the headers and the path; any word is a method": (
+        'h11.Request(method="XXGETXX",',
+        'h11.Request(method="get",',
+    ),
+    "httpx reads no certificates for None, and the next line replaces its pool": (
+        "super().__init__(verify=None,",
+    ),
+    "httpx reads the environment only if it makes a context": (
+        "super().__init__(verify=trust, trust_env=None",
+        "super().__init__(verify=trust, trust_env=True",
+        "super().__init__(verify=trust, )",
+    ),
+    "the pool is closed after one request, and with it the connection": (
+        "max_keepalive_connections=None",
+        "max_keepalive_connections=1",
+        "ssl_context=trust, network_backend=network",
+    ),
+    "only the addresses of the result are used, not the port": (
+        "look_up(host, None)",
+        "self._addresses.find(host, None)",
+    ),
+    "only the types of the exception and of its causes are used, for the reason": (
+        "raise httpcore.ConnectError(None)",
+        "raise httpcore.ConnectError(str(None))",
+        "raise h11.RemoteProtocolError(None)",
+        'raise h11.RemoteProtocolError("XX',
+        'raise h11.RemoteProtocolError("RESPONSE',
+    ),
+    "it wakes up in vain while the last attempts to connect continue": (
+        "if (waiting) or True else None",
+    ),
+    "a request without timeouts passes None; `WithTimeout` limits the whole probe": (
+        "self._stream.read(min(max_bytes, READ_SIZE), None)",
+        "self._stream.read(min(max_bytes, READ_SIZE), )",
+        "self._stream.write(buffer, None)",
+        "self._stream.write(buffer, )",
+        "self._stream.start_tls(ssl_context, server_hostname, None)",
+        "self._stream.start_tls(ssl_context, server_hostname, )",
+    ),
+    "httpcore asks only for HTTP/2 and for connections that are used again": (
+        "self._stream.get_extra_info(None)",
+    ),
 }
+"""Why a change has no effect, and a part of the changed line of each such change."""
+
+
+_CHANGED: Final = re.compile(r"[-+](?![-+])")
 
 
 def mutmut(*arguments: str) -> str:
-    """Run mutmut and return its output."""
+    """Run mutmut and return its output; if it fails, show the output and exit."""
     done = subprocess.run(
         [MUTMUT, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
+    if done.returncode:
+        sys.exit(f"{done.stdout}{done.stderr}mutmut {arguments[0]} failed")
     return done.stdout
 
 
 def main() -> int:
-    """Print every survivor, and fail if one has no explanation."""
-    print(mutmut("run").replace("\r", "\n").strip().splitlines()[-1])
-    names = [
-        line.split(":")[0].strip() for line in mutmut("results").splitlines() if "survived" in line
-    ]
+    """Print every survivor; fail if one has no explanation, or an explanation has no survivor."""
+    # mutmut would keep the results of earlier runs, though the tests may have changed.
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    mutmut("run")
+    found = re.findall(r"^ +(\S+): (.+)$", mutmut("results", "--all", "true"), re.MULTILINE)
+    if not found:
+        sys.exit("mutmut changed nothing")
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    unused = [part for parts in EXPLAINED.values() for part in parts]
     unexplained = 0
-    for name in names:
-        diff = mutmut("show", name).splitlines()
-        changed = "\n".join(line for line in diff if line.startswith("+") and line[1:2] != "+")
-        why = next((why for part, why in EXPLAINED.items() if part in changed), None)
-        unexplained += why is None
-        print(f"{name}\n{changed}\n    {why or 'NOT EXPLAINED'}")
-    print(f"{len(names)} survivors, {unexplained} of them unexplained")
-    return 1 if unexplained else 0
+    for name, result in found:
+        counts[name.rpartition(".")[0]][result] += 1
+        if result in CAUGHT:
+            continue
+        lines = [line for line in mutmut("show", name).splitlines() if _CHANGED.match(line)]
+        added = "\n".join(line for line in lines if line.startswith("+"))
+        reasons = [why for why, parts in EXPLAINED.items() if any(part in added for part in parts)]
+        unused = [part for part in unused if part not in added]
+        unexplained += not reasons
+        print(
+            f"{name}: {result}", *lines, f"    {' / '.join(reasons) or 'NOT EXPLAINED'}", sep="\n"
+        )
+    for module, results in counts.items():
+        shown = ", ".join(f"{count} {result}" for result, count in results.most_common())
+        print(f"{module}: {results.total()} changes, {shown}")
+    for part in unused:
+        print(f"EXPLAINS NO SURVIVOR: {part}")
+    print(f"{unexplained} survivors without an explanation, {len(unused)} explanations of nothing")
+    return 1 if unexplained or unused else 0
 
 
 if __name__ == "__main__":

@@ -191,6 +191,22 @@ async def test_a_caller_without_patience_is_answered_and_the_attempt_goes_on() -
 
 
 @in_virtual_time
+async def test_callers_that_no_longer_wait_cost_no_memory() -> None:
+    """During a long probe, nothing is kept for callers that have their answer or have gone."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    checker = checker_of(probe)
+    stayer = asyncio.create_task(checker.check(GATEWAY))
+    gone = asyncio.create_task(checker.check(GATEWAY))
+    assert await checker.check(GATEWAY, timeout=0.1) == DEADLINE
+    gone.cancel()
+    await asyncio.wait((gone,))
+    assert len(checker._services[GATEWAY].waiters) == 1
+    probe.gate.set()
+    assert await stayer == SERVING
+
+
+@in_virtual_time
 async def test_a_caller_that_leaves_does_not_take_the_attempt_along() -> None:
     """Trap 2: the shared probe survives the cancellation of the caller that caused it."""
     probe = FakeProbe()
@@ -286,6 +302,59 @@ async def test_the_services_are_listed_gateway_first() -> None:
 
 
 @in_virtual_time
+async def test_a_check_of_all_services_has_them_in_their_order() -> None:
+    """It has the health of each service, the gateway first and `liveness` last."""
+    healths = await checker_of(FakeProbe(SICK), FakeProbe()).check_all()
+    assert list(healths.items()) == [
+        (GATEWAY, NOT_SERVING),
+        ("second", SERVING),
+        (LIVENESS, ALIVE),
+    ]
+
+
+@in_virtual_time
+async def test_a_check_of_all_services_probes_each_of_them_once() -> None:
+    """The probes are under way at the same time, and none is repeated, TTL 0 included."""
+    probes = FakeProbe(), FakeProbe(), FakeProbe()
+    for probe in probes:
+        probe.gate.clear()
+    checking = asyncio.create_task(checker_of(*probes, cache_ttl=0).check_all())
+    await asyncio.sleep(1)
+    assert [probe.under_way for probe in probes] == [1, 1, 1]
+    for probe in probes:
+        probe.gate.set()
+    await checking
+    assert [probe.attempts for probe in probes] == [1, 1, 1]
+
+
+@in_virtual_time
+async def test_a_check_of_all_services_is_answered_before_its_deadline() -> None:
+    """Only a service whose probe takes longer than the caller can wait is DEADLINE."""
+    slow = FakeProbe()
+    slow.gate.clear()
+    checker = checker_of(slow, FakeProbe())
+    started = now()
+    healths = await checker.check_all(timeout=0.5)
+    assert healths == {GATEWAY: DEADLINE, "second": SERVING, LIVENESS: ALIVE}
+    assert now() - started == pytest.approx(0.5, abs=0.01)
+    await checker.close()
+
+
+@in_virtual_time
+async def test_a_drain_reaches_a_check_of_all_services_that_waits() -> None:
+    """A service that was SERVING while another was waited for is not SERVING in the answer."""
+    slow, well = FakeProbe(), FakeProbe()
+    slow.gate.clear()
+    checker = checker_of(slow, well)
+    checking = asyncio.create_task(checker.check_all())
+    await asyncio.sleep(1)
+    assert well.attempts == 1
+    checker.drain()
+    assert await checking == {GATEWAY: DRAINING, "second": DRAINING, LIVENESS: ALIVE}
+    await checker.close()
+
+
+@in_virtual_time
 async def test_observers_learn_of_every_attempt_and_of_nothing_else() -> None:
     """One note a probe, none for an answer from a fresh result."""
     recorder = Recorder()
@@ -374,6 +443,15 @@ async def test_draining_answers_those_who_wait_at_once() -> None:
 
 
 @in_virtual_time
+async def test_the_drain_is_visible_from_its_beginning() -> None:
+    """`draining` is False until the drain begins, and True afterwards."""
+    checker = checker_of(FakeProbe())
+    before = checker.draining
+    checker.drain()
+    assert (before, checker.draining) == (False, True)
+
+
+@in_virtual_time
 async def test_draining_outlives_a_fresh_good_answer() -> None:
     """Once draining, even an answer that is fresh and good is not served, and nothing is asked."""
     probe = FakeProbe()
@@ -445,6 +523,38 @@ async def test_many_watchers_cost_no_more_than_one() -> None:
     checker.end_watches()
     checker.drain()
     await asyncio.gather(*watchers)
+
+
+@in_virtual_time
+async def test_watchers_that_came_at_different_moments_share_one_interval() -> None:
+    """Five watchers cause one probe each WATCH_INTERVAL, though no result is fresh, TTL 0."""
+    probe = FakeProbe()
+    checker = checker_of(probe, cache_ttl=0)
+    watchings = [checker.watch(GATEWAY) for _ in range(5)]
+    for watching in watchings:
+        await next_of(watching)
+        await asyncio.sleep(0.1)
+    before = probe.attempts
+    await asyncio.sleep(10)
+    assert probe.attempts - before == 10
+    for watching in watchings:
+        await watching.aclose()
+
+
+@in_virtual_time
+async def test_a_watch_after_the_end_of_all_others_follows_the_service() -> None:
+    """Probing begins again with a watch that comes after it had ended."""
+    probe = FakeProbe()
+    checker = checker_of(probe)
+    earlier = checker.watch(GATEWAY)
+    assert await next_of(earlier) == SERVING
+    await earlier.aclose()
+    await asyncio.sleep(10)
+    watching = checker.watch(GATEWAY)
+    assert await next_of(watching) == SERVING
+    probe.says = SICK
+    assert await next_of(watching) == NOT_SERVING
+    await watching.aclose()
 
 
 @pytest.mark.parametrize(
@@ -542,6 +652,21 @@ async def test_closing_leaves_nothing_behind() -> None:
     assert probe.under_way == 0
     assert await waiting == DRAINING
     assert asyncio.all_tasks() == before
+
+
+@in_virtual_time
+async def test_a_probe_that_the_end_cancels_is_neither_a_bug_nor_an_event(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """close() during a probe logs no failure, and no sink receives a result."""
+    probe, recorder = FakeProbe(), Recorder()
+    probe.gate.clear()
+    checker = checker_of(probe, emit=recorder)
+    waiting = asyncio.create_task(checker.check(GATEWAY))
+    await asyncio.sleep(0.1)
+    await checker.close()
+    await waiting
+    assert (caplog.records, recorder.events) == ([], [])
 
 
 STEPS = st.lists(

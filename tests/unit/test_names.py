@@ -2,11 +2,15 @@ import asyncio
 import errno
 import socket
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from ghealth.names import look_up
+from ghealth.names import AddressInfo, look_up
+
+LIMIT = 10.0
+"""Seconds after which a look-up, or the question to the name server, will not come."""
 
 
 class NameServer:
@@ -16,17 +20,28 @@ class NameServer:
         self.gate = threading.Event()
         self.asked = threading.Semaphore(0)
         self.threads: list[threading.Thread] = []
-        self.result: Any = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 1))]
+        self.flags: list[int] = []
+        self.fails: Exception | None = None
 
-    def getaddrinfo(self, *_: object, flags: int, **__: object) -> Any:
+    def getaddrinfo(self, _: str, port: int, *, flags: int, **__: object) -> Any:
         if flags & socket.AI_NUMERICHOST:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         self.threads.append(threading.current_thread())
+        self.flags.append(flags)
         self.asked.release()
         self.gate.wait()
-        if isinstance(self.result, Exception):
-            raise self.result
-        return self.result
+        if self.fails is not None:
+            raise self.fails
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
+
+    async def question(self) -> None:
+        """Wait for one question."""
+        assert await asyncio.to_thread(self.asked.acquire, timeout=LIMIT)
+
+
+async def looked_up(host: str, port: int, **flags: int) -> Sequence[AddressInfo]:
+    async with asyncio.timeout(LIMIT):
+        return await look_up(host, port, **flags)
 
 
 @pytest.fixture
@@ -40,24 +55,40 @@ def name_server(monkeypatch: pytest.MonkeyPatch) -> NameServer:
 async def test_an_address_needs_no_thread(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     """An IP address in any form is there at once."""
     monkeypatch.setattr(threading, "Thread", None)
-    assert await look_up(host, 1)
+    assert await looked_up(host, 1)
+
+
+async def test_the_result_is_a_place_for_tcp() -> None:
+    """It has the port, and an address occurs once, as that of a stream."""
+    place = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", 80))
+    assert await looked_up("127.0.0.1", 80) == [place]
+
+
+@pytest.mark.parametrize("flags", [0, socket.AI_CANONNAME])
+async def test_the_flags_are_the_callers(name_server: NameServer, flags: int) -> None:
+    """The look-up by the name server has them and no others."""
+    name_server.gate.set()
+    await (looked_up("a", 1, flags=flags) if flags else looked_up("a", 1))
+    assert name_server.flags == [flags]
 
 
 async def test_a_name_is_looked_up_off_the_loop(name_server: NameServer) -> None:
     """While a name server is slow, the loop continues, and two look-ups run at the same time."""
-    looking_up = [asyncio.ensure_future(look_up(host, 1)) for host in ("a", "b")]
+    looking_up = [asyncio.ensure_future(looked_up("a", port)) for port in (1, 2)]
     for _ in looking_up:
-        await asyncio.to_thread(name_server.asked.acquire)
+        await name_server.question()
     assert not any(future.done() for future in looking_up)
     name_server.gate.set()
-    assert await asyncio.gather(*looking_up) == [name_server.result] * 2
+    results = await asyncio.gather(*looking_up)
+    assert [place for ((*_, place),) in results] == [("10.0.0.1", 1), ("10.0.0.1", 2)]
     assert all(thread.daemon for thread in name_server.threads), "the process's end would wait"
+    assert [thread.name for thread in name_server.threads] == ["look-up"] * 2
 
 
 async def test_a_look_up_can_be_cancelled(name_server: NameServer) -> None:
     """Its thread continues, and its late result is ignored."""
-    looking_up = asyncio.ensure_future(look_up("a", 1))
-    await asyncio.to_thread(name_server.asked.acquire)
+    looking_up = asyncio.ensure_future(looked_up("a", 1))
+    await name_server.question()
     looking_up.cancel()
     with pytest.raises(asyncio.CancelledError):
         await looking_up
@@ -70,8 +101,8 @@ def test_a_result_after_the_end_of_the_loop_is_dropped(name_server: NameServer) 
     """A name server that answers after the end disturbs nothing."""
 
     async def leave_early() -> None:
-        looking_up = asyncio.ensure_future(look_up("a", 1))
-        await asyncio.to_thread(name_server.asked.acquire)
+        looking_up = asyncio.ensure_future(looked_up("a", 1))
+        await name_server.question()
         looking_up.cancel()
 
     asyncio.run(leave_early())
@@ -79,23 +110,26 @@ def test_a_result_after_the_end_of_the_loop_is_dropped(name_server: NameServer) 
     name_server.threads[0].join()
 
 
+UNKNOWN = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (socket.gaierror(socket.EAI_NONAME, "unknown"), socket.gaierror),
-        (UnicodeError("label too long"), socket.gaierror),
-        (OSError(errno.EMFILE, "Too many open files"), OSError),
+        (UNKNOWN, UNKNOWN),
+        (UnicodeError("label too long"), UNKNOWN),
+        (OSError(errno.EMFILE, "none left"), OSError(errno.EMFILE, "none left")),
     ],
 )
 async def test_a_failed_look_up_raises(
-    name_server: NameServer, error: Exception, expected: type[Exception]
+    name_server: NameServer, error: Exception, expected: Exception
 ) -> None:
-    """A text that cannot be a name has no address either."""
-    name_server.result = error
+    """A text that cannot be a name fails as a name without an address does."""
+    name_server.fails = error
     name_server.gate.set()
-    with pytest.raises(expected) as raised:
-        await look_up("a", 1)
-    assert type(raised.value) is expected
+    with pytest.raises(type(expected)) as raised:
+        await looked_up("a", 1)
+    assert (type(raised.value), raised.value.args) == (type(expected), expected.args)
 
 
 async def test_without_a_thread_a_look_up_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +139,6 @@ async def test_without_a_thread_a_look_up_fails(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    with pytest.raises(OSError, match="no thread can be started") as raised:
-        await look_up("a.invalid", 1)
+    with pytest.raises(OSError, match=r"^\[Errno \d+\] no thread can be started$") as raised:
+        await looked_up("a.invalid", 1)
     assert raised.value.errno == errno.EAGAIN

@@ -2,6 +2,7 @@ import asyncio
 import base64
 import contextlib
 import errno
+import gc
 import itertools
 import logging
 import socket
@@ -49,11 +50,11 @@ CODES = Matcher.parse("200-299", HTTP_CODES)
 async def probed(
     url: str, codes: Matcher = CODES, headers: dict[str, str] | None = None
 ) -> ProbeResult:
-    """Probe once."""
+    """Probe once; a probe that does not come to an end fails the test."""
     trust = trust_store() if url.startswith("https") else None
-    return await HttpProbe(
-        httpx.URL(url), success_codes=codes, headers=headers or {}, trust=trust
-    )()
+    once = HttpProbe(httpx.URL(url), success_codes=codes, headers=headers or {}, trust=trust)
+    async with asyncio.timeout(LONG):
+        return await once()
 
 
 def probe_of(gateway: Target) -> HttpProbe:
@@ -118,7 +119,7 @@ async def test_every_misbehaviour_is_a_value_in_time(
     behaviour: Behaviour, seconds: float, reason: Reason
 ) -> None:
     """However a target misbehaves, the result is not ready with a fixed reason, in time."""
-    async with target(behaviour) as gateway:
+    async with target(behaviour) as gateway, asyncio.timeout(LONG):
         taking = Stopwatch()
         result = await WithTimeout(probe_of(gateway), seconds)()
         figures.info("%s in %.3f s", result.reason, taking.on_the_wall)
@@ -256,10 +257,16 @@ async def test_what_is_no_name_has_no_address() -> None:
     assert found == not_ready(ReasonKind.NAME_UNRESOLVED)
 
 
-@pytest.mark.parametrize("headers", [{"a": "\x00"}, {"Content-Length": "1, 2"}])
-def test_what_is_no_request_is_refused_at_once(headers: dict[str, str]) -> None:
-    """A request that the HTTP library would refuse to send is refused when the probe is made."""
-    with pytest.raises(ValueError, match=r"."):
+@pytest.mark.parametrize(
+    ("headers", "mistake"),
+    [
+        ({"a": "\x00"}, "Illegal header value"),
+        ({"Content-Length": "1, 2"}, "conflicting Content-Length headers"),
+    ],
+)
+def test_what_is_no_request_is_refused_at_once(headers: dict[str, str], mistake: str) -> None:
+    """What the HTTP library would not send is refused with its reason when the probe is made."""
+    with pytest.raises(ValueError, match=mistake):
         HttpProbe(httpx.URL("http://127.0.0.1:1/"), success_codes=CODES, headers=headers)
 
 
@@ -357,9 +364,8 @@ async def test_localhost_is_either_loopback_address(
     async with target(answers(200), host=host) as gateway:
         if not hosts_know_it:
             monkeypatch.setattr(socket, "getaddrinfo", nowhere)
-        found = await probed(f"http://localhost:{gateway.port}/")
+        assert await probed(f"http://localhost:{gateway.port}/") == READY
         assert f"Host: localhost:{gateway.port}".encode() in gateway.requests[0]
-    assert found == READY
 
 
 async def test_what_is_sent() -> None:
@@ -434,15 +440,42 @@ async def test_a_peer_without_tls_is_a_value() -> None:
     assert found == not_ready(ReasonKind.TLS)
 
 
-def test_all_probes_share_one_trust_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 10: making a probe reads no certificates; they are read once, by `trust_store`."""
+async def test_only_the_certificates_that_a_probe_was_made_with_are_trusted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """The environment adds none while probing, and a probe that was made without has none."""
+    known, other = trustme.CA(), trustme.CA()
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    known.configure_trust(trust)
+    with trusting(other, monkeypatch, tmp_path):
+        async with (
+            target(answers(200), tls=certificate_of(known, "localhost")) as of_known,
+            target(answers(200), tls=certificate_of(other, "localhost")) as of_other,
+        ):
+            results = [
+                await HttpProbe(
+                    httpx.URL(f"https://localhost:{gateway.port}/"),
+                    success_codes=CODES,
+                    headers={},
+                    trust=trusted,
+                )()
+                for gateway, trusted in ((of_known, trust), (of_other, trust), (of_other, None))
+            ]
+    assert results == [READY, *[not_ready(ReasonKind.CERTIFICATE)] * 2]
+
+
+async def test_all_probes_share_one_trust_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 10: neither making nor sending a probe reads certificates: only `trust_store` does."""
 
     def read(*_: object, **__: object) -> Any:
         raise AssertionError("the store was read")
 
     monkeypatch.setattr(ssl, "create_default_context", read)
-    for url in ("http://localhost/", "https://localhost/"):
-        HttpProbe(httpx.URL(url), success_codes=CODES, headers={})
+    with nobody() as port:
+        for scheme in ("http", "https"):
+            url = httpx.URL(f"{scheme}://localhost:{port}/")
+            found = await HttpProbe(url, success_codes=CODES, headers={})()
+            assert found == not_ready(ReasonKind.REFUSED)
     with pytest.raises(AssertionError, match="the store was read"):
         trust_store()
 
@@ -487,6 +520,19 @@ async def test_a_flood_of_1xx_responses_is_bounded_and_yields() -> None:
         counting.cancel()
     assert found == not_ready(ReasonKind.NOT_HTTP)
     assert turns >= probe.MAX_RESPONSE_HEAD / probe.READ_SIZE
+
+
+@pytest.mark.parametrize(("spare", "ready"), [(0, True), (-1, False)])
+async def test_a_response_head_may_be_as_long_as_the_limit(
+    monkeypatch: pytest.MonkeyPatch, spare: int, ready: bool
+) -> None:
+    """A head of MAX_RESPONSE_HEAD bytes is read, and not one byte more."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+    monkeypatch.setattr(probe, "MAX_RESPONSE_HEAD", len(head) + spare)
+    monkeypatch.setattr(probe, "READ_SIZE", 1)
+    async with target(says(head)) as gateway:
+        found = await probed(f"http://127.0.0.1:{gateway.port}/")
+    assert found == (READY if ready else not_ready(ReasonKind.NOT_HTTP))
 
 
 async def test_dead_addresses_do_not_hide_a_live_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -556,7 +602,7 @@ async def test_a_look_up_that_hangs_is_shared_by_the_probes_of_a_target(
     assert calls == ["gateway.test"]
 
 
-@pytest.mark.parametrize("error", [errno.EADDRNOTAVAIL, errno.EAGAIN, errno.ENOBUFS])
+@pytest.mark.parametrize("error", [errno.EADDRNOTAVAIL, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM])
 async def test_what_this_machine_lacks_is_not_the_targets_fault(
     monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
@@ -574,6 +620,66 @@ async def test_what_this_machine_lacks_is_not_the_targets_fault(
         monkeypatch.setattr(loop, "create_connection", sometimes)
         assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
     assert errors == []
+
+
+@in_virtual_time
+async def test_attempts_without_a_descriptor_are_a_moment_apart() -> None:
+    """A probe that waits for a descriptor does not use the processor while it waits."""
+    loop = asyncio.get_running_loop()
+    errors = [*[OSError(errno.EMFILE, "Too many open files")] * 4, ConnectionRefusedError()]
+
+    async def fails(*_: object, **__: object) -> Any:
+        raise errors.pop(0)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "create_connection", fails)
+        assert await probed("http://127.0.0.1:1/") == not_ready(ReasonKind.REFUSED)
+    assert loop.time() == pytest.approx(4 * 0.05)
+
+
+@in_virtual_time
+async def test_addresses_are_tried_a_quarter_of_a_second_apart() -> None:
+    """That is the delay that RFC 8305 recommends."""
+    loop = asyncio.get_running_loop()
+    tried = []
+
+    async def hangs(_factory: Any, host: str, *_: object, **__: object) -> Any:
+        tried.append((host, loop.time()))
+        await asyncio.Event().wait()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", finds("10.0.0.1", "10.0.0.2", "10.0.0.3"))
+        patched.setattr(loop, "create_connection", hangs)
+        named = HttpProbe(httpx.URL("http://gateway.test/"), success_codes=CODES, headers={})
+        assert not (await WithTimeout(named, 1, clock=loop.time)()).ready
+    assert [host for host, _ in tried] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    assert [when for _, when in tried] == pytest.approx([0, 0.25, 0.5], abs=0.001)
+
+
+async def test_a_network_that_fails_after_the_connect_is_a_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the way to the target is lost before its response, it is unreachable, and not closed."""
+
+    class Lost(httpcore.AsyncMockStream):
+        async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            del max_bytes, timeout
+            failure = httpcore.ReadError()
+            failure.__context__ = OSError(errno.EHOSTUNREACH, "No route to host")
+            raise failure
+
+    async def connect(*_: object, **__: object) -> Any:
+        return Lost([])
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    assert await probed("http://127.0.0.1:1/") == not_ready(ReasonKind.UNREACHABLE)
+
+
+async def test_a_tls_peer_that_hangs_up_is_a_value() -> None:
+    """An end of the connection in the middle of a TLS handshake has a reason."""
+    async with target(says(b""), reads=False) as gateway:
+        found = await probed(f"https://127.0.0.1:{gateway.port}/")
+    assert found == not_ready(ReasonKind.TLS)
 
 
 TCP_TABLE = Path("/proc/net/tcp")
@@ -610,6 +716,29 @@ async def test_a_look_up_that_is_cancelled_is_no_bug(
     (looking_up,) = asyncio.all_tasks() - before
     looking_up.cancel()
     await asyncio.wait((looking_up,))
+    assert caplog.records == []
+
+
+async def test_a_look_up_that_fails_after_its_probe_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is logged when a look-up fails that no probe waits for any more."""
+    answer = asyncio.Event()
+
+    async def fails_late(*_: object, **__: object) -> Any:
+        await answer.wait()
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(probe, "look_up", fails_late)
+    before = asyncio.all_tasks()
+    await WithTimeout(
+        HttpProbe(httpx.URL("http://gateway.test/"), success_codes=CODES, headers={}), 0.01
+    )()
+    looking_up = asyncio.all_tasks() - before
+    answer.set()
+    await asyncio.wait(looking_up)
+    looking_up.clear()
+    gc.collect()
     assert caplog.records == []
 
 
@@ -664,6 +793,20 @@ async def test_several_probes_are_ready_if_all_are(results: Any, expected: Any) 
         assert found == READY
     else:
         assert (found.ready, str(found.reason)) == (False, expected)
+
+
+async def test_if_several_probes_are_ready_the_last_one_is_the_result() -> None:
+    """The result is that of the last probe in the list's order."""
+    results = [ProbeResult(ready=True, reason=answered(code)) for code in (200, 201, 202)]
+    assert await AllOf([FakeProbe(result) for result in results])() == results[-1]
+
+
+@pytest.mark.parametrize(("seconds", "ready"), [(3.0, True), (3.001, False)])
+async def test_a_result_at_the_time_limit_counts(seconds: float, ready: bool) -> None:
+    """A probe that took exactly its time limit is not late, and one that took longer is."""
+    clock = iter((0.0, seconds))
+    found = await WithTimeout(FakeProbe(), 3, clock=lambda: next(clock))()
+    assert found.ready is ready
 
 
 @in_virtual_time
