@@ -687,12 +687,14 @@ class Greedy:
         self.streams.append(stream)
         self._send()
 
-    async def answered(self) -> None:
-        """Wait until the server begins to answer a call."""
-        while True:
-            for event in self.connection.receive_data(await self.reader.read(65536)):
-                if isinstance(event, h2.events.ResponseReceived):
-                    return
+    async def answered(self) -> bool:
+        """Wait until the server begins to answer a call; False if it closes the connection."""
+        with suppress(ConnectionResetError):
+            while received := await self.reader.read(65536):
+                for event in self.connection.receive_data(received):
+                    if isinstance(event, h2.events.ResponseReceived):
+                        return True
+        return False
 
     def reset(self) -> None:
         self.connection.reset_stream(self.streams.pop(), h2.errors.ErrorCodes.CANCEL)
@@ -734,11 +736,13 @@ async def test_a_caller_that_drops_many_answers_is_cut(
     greedy = Greedy()
     async with target(answers(200)) as gateway, run(PROBE_URL=url_of(gateway)) as running:
         await greedy.connect(running.port)
-        for _ in range(4):
+        # gRPC does not report an answer that its caller resets while it is about to be sent.
+        for _ in range(100):
             greedy.call()
-            await greedy.answered()
+            if not await greedy.answered():
+                break
             greedy.reset()
-        await greedy.closed()
+        greedy.writer.close()
         async with asking(running.port) as stub:
             assert (await stub.Check(CHECK())).status == 1
     (line,) = lines(caplog, "connections_cut")
