@@ -21,6 +21,13 @@ PYTHON: Final = str(ROOT / ".venv-bench" / "bin" / "python")
 GHEALTH, UNCACHED = "ghealth", "ghealth, CACHE_TTL=0"
 CAREFUL, FRESH, SIMPLE = "careful Go bridge", "the same, fresh connections", "60-line Go bridge"
 STOCK, FLOOR, BARE = "stock servicer", "floor", "bare imports"
+LAYERS: Final = {
+    "floor that reads a stream": "stream",
+    "the same, in a task with a timeout": "task",
+    "the same, with ghealth's gRPC options": "options",
+}
+"""The floor with one more part of ghealth each."""
+
 BARE_IMPORTS: Final = (
     "import grpc, grpc_health.v1.health, grpc_reflection.v1alpha.reflection, httpx, "
     "pydantic_settings"
@@ -104,6 +111,10 @@ def started(name: str, url: str, **settings: str) -> Iterator[Contender]:
         SIMPLE: [str(BUILD / "bridge"), "-listen", address, "-url", url],
         STOCK: [PYTHON, "-I", str(PEERS / "stock.py"), address, url],
         FLOOR: [PYTHON, "-I", str(PEERS / "floor.py"), address],
+        **{
+            name: [PYTHON, "-I", str(PEERS / "layers.py"), address, layer]
+            for name, layer in LAYERS.items()
+        },
     }
     python = others.get(name, PYTHON)
     ours = {"LISTEN": address, "PROBE_URL": url, "DRAIN_DELAY": "0"} | settings

@@ -14,6 +14,7 @@ from bench.speed.contenders import (
     FLOOR,
     FRESH,
     GHEALTH,
+    LAYERS,
     SIMPLE,
     STOCK,
     UNCACHED,
@@ -274,6 +275,12 @@ _SERVERS: Final = (GHEALTH, UNCACHED, CAREFUL, FRESH, SIMPLE, STOCK, FLOOR)
 
 ROWS: Final[dict[str, RowKind]] = {
     "connection": RowKind("A new connection for every check", connection, _SERVERS),
+    "layers": RowKind(
+        "What ghealth adds to the floor, for a new connection",
+        connection,
+        (GHEALTH, FLOOR, *LAYERS),
+        gateways=(ALONE,),
+    ),
     "slow": RowKind("A gateway that takes 20 ms", slow, _SERVERS),
     "hang": RowKind(
         "A gateway that hangs",
