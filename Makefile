@@ -126,7 +126,7 @@ cost: env ## measure the cost of the admin port (needs h2load, of nghttp2-client
 	$(BIN)/python -m bench.speed.cost
 	$(BIN)/python -m bench.speed.cost --hostile
 
-rollout: env ## count requests that fail behind a model of an ALB, in every event (40 min); ARGS='--events hang --seeds 2'
+rollout: env ## count requests that fail behind a model of an ALB, in every event (30 min); ARGS='--events hang --seeds 2'
 	$(BIN)/python -m bench.rollout $(or $(ARGS),--write)
 
 rollout-smoke: env ## the same for a few events
