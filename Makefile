@@ -107,7 +107,7 @@ endef
 	$(call image-venv,.venv-bench,.)
 	@touch $@
 
-bench: env .venv-bench/.installed ## measure ghealth beside Go bridges and others (25 min); ARGS="--rows connection --rounds 4"
+bench: env .venv-bench/.installed ## measure ghealth beside Go bridges and others (35 min); ARGS="--rows connection --rounds 4"
 	$(BIN)/python -m bench.speed $(or $(ARGS),--write)
 
 bench-scale: env .venv-bench/.installed ## measure how its cost grows with services, watches, waiting checks, connections (10 min)
