@@ -21,14 +21,6 @@ from tests.support.processes import environment
 _UPSTREAM: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
-class _Agent(Agent):
-    """The stand-in for pilot-agent, which ignores resets from a killed Envoy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
-
-
 class Proxy(Gateway):
     """The gateway of `tests.support`, with a route for the calls beside its readiness listener.
 
@@ -163,7 +155,7 @@ class Pod:
         self._readiness = ports.readiness
         self._startup_probe = recipe.startup_probe
         self._random = random
-        self._agent = _Agent()
+        self._agent = Agent()
         self._agent.state = SICK
         self.proxy = Proxy(self._agent, host, ports, echo_port)
         url = recipe.probe_url.replace("localhost:15021", f"{host}:{ports.readiness}")

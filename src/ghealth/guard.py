@@ -396,8 +396,7 @@ class Guard:
         for call in late:
             call.is_overdue = True
         if blocked or overdue:
-            self._reset_each(lambda peer: peer.host in blocked or peer in overdue)
-            self._forget(lambda peer: peer.host in blocked or peer in overdue)
+            self._cut_each(lambda peer: peer.host in blocked or peer in overdue)
         if count > MAX_CONNECTIONS:
             self._bound_connections(count, now)
         if count > self._max_descriptors:
@@ -409,7 +408,7 @@ class Guard:
 
     def cut_all(self) -> None:
         """Cut every connection, because an open one can keep the server from stopping."""
-        self._reset_each(lambda _: True)
+        self._cut_each(lambda _: True)
 
     def _relieve(self) -> None:
         """Cut the addresses with most calls, until enough calls are closed."""
@@ -446,18 +445,20 @@ class Guard:
         old.sort(key=lambda peer: counts[peer.host], reverse=True)
         given_up = set(old[: count - int(self._max_descriptors * ROOM)])
         if given_up:
-            for host, cut in self._reset_each(lambda peer: peer in given_up).items():
+            for host, cut in self._cut_each(lambda peer: peer in given_up).items():
                 self._emit(
                     ConnectionsCut(address=host, count=cut, reason="descriptors in use", blocked=0)
                 )
 
-    def _reset_each(self, is_cut: Callable[[Peer], bool]) -> Counter[str]:
-        """Reset connections, and return how many of each address."""
+    def _cut_each(self, is_cut: Callable[[Peer], bool]) -> Counter[str]:
+        """Reset connections, stop counting their calls, and return how many of each address."""
         cut: Counter[str] = Counter()
         for peer, connection in self._connections.each(self._ports):
             if is_cut(peer):
                 _reset(connection)
                 cut[peer.host] += 1
+        for call in [call for call in self._calls if is_cut(call.peer)]:
+            del self._calls[call]
         if cut:
             self._trims_left = TRIMS
         return cut
@@ -465,8 +466,7 @@ class Guard:
     def _cut(self, reason: CutReason, hosts: Collection[str], blocked: Collection[str]) -> None:
         """Cut all connections of some addresses, and block some of them."""
         now = self._clock()
-        cut = self._reset_each(lambda peer: peer.host in hosts)
-        self._forget(lambda peer: peer.host in hosts)
+        cut = self._cut_each(lambda peer: peer.host in hosts)
         for host in hosts:
             seconds = self._block(host, now) if host in blocked else 0.0
             self._emit(
@@ -490,10 +490,6 @@ class Guard:
         for host, block in list(self._blocks.items()):
             if now >= block.until + FORGIVEN_AFTER:
                 del self._blocks[host]
-
-    def _forget(self, is_cut: Callable[[Peer], bool]) -> None:
-        for call in [call for call in self._calls if is_cut(call.peer)]:
-            del self._calls[call]
 
     def _maybe_trim(self, now: float) -> None:
         if self._entered >= TRIM_AFTER:

@@ -112,16 +112,19 @@ def limit_arenas() -> None:
 def descriptor_limit() -> int:
     """Return how many descriptors this process may have, at most `MAX_DESCRIPTORS`."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, soft)
+    return _at_most_max(soft)
+
+
+def _at_most_max(limit: int) -> int:
+    return MAX_DESCRIPTORS if limit == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, limit)
 
 
 def _set_descriptor_limit() -> None:
     """Use `MAX_DESCRIPTORS`, or all that the process may have: untrusted connections take them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
     # Where the hard limit is infinite (macOS), the kernel may have a lower one.
     with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_at_most_max(hard), hard))
 
 
 def _require_descriptors() -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from tests.flood import attacks, control_group, honest, house
 from tests.flood.facts import no_late_answer, nothing_grows, open_streams_do_not_hold_the_end
-from tests.flood.gateway import SLOW, Gateway
-from tests.flood.rows import MIX, ROWS, SHORT, Row
+from tests.flood.rows import MIX, ROWS, SHORT, SLOW, Row
+from tests.support.gateway import Agent
 from tools.tables import MEMORY_LIMIT
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run(row: Row, seconds: float, limit: float, slack: float = 1.0) -> Result:
     """Run one row of the table."""
     result = Result(row)
     with (
-        Gateway() as gateway,
+        Agent() as gateway,
         control_group.group(limit) as group,
         house.ghealth(group, {"PROBE_URL": gateway.url, **row.settings}) as ghealth,
     ):

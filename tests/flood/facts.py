@@ -11,7 +11,8 @@ from typing import Final
 
 from tests.flood import attacks, control_group, frames, honest, house
 from tests.flood.frames import Kind
-from tests.flood.gateway import SLOW, Gateway
+from tests.flood.rows import SLOW
+from tests.support.gateway import SICK, Agent
 
 MIB: Final = 1 << 20
 GROWTH: Final = 2.0
@@ -25,7 +26,7 @@ ENDS_WITHIN: Final = 5.0
 
 
 @contextlib.contextmanager
-def metered(gateway: Gateway) -> Iterator[tuple[house.Ghealth, Path]]:
+def metered(gateway: Agent) -> Iterator[tuple[house.Ghealth, Path]]:
     """Run ghealth with a meter; yield it, and the file that has the native memory in use."""
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -59,7 +60,7 @@ def nothing_grows(stage: str, count: int) -> tuple[str, str | None]:
     Returns:
         The measurements, and the broken bound, None if it holds.
     """
-    with Gateway() as gateway, metered(gateway) as (ghealth, meter):
+    with Agent() as gateway, metered(gateway) as (ghealth, meter):
         gateway.delay = SLOW if stage == "probe" else 0.0
         attacks.drop(stage, ghealth.port, 3200)  # for memory that is allocated only once
         time.sleep(SLOW + 1)
@@ -74,14 +75,14 @@ def nothing_grows(stage: str, count: int) -> tuple[str, str | None]:
 def no_late_answer() -> tuple[str, str | None]:
     """Check that an answer that waits for a window is not sent after the gateway has failed."""
     with (
-        Gateway() as gateway,
+        Agent() as gateway,
         control_group.group(128) as group,
         house.ghealth(group, {"PROBE_URL": gateway.url}) as ghealth,
     ):
         line = attacks.Line(ghealth.port, 0)
         line.send(frames.call(attacks.CHECK, 1, end=True))
         time.sleep(1)
-        gateway.ready = False
+        gateway.state = SICK
         time.sleep(LATE)
         told = b""
         with contextlib.suppress(OSError):
@@ -97,7 +98,7 @@ def no_late_answer() -> tuple[str, str | None]:
 def open_streams_do_not_hold_the_end() -> tuple[str, str | None]:
     """Check that open streams do not delay the end, although the grace is an hour."""
     with (
-        Gateway() as gateway,
+        Agent() as gateway,
         control_group.group(128) as group,
         house.ghealth(
             group, {"PROBE_URL": gateway.url, "SHUTDOWN_GRACE": str(LONG_GRACE)}

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Final
 
+SLOW: Final = 2.5
+"""Seconds before the answer of a slow gateway; less than PROBE_TIMEOUT."""
+
 
 @dataclass(frozen=True)
 class Row:

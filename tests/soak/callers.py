@@ -50,6 +50,11 @@ class Hand:
     tls: bool = False
 
     @property
+    def port(self) -> int:
+        """The port that it connects to."""
+        return self.scene.tls_port if self.tls else self.scene.port
+
+    @property
     def stub(self) -> Any:
         """The methods of the service, on its connection."""
         return health_pb2_grpc.HealthStub(self.channel)
@@ -101,7 +106,7 @@ class Hand:
         headers = (("host", "AWSALB"), ("user-agent", agent))
         secret, newest = self.scene.secret, self.scene.secret.newest
         reply = await wire.call(
-            self.scene.tls_port if self.tls else self.scene.port,
+            self.port,
             *data,
             path=path,
             ends=ends,
@@ -201,10 +206,9 @@ def sends(longest: float, make: Callable[[Random], bytes]) -> Turn:
     """
 
     async def turn(hand: Hand) -> None:
-        port = hand.scene.tls_port if hand.tls else hand.scene.port
         with contextlib.suppress(OSError):
             address = (f"127.0.0.{2 + hand.rng.randrange(STRANGERS)}", 0)
-            _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=address)
+            _, writer = await asyncio.open_connection("127.0.0.1", hand.port, local_addr=address)
             writer.write(make(hand.rng))
             await hand.scene.rest(hand.rng.uniform(0, longest))
             if hand.rng.choice((True, False)):

@@ -52,8 +52,6 @@ class Witness(Agent):
         self.said = -math.inf
         self._state = READY
         super().__init__()
-        # A killed Envoy resets its connections; ignore that.
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
 
     @property
     def state(self) -> str:

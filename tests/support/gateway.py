@@ -75,9 +75,17 @@ class Agent:
             daemon_threads = True
             request_queue_size = 128  # so that connections of Envoy do not wait for a second
 
+            def handle_error(self, *_: object) -> None:
+                """Ignore callers that reset: a killed Envoy, or a probe that timed out."""
+
         self._server = Server(("127.0.0.1", port), Handler)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    @property
+    def url(self) -> str:
+        """The readiness endpoint."""
+        return f"http://127.0.0.1:{self.port}/healthz/ready"
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -158,22 +158,27 @@ async def test_a_place_without_a_route_is_a_value(monkeypatch: pytest.MonkeyPatc
         assert found == not_ready(ReasonKind.UNREACHABLE)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_a_lack_of_descriptors_is_not_the_gateways_fault(
-    monkeypatch: pytest.MonkeyPatch, host: str
-) -> None:
-    """While this process may open no socket, a probe waits for one instead of blaming."""
+def fail_first(monkeypatch: pytest.MonkeyPatch, errors: list[OSError]) -> None:
+    """Let the next connections fail with these errors, the last one first."""
     loop = asyncio.get_running_loop()
     connect = loop.create_connection
-    errors = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "in system")]
 
     async def sometimes(*args: Any, **kwargs: Any) -> Any:
         if errors:
             raise errors.pop()
         return await connect(*args, **kwargs)
 
+    monkeypatch.setattr(loop, "create_connection", sometimes)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_lack_of_descriptors_is_not_the_gateways_fault(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """While this process may open no socket, a probe waits for one instead of blaming."""
+    errors = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "in system")]
     async with target(answers(200)) as gateway:
-        monkeypatch.setattr(loop, "create_connection", sometimes)
+        fail_first(monkeypatch, errors)
         assert (await probed(f"http://{host}:{gateway.port}/")).ready
     assert errors == []
 
@@ -607,17 +612,9 @@ async def test_what_this_machine_lacks_is_not_the_targets_fault(
     monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     """Without a free port, a thread or a buffer here, a probe tries again."""
-    loop = asyncio.get_running_loop()
-    connect = loop.create_connection
     errors = [OSError(error, "none left")]
-
-    async def sometimes(*args: Any, **kwargs: Any) -> Any:
-        if errors:
-            raise errors.pop()
-        return await connect(*args, **kwargs)
-
     async with target(answers(200)) as gateway:
-        monkeypatch.setattr(loop, "create_connection", sometimes)
+        fail_first(monkeypatch, errors)
         assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
     assert errors == []
 
