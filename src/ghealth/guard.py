@@ -316,6 +316,7 @@ class Guard:
             return None
         call = OpenCall(peer)
         self._calls[call] = None
+        self._idle_since.pop(peer, None)
         if len(self._calls) > self._max_calls:
             self._relieve()
         return call if call in self._calls else None

@@ -323,6 +323,22 @@ def test_connections_without_a_call_make_room_before_descriptors_run_out() -> No
     assert {(cut.reason, cut.blocked) for cut in scene.cuts} == {("descriptors in use", 0)}
 
 
+def test_a_call_between_two_inspections_ends_the_idle_time() -> None:
+    """A connection counts as idle from its last call, however long it was idle before."""
+    scene = Scene()
+    peers = [scene.connect(f"10.6.{n // 200}.{n % 200}")[0] for n in range(DESCRIPTORS)]
+    scene.guard.look()
+    scene.now += IDLE_TIME
+    recent = peers[:100]
+    for peer in recent:
+        call = scene.call(peer)
+        assert call
+        scene.guard.leave(call)
+    scene.guard.look()
+    assert len(scene.connections.peers) < DESCRIPTORS
+    assert set(recent) <= set(scene.connections.peers)
+
+
 def test_an_answer_that_waits_too_long_is_cut() -> None:
     """Its connection ends before the answer is wrong; the other calls on it were the client's."""
     scene = Scene()
