@@ -8,15 +8,26 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from ghealth import flags, guard, process, server, servicer
-from ghealth.admin.metrics import Metrics
+from ghealth import flags, process
 from ghealth.check import command
 from ghealth.events import OTHER, RequestAnswered
-from ghealth.health import ALIVE, GATEWAY, Health, Reason, ReasonKind, Result, Status
-from ghealth.policies import POLICIES, Answer, Code
-from ghealth.servicer import MAX_REFLECTIONS, MESSAGE_TIMEOUT
+from ghealth.health import (
+    ALIVE,
+    GATEWAY,
+    POLICIES,
+    Answer,
+    Code,
+    Health,
+    Reason,
+    ReasonKind,
+    Result,
+    Status,
+)
+from ghealth.observe.callers import Caller
+from ghealth.observe.metrics import Metrics
+from ghealth.server import guard, serve, servicer
+from ghealth.server.servicer import MAX_REFLECTIONS, MESSAGE_TIMEOUT
 from ghealth.settings import Row, Settings
-from ghealth.user_agents import Caller
 
 ROOT: Final = Path(__file__).parent.parent
 PAGES: Final = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
@@ -82,9 +93,9 @@ AT_REST: Final = 40
 
 LIMITS: Final = (
     ("connections", process.MAX_DESCRIPTORS, 16.5),
-    ("their bytes in gRPC", process.MAX_DESCRIPTORS, server.READ_BUFFER / 1024),
+    ("their bytes in gRPC", process.MAX_DESCRIPTORS, serve.READ_BUFFER / 1024),
     ("their bytes in the kernel", process.MAX_DESCRIPTORS, guard.KERNEL_BUFFER / 1024),
-    ("calls that Python has not accepted yet", server.MAX_PENDING, 23),
+    ("calls that Python has not accepted yet", serve.MAX_PENDING, 23),
     ("calls under way, reflection and waiting checks among them", guard.MAX_CALLS, 29),
     ("watches, by default", DEFAULTS.max_watches, 29),
 )
@@ -248,10 +259,10 @@ def limits_of_one() -> str:
         (
             f"| {name} | {value} |"
             for name, value in {
-                "calls on a connection": server.RESERVED_STREAMS
+                "calls on a connection": serve.RESERVED_STREAMS
                 + servicer.MAX_WATCHES_PER_CONNECTION,
                 "watches on a connection": servicer.MAX_WATCHES_PER_CONNECTION,
-                "headers of a call": f"{server.MAX_HEADERS // 1024} KiB",
+                "headers of a call": f"{serve.MAX_HEADERS // 1024} KiB",
                 "time for a call's message": f"{MESSAGE_TIMEOUT:g} s",
                 "time until an answer is taken": f"{guard.SENDING_TIMEOUT:g} s",
                 "reflection streams in all": MAX_REFLECTIONS,

@@ -32,7 +32,7 @@ COMPARED: Final = (
 _CALLERS, _ROUNDS = 20, 3
 
 _MODULES: Final = (
-    "import ghealth.cli, ghealth.server, sys;"
+    "import ghealth.cli, ghealth.server.serve, sys;"
     "tops = [name.partition('.')[0] for name in sys.modules];"
     "print(sum(top not in {*sys.stdlib_module_names, 'ghealth', '__main__'} for top in tops))"
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ghealth.probe import Probe, ProbeResult
-    from ghealth.server import serve
+    from ghealth.server.serve import serve
     from ghealth.settings import Settings
 
 __all__ = ["Probe", "ProbeResult", "Settings", "serve"]
@@ -20,7 +20,12 @@ __version__ = "0.1.0"
 # failed handshake, and untrusted clients could fill that pipe.
 os.environ["GRPC_VERBOSITY"] = "NONE"
 
-_MODULES = {"Probe": "probe", "ProbeResult": "probe", "Settings": "settings", "serve": "server"}
+_MODULES = {
+    "Probe": "probe",
+    "ProbeResult": "probe",
+    "Settings": "settings",
+    "serve": "server.serve",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -118,8 +118,8 @@ def _serve(_arguments: argparse.Namespace) -> int:
     # Imported here: gRPC and pydantic take a quarter of a second.
     import asyncio
 
-    from ghealth.logs import logging_to
-    from ghealth.server import ListenError, serve
+    from ghealth.observe.log import logging_to
+    from ghealth.server.serve import ListenError, serve
     from ghealth.settings import Mistakes, load
 
     settings = load()

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ghealth.health import Health
-from ghealth.policies import Answer
+from ghealth.health import Answer, Health
 
 _log = logging.getLogger(__name__)
 
@@ -104,3 +103,16 @@ def fan_out(sinks: Sequence[Sink]) -> Sink:
                 _log.exception("a sink failed", extra={"event": "internal_error"})
 
     return emit
+
+
+def log_event(logger: logging.Logger, level: int, event: str, text: str, **fields: object) -> None:
+    """Log one event as one line.
+
+    Args:
+        logger: The logger.
+        level: The level, as in `logging`.
+        event: The stable name of the event: the JSON key `event`.
+        text: The event in words: the JSON key `message`.
+        fields: Further JSON keys.
+    """
+    logger.log(level, "%s", text, extra={"event": event, "fields": fields})

@@ -1,8 +1,9 @@
-"""The state of a service and the reason for it."""
+"""The state of a service, the reason for it, and the answer that follows from it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum, StrEnum
-from typing import Final
+from typing import Final, Literal, Protocol
 
 GATEWAY: Final = ""
 """The service name of the gateway. health.proto requires this name of every server."""
@@ -12,6 +13,15 @@ LIVENESS: Final = "liveness"
 
 REASON_KEY: Final = "ghealth-reason"
 """The trailing metadata key that carries the text of a reason. Only ghealth sends it."""
+
+CHECK_PATH: Final = "/grpc.health.v1.Health/Check"
+"""The path that a target group should have."""
+
+ALB_USER_AGENT: Final = "ELB-HealthChecker/2.0"
+"""The user agent of an AWS ALB's health checks."""
+
+REPLAY_SUFFIX: Final = " ghealth-check"
+"""What `ghealth check --as alb` appends to the load balancer's user agent."""
 
 
 class Status(IntEnum):
@@ -118,3 +128,115 @@ DRAINING: Final = Health(Status.NOT_SERVING, Reason(ReasonKind.DRAINING))
 DEADLINE: Final = Health(Status.NOT_SERVING, Reason(ReasonKind.DEADLINE))
 INTERNAL_ERROR: Final = Health(Status.NOT_SERVING, Reason(ReasonKind.INTERNAL_ERROR))
 UNKNOWN_SERVICE: Final = Health(Status.SERVICE_UNKNOWN, Reason(ReasonKind.UNKNOWN_SERVICE))
+
+PolicyName = Literal["auto", "status", "code"]
+
+
+class Code(IntEnum):
+    """The gRPC status codes (grpc/grpc, doc/statuscodes.md)."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one call.
+
+    Args:
+        code: The gRPC status code.
+        status: The status in the message; None for an answer without one.
+        reason: Why; None where there is nothing to explain.
+    """
+
+    code: Code
+    status: Status | None = None
+    reason: Reason | None = None
+
+    @property
+    def name(self) -> str:
+        """The status in the message by its name, otherwise the code by its name."""
+        return self.code.name if self.status is None else self.status.name
+
+    @property
+    def good(self) -> bool:
+        """Whether the answer means ready.
+
+        UNIMPLEMENTED does: unknown paths get it only while the gateway is ready.
+        """
+        if self.code is Code.OK:
+            return self.status in (None, Status.SERVING)
+        return self.code is Code.UNIMPLEMENTED
+
+
+class AnswerPolicy(Protocol):
+    """Chooses the answer for a service that ghealth knows and that is not serving.
+
+    health.proto answers `OK` with `NOT_SERVING` in the message. An AWS ALB looks only at the
+    status code and counts that as healthy. A status code other than OK is unhealthy to every
+    caller, so callers that are not known to read the message get a code.
+    """
+
+    def __call__(self, health: Health, user_agent: str, status_callers: Sequence[str]) -> Answer:
+        """Choose the answer.
+
+        Args:
+            health: The health of the service.
+            user_agent: The caller's user agent, empty if it sent none.
+            status_callers: Prefixes of user-agent words of callers that read the message.
+        """
+        ...
+
+
+def _status(
+    health: Health,
+    user_agent: str,  # noqa: ARG001 - the same for every caller
+    status_callers: Sequence[str],  # noqa: ARG001
+) -> Answer:
+    """Send the status in the message, as health.proto defines it."""
+    return Answer(Code.OK, health.status, health.reason)
+
+
+def _code(
+    health: Health,
+    user_agent: str,  # noqa: ARG001 - the same for every caller
+    status_callers: Sequence[str],  # noqa: ARG001
+) -> Answer:
+    """Send UNAVAILABLE.
+
+    Never UNIMPLEMENTED, which the ALB's default matcher counts as healthy, and never CANCELLED,
+    after which Traefik does not check again.
+    """
+    return Answer(Code.UNAVAILABLE, reason=health.reason)
+
+
+def _auto(health: Health, user_agent: str, status_callers: Sequence[str]) -> Answer:
+    """Send the status to callers that are known to read the message, the code to all others.
+
+    gRPC client libraries have a word `grpc-LANGUAGE/…` in their user agent (gRPC over HTTP2,
+    "User Agents").
+    """
+    reads_message = any(word.startswith(tuple(status_callers)) for word in user_agent.split())
+    return (_status if reads_message else _code)(health, user_agent, status_callers)
+
+
+POLICIES: Final[Mapping[PolicyName, AnswerPolicy]] = {
+    "auto": _auto,
+    "status": _status,
+    "code": _code,
+}

@@ -20,13 +20,12 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from ghealth import tls
 from ghealth.address import ANY_IPV6, Address
 from ghealth.durations import duration, show_seconds
-from ghealth.health import GATEWAY, LIVENESS
+from ghealth.health import GATEWAY, LIVENESS, POLICIES, PolicyName
 from ghealth.matcher import HTTP_CODES, Matcher
-from ghealth.policies import POLICIES, PolicyName
 from ghealth.probe import PROBES
+from ghealth.server import tls
 
 PREFIX: Final = "GHEALTH_"
 MASK: Final = "***"

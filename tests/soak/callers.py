@@ -18,8 +18,8 @@ import h2.exceptions
 import h2.settings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ghealth.server import ALB_USER_AGENT
-from ghealth.servicer import MESSAGE_TIMEOUT
+from ghealth.health import ALB_USER_AGENT
+from ghealth.server.servicer import MESSAGE_TIMEOUT
 from tests.soak.model import (
     ALIVE,
     ALLOWANCE,

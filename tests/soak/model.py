@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ghealth.servicer import MESSAGE_TIMEOUT
+from ghealth.server.servicer import MESSAGE_TIMEOUT
 from tests.support.gateway import READY, Agent
 from tests.support.stopwatch import starvation
 

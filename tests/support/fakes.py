@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 
 from ghealth.events import Event, ProbeCompleted, RequestAnswered
-from ghealth.guard import Connections, Guard, Peer
 from ghealth.health import Health, Reason, ReasonKind
 from ghealth.probe import ProbeResult
+from ghealth.server.guard import Connections, Guard, Peer
 
 
 def answered(code: int) -> Reason:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghealth import server
 from ghealth.probe import _Network
+from ghealth.server import serve
 from ghealth.settings import Mistakes, Settings, load
 
 PARTS = (
@@ -62,19 +62,19 @@ def only_numeric(host: str, port: int, *, flags: int, **options: Any) -> Any:
 async def use(found: Settings) -> None:
     """Probe every target once, and listen on every address."""
     with patch.object(_Network, "connect_tcp", answer):
-        probes = server._probes(found, server._targets(found))
+        probes = serve._probes(found, serve._targets(found))
         results = await asyncio.gather(*(probe() for probe in probes.values()))
     assert all(result.ready for result in results)
     with patch("socket.getaddrinfo", only_numeric):
         try:
-            places = await server._look_up_all(found)
-        except server.ListenError:
+            places = await serve._look_up_all(found)
+        except serve.ListenError:
             return
     for address, sockets in places.items():
         try:
-            for bound in server._bound(address, sockets):
+            for bound in serve._bound(address, sockets):
                 bound.close()
-        except server.ListenError:
+        except serve.ListenError:
             pass
 
 

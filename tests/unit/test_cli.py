@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from ghealth import __version__, cli, output, process, server
+from ghealth import __version__, cli, output, process
+from ghealth.server.serve import ListenError
 from ghealth.settings import Settings
 from tests.support import processes
 
@@ -157,7 +158,7 @@ def serving_as(
     async def serve(_: Settings, *, shutdown_trigger: Trigger) -> None:
         await story(shutdown_trigger)
 
-    monkeypatch.setattr(server, "serve", serve)
+    monkeypatch.setattr("ghealth.server.serve.serve", serve)
     monkeypatch.setattr("sys.stdout", None)
 
 
@@ -205,7 +206,7 @@ def test_an_address_that_cannot_be_listened_on_is_one_line(
     """The exit code is 2."""
 
     async def story(_: Trigger) -> None:
-        raise server.ListenError("cannot listen on x")
+        raise ListenError("cannot listen on x")
 
     serving_as(monkeypatch, story)
     assert cli.main(["serve"]) == 2

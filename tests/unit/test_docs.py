@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.rollout import numbers, traffic
-from ghealth import __version__, cli, logs, process, server, servicer, user_agents
+from ghealth import __version__, cli, process
 from ghealth.admin import http, routes
 from ghealth.admin.page import REFRESH
 from ghealth.check import alb, client
@@ -24,11 +24,25 @@ from ghealth.check.report import ExitCode
 from ghealth.check.target import Target as Server
 from ghealth.durations import show_seconds
 from ghealth.events import Event, ProbeCompleted, RequestAnswered
-from ghealth.health import GATEWAY, Health, Reason, ReasonKind, Result, Status
-from ghealth.logs import AnswerLog, StatusLog
+from ghealth.health import (
+    ALB_USER_AGENT,
+    CHECK_PATH,
+    GATEWAY,
+    POLICIES,
+    Answer,
+    Code,
+    Health,
+    Reason,
+    ReasonKind,
+    Result,
+    Status,
+)
 from ghealth.matcher import GRPC_CODES, Matcher
-from ghealth.policies import POLICIES, Answer, Code
+from ghealth.observe import log
+from ghealth.observe.log import AnswerLog, StatusLog
+from ghealth.printable import MAX_USER_AGENT
 from ghealth.probe import MAX_RESPONSE_HEAD
+from ghealth.server import serve, servicer
 from ghealth.settings import Row, Settings
 from tests.support.fakes import answered
 from tests.support.peers import answers, target
@@ -187,7 +201,7 @@ def test_the_keys_of_events_are_documented() -> None:
         "tls_listen",
         "admin_listen",
     }
-    assert '"dropped": count' in Path(logs.__file__).read_text()
+    assert '"dropped": count' in Path(log.__file__).read_text()
     assert documented["log_lines_dropped"] == {"dropped"}
 
 
@@ -206,7 +220,7 @@ def test_the_keys_of_transitions_are_documented(caplog: pytest.LogCaptureFixture
                 ProbeCompleted(service=GATEWAY, health=Health(found, answered(503)), seconds=0.1),
                 RequestAnswered(
                     method="Check",
-                    path=logs.CHECK_PATH,
+                    path=CHECK_PATH,
                     user_agent="",
                     service=GATEWAY,
                     answer=Answer(Code.OK, found, answered(503)),
@@ -246,10 +260,10 @@ async def test_the_output_in_the_readme_is_what_is_printed() -> None:
         settings = Settings.model_validate(
             {"listen": "127.0.0.1:0", "admin_listen": "off", "probe_url": url, "drain_delay": "0s"}
         )
-        started: asyncio.Future[server.Ports] = asyncio.get_running_loop().create_future()
+        started: asyncio.Future[serve.Ports] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
         serving = asyncio.create_task(
-            server.serve(settings, shutdown_trigger=stop.wait, on_started=started.set_result)
+            serve.serve(settings, shutdown_trigger=stop.wait, on_started=started.set_result)
         )
         port = (await started).listen[0]
         report = await alb.check(Server.parse(f"127.0.0.1:{port}"), alb.TargetGroup())
@@ -392,7 +406,7 @@ FIGURE = re.compile(rf"(?<![\w.,])\d[\d,.]*\s?{UNITS}")
 
 
 def option(name: str) -> int:
-    return dict(server.OPTIONS)[f"grpc.{name}"]
+    return dict(serve.OPTIONS)[f"grpc.{name}"]
 
 
 def known_figures() -> set[str]:
@@ -408,13 +422,13 @@ def known_figures() -> set[str]:
         f"{timeout:g} s",
         f"{servicer.DEADLINE_MARGIN * 1000:g} ms",
         f"{servicer.MESSAGE_TIMEOUT:g} s",
-        f"{logs.MAX_LINES_PER_MINUTE} lines a minute",
+        f"{log.MAX_LINES_PER_MINUTE} lines a minute",
         f"{http.MAX_CONNECTIONS} connections",
         f"{http.HEAD_TIMEOUT + http.ANSWER_TIMEOUT:g} s",
         f"{http.MAX_HEAD // 1024} KiB",
         f"{MAX_RESPONSE_HEAD // 1024} KiB",
         f"{process.MAX_DESCRIPTORS:,} descriptors",
-        f"{user_agents.MAX_USER_AGENT} characters",
+        f"{MAX_USER_AGENT} characters",
         f"{routes.CHECK_TIMEOUT:g} s",
         f"{routes.SCRAPE_MARGIN:g} s",
         f"{REFRESH} s",
@@ -572,7 +586,7 @@ def test_durations_in_the_readme_are_the_defaults() -> None:
 def test_what_an_alb_gets_is_what_the_readme_has() -> None:
     """The default policy answers an ALB with the code that the README's table has."""
     sick = Health(Status.NOT_SERVING, Reason(ReasonKind.ANSWERED, "503"))
-    answer = POLICIES[DEFAULTS.answer](sick, server.ALB_USER_AGENT, DEFAULTS.status_callers)
+    answer = POLICIES[DEFAULTS.answer](sick, ALB_USER_AGENT, DEFAULTS.status_callers)
     assert f"**`{answer.name}`** ({answer.code.value})" in page("README.md")
 
 

@@ -1,8 +1,7 @@
 import pytest
 
 from ghealth.events import DrainStarted, Event, ProbeCompleted, RequestAnswered, fan_out
-from ghealth.health import GATEWAY, Health, Status
-from ghealth.policies import Answer, Code
+from ghealth.health import GATEWAY, Answer, Code, Health, Status
 from tests.support.fakes import Recorder, answered
 
 EVENTS: list[Event] = [

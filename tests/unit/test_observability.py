@@ -13,10 +13,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from ghealth.admin.metrics import Metrics
 from ghealth.events import RequestAnswered
-from ghealth.health import ALIVE, GATEWAY, LIVENESS, Status
-from ghealth.policies import Answer, Code
+from ghealth.health import ALIVE, GATEWAY, LIVENESS, Answer, Code, Status
+from ghealth.observe.metrics import Metrics
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "observability"
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())

@@ -1,7 +1,6 @@
 import pytest
 
-from ghealth.health import DRAINING, Health, Status
-from ghealth.policies import POLICIES, Answer, Code, PolicyName
+from ghealth.health import DRAINING, POLICIES, Answer, Code, Health, PolicyName, Status
 from tests.support.fakes import answered
 
 SICK = Health(Status.NOT_SERVING, answered(503))

@@ -21,7 +21,7 @@ from ghealth import __version__, probe
 from ghealth.health import Reason, ReasonKind
 from ghealth.matcher import HTTP_CODES, Matcher
 from ghealth.probe import AllOf, HttpProbe, Probe, ProbeResult, WithTimeout
-from ghealth.tls import trust_store
+from ghealth.server.tls import trust_store
 from tests.support.fakes import READY, SICK, FakeProbe, answered
 from tests.support.peers import (
     Behaviour,

@@ -4,7 +4,8 @@ import sys
 import pytest
 
 import ghealth
-from ghealth import probe, server, settings
+from ghealth import probe, settings
+from ghealth.server import serve
 
 
 def test_the_public_names_can_be_imported() -> None:
@@ -13,7 +14,7 @@ def test_the_public_names_can_be_imported() -> None:
         probe.Probe,
         probe.ProbeResult,
         settings.Settings,
-        server.serve,
+        serve.serve,
     ]
 
 

@@ -4,10 +4,10 @@ from typing import Any, NoReturn
 import grpc
 import pytest
 
-from ghealth import servicer
 from ghealth.checker import Checker
-from ghealth.policies import POLICIES
-from ghealth.servicer import SERVICE_NAME, HealthServicer
+from ghealth.health import POLICIES
+from ghealth.server import servicer
+from ghealth.server.servicer import SERVICE_NAME, HealthServicer
 from tests.support.fakes import Recorder, guard_of
 
 

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from ghealth.admin import http
-from ghealth.admin.history import History
-from ghealth.admin.metrics import Metrics
 from ghealth.admin.routes import About, Routes, Watchers
 from ghealth.checker import Checker
 from ghealth.events import Sink
+from ghealth.observe.history import History
+from ghealth.observe.metrics import Metrics
 from ghealth.settings import Row
 
 __all__ = ["Admin"]

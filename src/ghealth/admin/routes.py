@@ -14,15 +14,16 @@ from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs
 
 from ghealth import __version__
-from ghealth.admin.history import History, Recorded
 from ghealth.admin.http import Request, Response, line
-from ghealth.admin.metrics import Metrics, result_of
 from ghealth.admin.page import Page
 from ghealth.checker import Checker
 from ghealth.events import RequestAnswered
 from ghealth.health import GATEWAY, Status
+from ghealth.observe.callers import caller_of, conclusion
+from ghealth.observe.history import History, Recorded
+from ghealth.observe.metrics import Metrics, result_of
+from ghealth.printable import printable
 from ghealth.settings import Row
-from ghealth.user_agents import caller_of, conclusion, printable
 
 CHECK_TIMEOUT: Final = 5.0
 """Seconds that a request waits for the gateway; Prometheus' default `scrape_timeout` is 10 s."""

@@ -16,13 +16,10 @@ from ghealth.check import http2
 from ghealth.check.certificates import Tls
 from ghealth.check.report import CODE_NAMES, ExitCode, Report, code_name
 from ghealth.check.target import Target
-from ghealth.health import REASON_KEY
+from ghealth.health import ALB_USER_AGENT, CHECK_PATH, REASON_KEY, REPLAY_SUFFIX, Code
 from ghealth.matcher import GRPC_CODES, Matcher
-from ghealth.policies import Code
-from ghealth.user_agents import REPLAY
 
-USER_AGENT: Final = f"ELB-HealthChecker/2.0{REPLAY}"
-DEFAULT_PATH: Final = "/grpc.health.v1.Health/Check"
+USER_AGENT: Final = ALB_USER_AGENT + REPLAY_SUFFIX
 DEFAULT_MATCHER: Final = Matcher.parse("0", GRPC_CODES)
 DEFAULT_TIMEOUT: Final = 5.0
 """Seconds, as for a target group (Elastic Load Balancing user guide, health check settings)."""
@@ -47,7 +44,7 @@ class TargetGroup:
         tls: Whether the protocol of its health checks is HTTPS.
     """
 
-    path: str = DEFAULT_PATH
+    path: str = CHECK_PATH
     matcher: Matcher = DEFAULT_MATCHER
     timeout: float = DEFAULT_TIMEOUT
     tls: bool = False
@@ -179,7 +176,7 @@ def _warnings(group: TargetGroup, response: _Response) -> tuple[str, ...]:
     if code == Code.UNIMPLEMENTED and code in matcher and not response.from_ghealth:
         found.append(
             "any gRPC server answers 12 (UNIMPLEMENTED) to a path that it does not know: with "
-            f"this path and matcher the check can never fail; use {DEFAULT_PATH} and matcher 0"
+            f"this path and matcher the check can never fail; use {CHECK_PATH} and matcher 0"
         )
     if code == Code.OK and code in matcher and response.message == _NOT_SERVING_MESSAGE:
         found.append(

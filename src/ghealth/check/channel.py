@@ -13,10 +13,10 @@ from ghealth.check.question import (
     INTERNAL,
     MALFORMED,
     SERVICE_PATH,
-    Answer,
     Method,
     NoConnectionError,
     Question,
+    Reply,
     status_of,
 )
 from ghealth.health import REASON_KEY
@@ -64,7 +64,7 @@ class ChannelClient:
         unary = self._channel.unary_unary(f"{SERVICE_PATH}/Check")
         return _cause(await unary(b"", timeout=_LAST_ERROR_TIMEOUT).details() or "")
 
-    async def answers(self, method: Method) -> AsyncGenerator[Answer, None]:
+    async def answers(self, method: Method) -> AsyncGenerator[Reply, None]:
         """Ask, once connected.
 
         Args:
@@ -82,19 +82,19 @@ class ChannelClient:
                 stream: grpc.aio.UnaryStreamMultiCallable[bytes, Any]
                 stream = self._channel.unary_stream(path)
                 async for reply in stream(request, metadata=metadata):
-                    yield Answer(0, status=status_of(reply))
+                    yield Reply(0, status=status_of(reply))
                 return
             unary: grpc.aio.UnaryUnaryMultiCallable[bytes, Any]
             unary = self._channel.unary_unary(path)
             call = unary(request, metadata=metadata, timeout=self._question.rpc_timeout)
             reply = await call
             reason = _reason(await call.trailing_metadata())
-            yield Answer(0, status=status_of(reply), reason=reason)
+            yield Reply(0, status=status_of(reply), reason=reason)
         except grpc.aio.AioRpcError as error:
             code: int = error.code().value[0]
-            yield Answer(code, error.details() or "", reason=_reason(error.trailing_metadata()))
+            yield Reply(code, error.details() or "", reason=_reason(error.trailing_metadata()))
         except DecodeError:
-            yield Answer(INTERNAL, MALFORMED)
+            yield Reply(INTERNAL, MALFORMED)
 
 
 def _cause(details: str) -> str:

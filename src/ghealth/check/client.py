@@ -11,11 +11,11 @@ from ghealth.check.question import (
     NOT_FOUND,
     UNAVAILABLE,
     UNIMPLEMENTED,
-    Answer,
     Client,
     InvalidQuestionError,
     NoConnectionError,
     Question,
+    Reply,
 )
 from ghealth.check.report import ExitCode, Report, code_name
 from ghealth.check.unverified import unverified_client
@@ -51,7 +51,7 @@ async def check(question: Question, log: Log = lambda _: None) -> Report:
         except NoConnectionError as error:
             return _no_connection(question, error)
         except InvalidQuestionError as error:
-            answer = Answer(INTERNAL, str(error))
+            answer = Reply(INTERNAL, str(error))
         log("answered")
         return _report(question, answer)
 
@@ -88,10 +88,10 @@ async def _watch_once(client: Client, question: Question) -> AsyncGenerator[Repo
     except NoConnectionError as error:
         yield _no_connection(question, error)
     except InvalidQuestionError as error:
-        yield _report(question, Answer(INTERNAL, str(error)))
+        yield _report(question, Reply(INTERNAL, str(error)))
 
 
-async def _with_reason(question: Question, answer: Answer) -> Report:
+async def _with_reason(question: Question, answer: Reply) -> Report:
     """Return the report of a Watch's answer: the one of a Check if that has the same status.
 
     A reason is in the trailers, which a Watch has only at its end.
@@ -104,7 +104,7 @@ async def _with_reason(question: Question, answer: Answer) -> Report:
     return report
 
 
-def _report(question: Question, answer: Answer) -> Report:
+def _report(question: Question, answer: Reply) -> Report:
     """Return the report of an answer."""
     status = None if answer.status is None else _status_name(answer.status)
     name = code_name(answer.code)
@@ -136,7 +136,7 @@ def _hinted(question: Question, reason: str) -> str:
     return f"no answer before the deadline of {timeout:g} s; try --rpc-timeout {longer}"
 
 
-def _explained(question: Question, answer: Answer) -> str:
+def _explained(question: Question, answer: Reply) -> str:
     match answer.code:
         case code if code == UNIMPLEMENTED:
             return "this server does not implement grpc.health.v1.Health"

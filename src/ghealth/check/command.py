@@ -13,6 +13,7 @@ from ghealth import __version__, flags, output, process
 from ghealth.check.report import ExitCode, Report
 from ghealth.check.target import Target, reachable
 from ghealth.durations import duration
+from ghealth.health import CHECK_PATH
 from ghealth.matcher import GRPC_CODES, Matcher
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def add_parser(commands: "argparse._SubParsersAction[flags.Parser]") -> None:
     alb.add_argument(
         "--path",
         type=_path,
-        help="health check path of the target group (default: /grpc.health.v1.Health/Check)",
+        help=f"health check path of the target group (default: {CHECK_PATH})",
     )
     alb.add_argument(
         "--matcher",
@@ -183,7 +184,7 @@ def _run_alb(arguments: argparse.Namespace, target: Target, *, tls: bool) -> int
     from ghealth.check import alb
 
     group = alb.TargetGroup(
-        path=arguments.path or alb.DEFAULT_PATH,
+        path=arguments.path or CHECK_PATH,
         matcher=arguments.matcher or alb.DEFAULT_MATCHER,
         timeout=arguments.rpc_timeout or alb.DEFAULT_TIMEOUT,
         tls=tls,

@@ -96,7 +96,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """An answer to a Check, or one in a Watch.
 
     Args:
@@ -133,7 +133,7 @@ class Client(Protocol):
         """
         ...
 
-    def answers(self, method: Method) -> AsyncGenerator[Answer, None]:
+    def answers(self, method: Method) -> AsyncGenerator[Reply, None]:
         """Ask, once connected.
 
         Args:

@@ -20,10 +20,10 @@ from ghealth.check.question import (
     SERVICE_PATH,
     UNAVAILABLE,
     UNKNOWN,
-    Answer,
     Method,
     NoConnectionError,
     Question,
+    Reply,
     status_of,
 )
 from ghealth.health import REASON_KEY
@@ -82,7 +82,7 @@ class UnverifiedClient:
             raise http2.Http2Error("the server does not offer HTTP/2 over TLS (ALPN)")
         await self._connection.ready()
 
-    async def answers(self, method: Method) -> AsyncGenerator[Answer, None]:
+    async def answers(self, method: Method) -> AsyncGenerator[Reply, None]:
         """Ask, once connected.
 
         Args:
@@ -96,14 +96,14 @@ class UnverifiedClient:
                 async with aclosing(self._connection.exchange(headers, body)) as exchange:
                     async for status in _statuses(exchange):
                         if method == "Watch":
-                            yield Answer(0, status=status)
+                            yield Reply(0, status=status)
                         statuses.append(status)
         except TimeoutError:
-            yield Answer(DEADLINE_EXCEEDED)
+            yield Reply(DEADLINE_EXCEEDED)
         except http2.Http2Error as error:
-            yield Answer(UNAVAILABLE, str(error))
+            yield Reply(UNAVAILABLE, str(error))
         except (DecodeError, ValueError, OSError, EOFError, zlib.error):
-            yield Answer(INTERNAL, MALFORMED)
+            yield Reply(INTERNAL, MALFORMED)
         else:
             end = _end(self._connection.headers)
             if end.code:
@@ -155,20 +155,20 @@ async def _statuses(exchange: AsyncGenerator[bytes, None]) -> AsyncGenerator[int
             yield status_of(message)
 
 
-def _end(headers: Mapping[str, str]) -> Answer:
+def _end(headers: Mapping[str, str]) -> Reply:
     """Return the answer in the trailers."""
     code = headers.get("grpc-status", "")
     if not (code.isascii() and code.isdigit()):
-        return Answer(UNKNOWN, f"HTTP status {headers.get(':status')} without a gRPC status")
+        return Reply(UNKNOWN, f"HTTP status {headers.get(':status')} without a gRPC status")
     details = unquote(headers.get("grpc-message", ""))
-    return Answer(int(code), details, reason=headers.get(REASON_KEY, ""))
+    return Reply(int(code), details, reason=headers.get(REASON_KEY, ""))
 
 
-def _only(statuses: list[int], reason: str) -> Answer:
+def _only(statuses: list[int], reason: str) -> Reply:
     """Return the answer with its message, of which there must be exactly one."""
     if len(statuses) != 1:
-        return Answer(INTERNAL, f"{len(statuses)} messages instead of one")
-    return Answer(0, status=statuses[0], reason=reason)
+        return Reply(INTERNAL, f"{len(statuses)} messages instead of one")
+    return Reply(0, status=statuses[0], reason=reason)
 
 
 @asynccontextmanager

@@ -15,12 +15,11 @@ import pytest
 
 from ghealth import __version__
 from ghealth.admin import Admin, routes
-from ghealth.admin.metrics import Metrics
 from ghealth.admin.page import Page
 from ghealth.checker import Checker
 from ghealth.events import DrainStarted, Event, Method, RequestAnswered, fan_out
-from ghealth.health import LIVENESS, Reason, ReasonKind, Status
-from ghealth.policies import Answer, Code
+from ghealth.health import LIVENESS, Answer, Code, Reason, ReasonKind, Status
+from ghealth.observe.metrics import Metrics
 from ghealth.probe import ProbeResult
 from ghealth.settings import Row
 from tests.unit.admin.test_http import exchange, get

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ghealth.probe import ProbeResult
-from ghealth.server import ListenError, Ports, serve
+from ghealth.server.serve import ListenError, Ports, serve
 from ghealth.settings import Settings
 from tests.support import wire
 from tests.support.processes import run as run_process

@@ -11,7 +11,7 @@ from ghealth.address import Address
 from ghealth.check import alb
 from ghealth.check.report import ExitCode, Report
 from ghealth.check.target import Target
-from ghealth.health import REASON_KEY
+from ghealth.health import CHECK_PATH, REASON_KEY
 from ghealth.matcher import GRPC_CODES, Matcher
 from tests.support.peers import is_silent, nobody, resets, says, target
 from tests.unit.check.servers import (
@@ -77,13 +77,13 @@ HONEST_12 = (grpc.StatusCode.UNIMPLEMENTED, "gateway answered 200")
 @pytest.mark.parametrize(
     ("said", "path", "matcher", "healthy", "warning"),
     [
-        (SERVING, alb.DEFAULT_PATH, "0", True, None),
-        (UNAVAILABLE, alb.DEFAULT_PATH, "0", False, None),
-        (NOT_SERVING, alb.DEFAULT_PATH, "0", True, "the message is NOT_SERVING"),
-        (NOT_SERVING, alb.DEFAULT_PATH, "12", False, None),
-        (UNAVAILABLE, alb.DEFAULT_PATH, "0-99", True, "accepts every code"),
-        (SERVING, alb.DEFAULT_PATH, "0-16", True, "accepts every code"),
-        (UNAVAILABLE, alb.DEFAULT_PATH, "0,14", True, "accepts 14 (UNAVAILABLE)"),
+        (SERVING, CHECK_PATH, "0", True, None),
+        (UNAVAILABLE, CHECK_PATH, "0", False, None),
+        (NOT_SERVING, CHECK_PATH, "0", True, "the message is NOT_SERVING"),
+        (NOT_SERVING, CHECK_PATH, "12", False, None),
+        (UNAVAILABLE, CHECK_PATH, "0-99", True, "accepts every code"),
+        (SERVING, CHECK_PATH, "0-16", True, "accepts every code"),
+        (UNAVAILABLE, CHECK_PATH, "0,14", True, "accepts 14 (UNAVAILABLE)"),
         (SERVING, "/AWS.ALB/healthcheck", "12", True, "can never fail"),
         (HONEST_12, "/AWS.ALB/honest", "12", True, None),
         (SERVING, "/AWS.ALB/healthcheck", "0", False, None),
@@ -107,7 +107,7 @@ async def test_a_mismatch_in_the_consoles_words() -> None:
         report = await checked(port)
     lines = report.text.splitlines()
     assert lines[0] == (
-        f"POST {alb.DEFAULT_PATH} to 127.0.0.1:{port} as ELB-HealthChecker/2.0 ghealth-check, "
+        f"POST {CHECK_PATH} to 127.0.0.1:{port} as ELB-HealthChecker/2.0 ghealth-check, "
         "success codes 0"
     )
     assert lines[1].startswith("grpc-status 14 (UNAVAILABLE) 'gateway answered 503' in ")
@@ -121,7 +121,7 @@ async def test_a_mismatch_in_the_consoles_words() -> None:
         "exit_code": 4,
         "conclusion": "unhealthy",
         "address": f"127.0.0.1:{port}",
-        "path": alb.DEFAULT_PATH,
+        "path": CHECK_PATH,
         "matcher": "0",
         "tls": False,
         "code": 14,

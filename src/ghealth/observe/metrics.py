@@ -22,8 +22,8 @@ from prometheus_client.registry import Collector
 from ghealth import __version__
 from ghealth.events import OTHER, DrainStarted, Event, ProbeCompleted, RequestAnswered
 from ghealth.health import GATEWAY, LIVENESS, Health, Result, Status
+from ghealth.observe.callers import caller_of
 from ghealth.transitions import Transitions
-from ghealth.user_agents import caller_of
 
 UNKNOWN: Final = "unknown"
 """The label of every service that is not configured, so that no caller can add a label."""

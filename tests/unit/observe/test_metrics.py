@@ -7,7 +7,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
 from ghealth import __version__
-from ghealth.admin.metrics import Metrics
 from ghealth.events import DrainStarted, Event, Method, ProbeCompleted, RequestAnswered
 from ghealth.health import (
     ALIVE,
@@ -15,12 +14,14 @@ from ghealth.health import (
     GATEWAY,
     LIVENESS,
     UNKNOWN_SERVICE,
+    Answer,
+    Code,
     Health,
     Reason,
     ReasonKind,
     Status,
 )
-from ghealth.policies import Answer, Code
+from ghealth.observe.metrics import Metrics
 
 UP = Health(Status.SERVING, Reason(ReasonKind.ANSWERED, "200"))
 DOWN = Health(Status.NOT_SERVING, Reason(ReasonKind.ANSWERED, "503"))

@@ -9,7 +9,6 @@ from typing import Any, TextIO
 
 import pytest
 
-from ghealth import logs
 from ghealth.events import (
     ConnectionsCut,
     DrainStarted,
@@ -17,20 +16,19 @@ from ghealth.events import (
     Method,
     ProbeCompleted,
     RequestAnswered,
+    log_event,
 )
-from ghealth.health import GATEWAY, Health, Reason, ReasonKind, Status
-from ghealth.logs import (
-    CHECK_PATH,
+from ghealth.health import CHECK_PATH, GATEWAY, Answer, Code, Health, Reason, ReasonKind, Status
+from ghealth.observe import log
+from ghealth.observe.log import (
     MAX_LINES_PER_MINUTE,
     MAX_PATHS,
     AnswerLog,
     CutLog,
     PathLog,
     StatusLog,
-    log_event,
     logging_to,
 )
-from ghealth.policies import Answer, Code
 from tests.support.fakes import answered
 
 UP = Health(Status.SERVING, answered(200))
@@ -40,7 +38,7 @@ NOT_SERVING = Answer(Code.OK, Status.NOT_SERVING)
 UNAVAILABLE = Answer(Code.UNAVAILABLE, reason=answered(503))
 ALB = "ELB-HealthChecker/2.0"
 
-log = logging.getLogger("ghealth.test")
+logger = logging.getLogger("ghealth.test")
 
 
 def probed(service: str, health: Health) -> Event:
@@ -63,7 +61,7 @@ def request(
 @pytest.fixture(autouse=True)
 def _all_lines_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is, no line is left to a thread that a test no longer waits for."""
-    monkeypatch.setattr(logs, "FLUSH_TIMEOUT", 60)
+    monkeypatch.setattr(log, "FLUSH_TIMEOUT", 60)
 
 
 def lines_of(
@@ -301,8 +299,8 @@ def test_a_bug_has_its_stack_once(tmp_path: Path, as_json: bool) -> None:
             try:
                 _ = 1 / divisor  # type: ignore[operator]
             except (ZeroDivisionError, TypeError):
-                log.exception("probing failed")
-        log.error("without a stack", exc_info=(None, None, None))
+                logger.exception("probing failed")
+        logger.error("without a stack", exc_info=(None, None, None))
 
     text = "\n".join(lines_of(write, tmp_path, as_json=as_json))
     assert text.count("Traceback") == 2
@@ -329,7 +327,7 @@ def test_the_level_is_ghealths_alone(tmp_path: Path) -> None:
     """Libraries log from warnings up at any level: they would name addresses and headers."""
 
     def write() -> None:
-        log.debug("ours")
+        logger.debug("ours")
         logging.getLogger("httpcore.http11").info("theirs")
         logging.getLogger("asyncio").warning("100%% theirs %s", "too")
 
@@ -351,7 +349,7 @@ def test_everything_is_as_before_afterwards(tmp_path: Path) -> None:
 def test_a_closed_standard_output_discards_the_lines() -> None:
     """Python gives None for a standard output that was closed at the start."""
     with logging_to(None, level="info", as_json=True):
-        log.info("to nobody")
+        logger.info("to nobody")
 
 
 class Pipe:
@@ -373,7 +371,7 @@ def test_a_pipe_that_nobody_reads_delays_nothing() -> None:
     written = 5000
     with logging_to(pipe.writer, level="info", as_json=True):
         for number in range(written):
-            log_event(log, logging.INFO, "filler", "x" * 100, number=number)
+            log_event(logger, logging.INFO, "filler", "x" * 100, number=number)
         reading: list[Any] = []
         reader = threading.Thread(target=lambda: reading.extend(pipe.lines()))
         reader.start()
@@ -387,12 +385,12 @@ def test_a_pipe_that_nobody_reads_delays_nothing() -> None:
 
 def test_the_end_does_not_wait_for_a_reader_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that is not read delays the end of the process by a bounded time."""
-    monkeypatch.setattr(logs, "FLUSH_TIMEOUT", 0.01)
+    monkeypatch.setattr(log, "FLUSH_TIMEOUT", 0.01)
     pipe = Pipe()
     with logging_to(pipe.writer, level="info", as_json=True):
-        (handler,) = (h for h in logging.getLogger().handlers if isinstance(h, logs._LineQueue))
+        (handler,) = (h for h in logging.getLogger().handlers if isinstance(h, log._LineQueue))
         for _ in range(5000):
-            log.info("x" * 100)
+            logger.info("x" * 100)
     assert handler._thread.is_alive(), "the end waited until all was taken"
     reader = threading.Thread(target=pipe.lines)
     reader.start()
@@ -417,8 +415,8 @@ def test_a_full_disk_is_told_when_it_is_over(
     monkeypatch.setattr(os, "write", sometimes)
 
     def two_lines() -> None:
-        log.info("lost")
-        log.info("found")
+        logger.info("lost")
+        logger.info("found")
 
     lines = [json.loads(line) for line in lines_of(two_lines, tmp_path)]
     assert [line["message"] for line in lines] == [

@@ -12,7 +12,7 @@ from typing import Final
 
 import grpc
 
-from ghealth.logs import log_event
+from ghealth.events import log_event
 
 _log = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 import pytest
 
 from ghealth.events import Method
-from ghealth.health import Status
-from ghealth.policies import Answer, Code
-from ghealth.user_agents import REPLAY, Caller, caller_of, conclusion, printable
+from ghealth.health import REPLAY_SUFFIX, Answer, Code, Status
+from ghealth.observe.callers import Caller, caller_of, conclusion
+from ghealth.printable import printable
 
 SERVING = Answer(Code.OK, Status.SERVING)
 NOT_SERVING = Answer(Code.OK, Status.NOT_SERVING)
@@ -16,10 +16,10 @@ UNIMPLEMENTED, NOT_FOUND = Answer(Code.UNIMPLEMENTED), Answer(Code.NOT_FOUND)
     ("user_agent", "caller"),
     [
         ("ELB-HealthChecker/2.0", "alb"),
-        (f"ELB-HealthChecker/2.0{REPLAY}/0.1.0", "alb (ghealth check)"),
+        (f"ELB-HealthChecker/2.0{REPLAY_SUFFIX}/0.1.0", "alb (ghealth check)"),
         ("kube-probe/1.34", "kubelet"),
         ("kube-probe/1.34 grpc-go/1.72.2", "kubelet"),
-        (f"kube-probe/1.34{REPLAY}", "kubelet"),
+        (f"kube-probe/1.34{REPLAY_SUFFIX}", "kubelet"),
         ("Envoy/HC", "envoy"),
         ("grpc_health_probe grpc-go/1.70.0", "grpc-health-probe"),
         ("grpc-health-probe/0.4.39 grpc-go/1.70.0", "grpc-health-probe"),

@@ -5,14 +5,7 @@ from enum import StrEnum
 from typing import Final
 
 from ghealth.events import Method
-from ghealth.health import Status
-from ghealth.policies import Answer, Code
-
-MAX_USER_AGENT: Final = 80
-"""Maximum number of characters of a user agent that are kept."""
-
-REPLAY: Final = " ghealth-check"
-"""What `ghealth check --as alb` appends to the load balancer's user agent."""
+from ghealth.health import REPLAY_SUFFIX, Answer, Code, Status
 
 
 class Caller(StrEnum):
@@ -47,22 +40,11 @@ def caller_of(user_agent: str) -> Caller:
     """
     for prefix, caller in _PREFIXES:
         if user_agent.startswith(prefix):
-            is_replay = caller is Caller.ALB and REPLAY in user_agent
+            is_replay = caller is Caller.ALB and REPLAY_SUFFIX in user_agent
             return Caller.ALB_REPLAY if is_replay else caller
     if user_agent.startswith("grpc-") or " grpc-" in user_agent:
         return Caller.GRPC
     return Caller.OTHER
-
-
-def printable(text: str, limit: int = MAX_USER_AGENT) -> str:
-    """Render a text from a caller as printable ASCII of bounded length.
-
-    Args:
-        text: As the caller sent it.
-        limit: Maximum number of characters.
-    """
-    shown = "".join(char if " " <= char <= "~" else "?" for char in text[:limit])
-    return f"{shown[: limit - 1]}…" if len(text) > limit else shown
 
 
 def _alb(answer: Answer) -> str:

@@ -1,19 +1,20 @@
 import itertools
 from typing import cast
 
-from ghealth.admin.history import HISTORY_SIZE, CallerSummary, Change, History, Recorded
 from ghealth.events import DrainStarted, Event, ProbeCompleted, RequestAnswered
 from ghealth.health import (
     DRAINING,
     GATEWAY,
     LIVENESS,
+    Answer,
+    Code,
     Health,
     Reason,
     ReasonKind,
     Status,
 )
-from ghealth.policies import Answer, Code
-from ghealth.user_agents import Caller
+from ghealth.observe.callers import Caller
+from ghealth.observe.history import HISTORY_SIZE, CallerSummary, Change, History, Recorded
 
 UP = Health(Status.SERVING, Reason(ReasonKind.ANSWERED, "200"))
 DOWN = Health(Status.NOT_SERVING, Reason(ReasonKind.ANSWERED, "503"))

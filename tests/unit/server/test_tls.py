@@ -12,10 +12,10 @@ import grpc
 import pytest
 import trustme
 
-from ghealth import tls
-from ghealth.server import ListenError, Ports, serve
+from ghealth.server import tls
+from ghealth.server.serve import ListenError, Ports, serve
+from ghealth.server.tls import CertificateError, Files, ServerCertificate
 from ghealth.settings import Settings
-from ghealth.tls import CertificateError, Files, ServerCertificate
 from tests.support import wire
 from tests.support.certificates import (
     CERT,
@@ -82,7 +82,7 @@ def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     return [
         (vars(record)["event"], vars(record).get("fields", {}).get("reason", ""))
         for record in caplog.records
-        if record.name == "ghealth.tls"
+        if record.name == "ghealth.server.tls"
     ]
 
 

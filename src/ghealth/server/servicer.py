@@ -25,19 +25,20 @@ from grpc_health.v1 import health_pb2
 
 from ghealth.checker import Checker
 from ghealth.events import Method, RequestAnswered, Sink
-from ghealth.guard import Guard, OpenCall
 from ghealth.health import (
     DEADLINE,
     DRAINING,
     GATEWAY,
     REASON_KEY,
+    Answer,
+    Code,
     Health,
     Reason,
     ReasonKind,
     Status,
 )
-from ghealth.policies import Answer, Code
-from ghealth.user_agents import printable
+from ghealth.printable import printable
+from ghealth.server.guard import Guard, OpenCall
 
 SERVICE_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 

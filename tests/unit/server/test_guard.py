@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ghealth import guard as module
 from ghealth.events import ConnectionsCut
-from ghealth.guard import (
+from ghealth.server import guard as module
+from ghealth.server.guard import (
     BLOCK,
     BUSY_INTERVAL,
     CALM_INTERVAL,

@@ -13,14 +13,14 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ghealth import reflection, server, servicer
 from ghealth.checker import Checker
 from ghealth.events import RequestAnswered
-from ghealth.guard import Guard
-from ghealth.health import GATEWAY, REASON_KEY, Status
-from ghealth.policies import POLICIES
+from ghealth.health import GATEWAY, POLICIES, REASON_KEY, Status
 from ghealth.probe import Probe, ProbeResult, WithTimeout
-from ghealth.servicer import SERVICE_NAME, AllPaths, HealthServicer
+from ghealth.server import reflection, servicer
+from ghealth.server import serve as serving_module
+from ghealth.server.guard import Guard
+from ghealth.server.servicer import SERVICE_NAME, AllPaths, HealthServicer
 from tests.support import wire
 from tests.support.fakes import READY, SICK, FakeContext, FakeProbe, Recorder, guard_of
 from tests.support.virtual import in_virtual_time
@@ -67,7 +67,7 @@ def serve() -> Serve:
         checker = Checker(
             {GATEWAY: probe, **(more or {})}, cache_ttl=0, watch_interval=0.01, emit=recorder
         )
-        grpc_server = grpc.aio.server(options=server.OPTIONS)
+        grpc_server = grpc.aio.server(options=serving_module.OPTIONS)
         choose = functools.partial(POLICIES[policy], status_callers=("grpc-", "Envoy/HC"))
         guard = guard_of(recorder)
         health = HealthServicer(

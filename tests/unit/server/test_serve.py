@@ -19,11 +19,12 @@ import h2.settings
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ghealth import guard, server, servicer
 from ghealth.address import Address
 from ghealth.probe import Probe, ProbeResult
-from ghealth.server import ListenError, Ports, serve
-from ghealth.servicer import MAX_WATCHES_PER_CONNECTION
+from ghealth.server import guard, servicer
+from ghealth.server import serve as serving_module
+from ghealth.server.serve import ListenError, Ports, serve
+from ghealth.server.servicer import MAX_WATCHES_PER_CONNECTION
 from ghealth.settings import Settings, load
 from tests.support import wire
 from tests.support.peers import Target, answers, is_silent, nobody, target
@@ -212,7 +213,7 @@ async def test_a_port_that_only_grpc_cannot_bind_is_a_mistake(
     """A port that another process binds just before gRPC does is reported as an error too."""
     async with target(is_silent) as other:
         trial = SimpleNamespace(getsockname=lambda: ("127.0.0.1", other.port), close=lambda: None)
-        monkeypatch.setattr(server, "_bound", lambda *_: [trial])
+        monkeypatch.setattr(serving_module, "_bound", lambda *_: [trial])
         with pytest.raises(ListenError) as raised:
             async with run(LISTEN=f"127.0.0.1:{other.port}"):
                 pass
@@ -255,7 +256,7 @@ def test_a_node_without_ipv6_is_tried_on_ipv4(monkeypatch: pytest.MonkeyPatch) -
 
 def bound(host: str, port: int) -> list[socket.socket]:
     places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return server._bound(Address(host, port), places)
+    return serving_module._bound(Address(host, port), places)
 
 
 async def test_drain_reaches_every_caller_and_then_it_ends(run: Run) -> None:
@@ -348,14 +349,14 @@ async def test_a_client_that_pings_every_ten_seconds_is_not_cut_off() -> None:
     """
     jitter = random.Random(1)
     intervals = [10 / TEMPO * jitter.uniform(0.8, 1.2) for _ in range(PINGS)]
-    options = dict(server.OPTIONS)
+    options = dict(serving_module.OPTIONS)
     options[PING_FLOOR] //= TEMPO
     assert not await is_cut_off(options, intervals)
 
 
 async def test_a_client_that_floods_with_pings_is_cut_off() -> None:
     """The option has an effect: refused pings are accepted with a lower minimum interval."""
-    options = dict(server.OPTIONS)
+    options = dict(serving_module.OPTIONS)
     assert await is_cut_off(options, [0.02] * 6)
     assert not await is_cut_off(options | {PING_FLOOR: 1}, [0.02] * 6)
 
@@ -390,7 +391,7 @@ async def test_a_connection_full_of_watches_has_room_for_a_check(run: Run) -> No
         watching = [stub.Watch(LIVENESS) for _ in range(MAX_WATCHES_PER_CONNECTION)]
         for watch in watching:
             assert (await watch.read()).status == 1
-        checks = [stub.Check(LIVENESS) for _ in range(server.RESERVED_STREAMS)]
+        checks = [stub.Check(LIVENESS) for _ in range(serving_module.RESERVED_STREAMS)]
         assert [reply.status for reply in await asyncio.gather(*checks)] == [1] * len(checks)
         for watch in watching:
             watch.cancel()
@@ -399,9 +400,9 @@ async def test_a_connection_full_of_watches_has_room_for_a_check(run: Run) -> No
 async def test_an_idle_connection_is_closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The option has an effect: a connection without calls is closed after the idle time."""
     idle = "grpc.max_connection_idle_ms"
-    options = dict(server.OPTIONS)
+    options = dict(serving_module.OPTIONS)
     assert idle in options
-    monkeypatch.setattr(server, "OPTIONS", tuple((options | {idle: 100}).items()))
+    monkeypatch.setattr(serving_module, "OPTIONS", tuple((options | {idle: 100}).items()))
     async with run() as running:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
         connection = h2.connection.H2Connection()
@@ -547,7 +548,7 @@ async def test_grpc_itself_does_not_share_a_port(run: Run, monkeypatch: pytest.M
     async with run() as running:
         port = running.port
         trial = SimpleNamespace(getsockname=lambda: ("127.0.0.1", port), close=lambda: None)
-        monkeypatch.setattr(server, "_bound", lambda *_: [trial])
+        monkeypatch.setattr(serving_module, "_bound", lambda *_: [trial])
         with pytest.raises(ListenError):
             async with run(LISTEN=f"127.0.0.1:{running.port}"):
                 pass
@@ -555,7 +556,7 @@ async def test_grpc_itself_does_not_share_a_port(run: Run, monkeypatch: pytest.M
 
 def test_the_server_pings_its_clients() -> None:
     """A connection whose client does not answer a ping is closed after 30 s to 60 s."""
-    options = dict(server.OPTIONS)
+    options = dict(serving_module.OPTIONS)
     alive = options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"]
     assert 30_000 <= alive <= 60_000
 
@@ -802,7 +803,7 @@ async def test_connections_that_keep_the_server_from_stopping_are_cut(
     """Connections are cut 0.25 s after the last call or the grace; the stop ends 5 s later."""
     stubborn: Any = Stubborn(calls=calls, cuts=cuts)
     started = asyncio.get_running_loop().time()
-    await server._stop(stubborn, stubborn, 10)
+    await serving_module._stop(stubborn, stubborn, 10)
     took = asyncio.get_running_loop().time() - started
     assert took == pytest.approx(seconds, abs=0.11)
 
@@ -940,7 +941,7 @@ async def test_listen_has_priority_over_the_default_admin_port(
 ) -> None:
     """If LISTEN has the default admin port, there is no admin port, and a warning is logged."""
     settings = settings_of(monkeypatch, LISTEN="127.0.0.1:25022", ADMIN_LISTEN="")
-    assert server._admin_sockets(settings, {}) == []
+    assert serving_module._admin_sockets(settings, {}) == []
     (line,) = lines(caplog, "admin_unavailable")
     assert line.getMessage().endswith("127.0.0.1:25022 has the port of another address")
 
@@ -954,5 +955,5 @@ async def test_a_free_admin_port_is_reported(run: Run) -> None:
 def test_the_default_admin_port_gives_way(caplog: pytest.LogCaptureFixture) -> None:
     """The same port in LISTEN with another IP address also disables the default admin port."""
     settings = Settings.model_validate({"listen": "[::]:25022"})
-    assert server._admin_sockets(settings, {}) == []
+    assert serving_module._admin_sockets(settings, {}) == []
     assert "127.0.0.1:25022 has the port of another address" in caplog.text

@@ -12,20 +12,20 @@ from typing import Final
 
 import grpc
 
-from ghealth import __version__, names, process, reflection
+from ghealth import __version__, names, process
 from ghealth.address import ANY_IPV4, ANY_IPV6, Address
 from ghealth.admin import Admin
 from ghealth.checker import Checker
-from ghealth.events import DrainStarted, fan_out
-from ghealth.guard import Guard
-from ghealth.health import DRAINING, GATEWAY, LIVENESS
-from ghealth.logs import AnswerLog, CutLog, PathLog, StatusLog, log_event
+from ghealth.events import DrainStarted, fan_out, log_event
+from ghealth.health import ALB_USER_AGENT, DRAINING, GATEWAY, LIVENESS, POLICIES, Code
 from ghealth.names import AddressInfo
-from ghealth.policies import POLICIES, Code
+from ghealth.observe.log import AnswerLog, CutLog, PathLog, StatusLog
 from ghealth.probe import PROBES, AllOf, Probe, WithTimeout
-from ghealth.servicer import MAX_WATCHES_PER_CONNECTION, AllPaths, HealthServicer
+from ghealth.server import reflection
+from ghealth.server.guard import Guard
+from ghealth.server.servicer import MAX_WATCHES_PER_CONNECTION, AllPaths, HealthServicer
+from ghealth.server.tls import CertificateError, ServerCertificate, trust_store
 from ghealth.settings import Settings, Target, show_url
-from ghealth.tls import CertificateError, ServerCertificate, trust_store
 
 _log = logging.getLogger(__name__)
 _GRPC_LOG: Final = logging.getLogger("grpc._cython.cygrpc")
@@ -93,8 +93,6 @@ OPTIONS: Final = (
 long."""
 
 _NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-
-ALB_USER_AGENT: Final = "ELB-HealthChecker/2.0"
 
 
 class ListenError(Exception):

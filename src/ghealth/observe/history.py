@@ -8,8 +8,9 @@ from typing import Final, Generic, TypeVar
 
 from ghealth.events import DrainStarted, Event, ProbeCompleted, RequestAnswered
 from ghealth.health import DRAINING, LIVENESS, Health, Status
+from ghealth.observe.callers import Caller, caller_of
+from ghealth.printable import MAX_USER_AGENT
 from ghealth.transitions import Transitions
-from ghealth.user_agents import MAX_USER_AGENT, Caller, caller_of
 
 HISTORY_SIZE: Final = 50
 """Number of probes, of answers and of transitions that are kept."""

@@ -14,10 +14,11 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
-from ghealth.events import ConnectionsCut, Event, ProbeCompleted, RequestAnswered
-from ghealth.health import Status
+from ghealth.events import ConnectionsCut, Event, ProbeCompleted, RequestAnswered, log_event
+from ghealth.health import CHECK_PATH, Status
+from ghealth.observe.callers import Caller, caller_of
+from ghealth.printable import printable
 from ghealth.transitions import Transition, Transitions
-from ghealth.user_agents import Caller, caller_of, printable
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ _MINUTE: Final = 60.0
 
 MAX_PATHS: Final = 20
 """Paths that are logged because no load balancer should check them."""
-
-CHECK_PATH: Final = "/grpc.health.v1.Health/Check"
 
 
 class StatusLog:
@@ -231,19 +230,6 @@ def _log_transition(
         fields |= {"left_out": left_out}
         text += f"; {left_out} changes before it were left out"
     log_event(_log, level, event, text, **fields)
-
-
-def log_event(logger: logging.Logger, level: int, event: str, text: str, **fields: object) -> None:
-    """Log one event as one line.
-
-    Args:
-        logger: The logger.
-        level: The level, as in `logging`.
-        event: The stable name of the event: the JSON key `event`.
-        text: The event in words: the JSON key `message`.
-        fields: Further JSON keys.
-    """
-    logger.log(level, "%s", text, extra={"event": event, "fields": fields})
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from ghealth import reflection
-from ghealth.servicer import SERVICE_NAME
+from ghealth.server import reflection
+from ghealth.server.servicer import SERVICE_NAME
 
 VERSIONS = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
 

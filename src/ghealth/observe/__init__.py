@@ -1,0 +1,1 @@
+"""Sinks that receive events: the log, the metrics and the history."""
