@@ -1,7 +1,7 @@
-"""Checks all of deploy/, the Dockerfile and the workflows, offline: `make deploy-check`.
+"""Checks deploy/, the Dockerfile and the workflows, offline: `make deploy-check`.
 
-`recipes` renders what a user would render, `rules` has what must be true of it, `schemas` what
-Kubernetes and the custom resources allow. `controller` is a model of the load balancer's
-controller, `targets` the target groups that must result, `names` resolves selectors and names.
-A fault is a line of text; the tests break each value that a rule is about, and expect a fault.
+`recipes` renders what a user would render. `test_facts` asserts what must be true of that, and
+`schemas` that Kubernetes and the custom resources allow it. `recorded.yaml` has what the load
+balancer's controller built from the same objects. `test_faults` puts faults into a copy of deploy/:
+each must fail the fact that it concerns.
 """

@@ -1,9 +1,10 @@
 """Renders what is in deploy/ as its users do."""
 
 import copy
+import functools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,209 +15,156 @@ from tests.deploy import tools
 
 DEPLOY: Final = tools.ROOT / "deploy"
 
-OLDEST: Final = "1.29"
-"""The first Kubernetes with native sidecars, unless switched off."""
+NAMESPACE, GATEWAY = "istio-ingress", "istio-ingressgateway"
+LABEL: Final = {"istio": "ingressgateway"}
+IMAGE: Final = "registry.example.com/ghealth"
 
-SLEEP_ACTION: Final = "1.30"
-"""The first Kubernetes with the preStop action `sleep`, unless switched off."""
+# A gateway that has settings.
+PROXY_CONFIG, GRACE = "holdApplicationUntilProxyStarts: true\n", 600
+HOOK: Final = {"exec": {"command": ["sh", "-c", "sleep 20"]}}
+STRATEGY: Final = {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
 
-NAMESPACE: Final = "istio-ingress"
-GATEWAY: Final = "istio-ingressgateway"
+_CHART: Final = Path(__file__).parent / "chart"
 
-EXISTING_PROXY_CONFIG: Final = "holdApplicationUntilProxyStarts: true\n"
-EXISTING_GRACE: Final = 600
-EXISTING_HOOK: Final = {"exec": {"command": ["sh", "-c", "sleep 20"]}}
-EXISTING_STRATEGY: Final = {"maxUnavailable": 1, "maxSurge": 0}
+Objects = list[Any]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Objects that are applied together.
+class Way:
+    """A way to add ghealth to a gateway.
 
     Args:
-        name: Its name in reports.
-        objects: The rendered objects.
-        oldest: The first version of Kubernetes that it is for.
-        has_pods: Whether there is a gateway with ghealth in it.
-        drains: Whether the recipe sets how the pod drains; otherwise it must leave that alone.
-        existing: Whether it is rendered over a gateway that has settings.
+        render: Returns the objects, from a copy of deploy/.
+        drains: Whether the gateway's drain is set too; otherwise it must stay as it was.
         injected: Whether Istio's injector completes the pod.
         by_chart: Whether Istio's chart makes the Deployment; it has no value for some fields.
-        complete: Whether Service and Deployment are in it, as a way to install a gateway.
-        tls: Whether ghealth serves TLS too.
+        complete: Whether the Service is rendered too.
+        adds: Further components.
     """
 
-    name: str
-    objects: tuple[Any, ...]
-    oldest: str = OLDEST
-    has_pods: bool = False
+    render: Callable[[Path], Objects]
     drains: bool = True
-    existing: bool = False
     injected: bool = True
     by_chart: bool = False
     complete: bool = False
-    tls: bool = False
+    adds: tuple[str, ...] = ()
 
 
-def values(kind: str) -> Any:
-    """Read a file of Helm values, `native` or `drain`."""
-    return yaml.safe_load(_values_file(kind).read_text())
+@functools.cache
+def objects(deploy: Path, way: str) -> Objects:
+    """Render a way from a copy of deploy/."""
+    return WAYS[way].render(deploy)
 
 
-def _values_file(kind: str) -> Path:
-    return DEPLOY / "helm" / f"values-{kind}.yaml"
+@functools.cache
+def kustomization(deploy: Path, name: str) -> Objects:
+    """Render a directory of deploy/."""
+    return tools.render("kustomize", "build", str(deploy / name))
 
 
-def all_recipes() -> list[Recipe]:
-    """Render every combination."""
-    return [*_helm(), *_kustomize(), _gateway_api(), *_aws()]
+@functools.cache
+def file(deploy: Path, name: str) -> Objects:
+    """Read a file with objects."""
+    return list(yaml.safe_load_all((deploy / name).read_text()))
 
 
-def _deployment(name: str, *, existing: bool = False, **spec: Any) -> Any:
-    """Return a gateway's Deployment like those of Istio, before the injector."""
-    labels = {"app": name, "istio": "ingressgateway"}
-    proxy: dict[str, Any] = {"name": "istio-proxy", "image": "auto"}
-    deployment: dict[str, Any] = {
+def of_kind(found: Objects, kind: str) -> Any:
+    """Return the one object of a kind."""
+    (one,) = (thing for thing in found if thing["kind"] == kind)
+    return one
+
+
+def _deployment(labels: dict[str, str], **pod: Any) -> Any:
+    """Return a gateway's Deployment before the injector."""
+    template = {
+        "metadata": {"labels": labels},
+        "spec": {"containers": [{"name": "istio-proxy", "image": "auto"}]} | pod,
+    }
+    return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels},
-        "spec": {
-            "selector": {"matchLabels": labels},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {"containers": [proxy]} | spec,
-            },
-        },
+        "metadata": {"name": GATEWAY, "namespace": NAMESPACE, "labels": labels},
+        "spec": {"selector": {"matchLabels": labels}, "template": template},
     }
-    if existing:
-        proxy["lifecycle"] = {"preStop": copy.deepcopy(EXISTING_HOOK)}
-        template = deployment["spec"]["template"]
-        template["metadata"]["annotations"] = {"proxy.istio.io/config": EXISTING_PROXY_CONFIG}
-        template["spec"]["terminationGracePeriodSeconds"] = EXISTING_GRACE
-        deployment["spec"]["strategy"] = {"rollingUpdate": dict(EXISTING_STRATEGY)}
-    return deployment
+
+
+def _existing() -> Any:
+    """Return the Deployment of a gateway that has settings."""
+    deployment = _deployment(LABEL, terminationGracePeriodSeconds=GRACE)
+    deployment["spec"]["strategy"] = STRATEGY
+    template = deployment["spec"]["template"]
+    template["metadata"]["annotations"] = {"proxy.istio.io/config": PROXY_CONFIG}
+    template["spec"]["containers"][0]["lifecycle"] = {"preStop": HOOK}
+    return copy.deepcopy(deployment)  # nothing is shared: YAML would have anchors
 
 
 _EXISTING_VALUES: Final = {
-    "lifecycle": {"preStop": EXISTING_HOOK},
-    "podAnnotations": {"proxy.istio.io/config": EXISTING_PROXY_CONFIG},
-    "terminationGracePeriodSeconds": EXISTING_GRACE,
-    "strategy": {"rollingUpdate": EXISTING_STRATEGY},
+    "lifecycle": {"preStop": HOOK},
+    "podAnnotations": {"proxy.istio.io/config": PROXY_CONFIG},
+    "terminationGracePeriodSeconds": GRACE,
+    "strategy": STRATEGY,
 }
 
 
-def _helm() -> Iterator[Recipe]:
-    """Render the values over the chart's own, and over a gateway's, and the post-renderer."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        existing = folder / "existing.yaml"
-        existing.write_text(yaml.safe_dump(_EXISTING_VALUES))
-        service = folder / "service.yaml"
-        service.write_text("service: {type: ClusterIP}\n")
-        native, drain = _values_file("native"), _values_file("drain")
-        for version in (3, 4):
-            name = f"Helm {version}"
-            objects = tools.helm(version, service, native, drain)
-            yield Recipe(
-                f"{name}: native, drain",
-                tuple(objects),
-                SLEEP_ACTION,
-                has_pods=True,
-                by_chart=True,
-                complete=True,
-            )
-            objects = tools.helm(version, service, existing, native, drain)
-            yield Recipe(
-                f"{name}: native, drain over a gateway's values",
-                tuple(objects),
-                SLEEP_ACTION,
-                has_pods=True,
-                existing=True,
-                by_chart=True,
-            )
-            objects = tools.helm(version, service, existing, native)
-            yield Recipe(
-                f"{name}: native over a gateway's values",
-                tuple(objects),
-                has_pods=True,
-                drains=False,
-                existing=True,
-                by_chart=True,
-            )
-            objects = tools.helm(version, service, existing, renderer=True, home=folder / name)
-            yield Recipe(
-                f"{name}: post-renderer over a gateway's values",
-                tuple(objects),
-                SLEEP_ACTION,
-                has_pods=True,
-                existing=True,
-            )
+def _helm(version: int, *values: str, existing: bool = True, renderer: bool = False) -> Way:
+    """Render the chart that stands in for Istio's, with values of deploy/ or the post-renderer."""
+
+    def render(deploy: Path) -> Objects:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            base = {"service": {"type": "ClusterIP"}} | (_EXISTING_VALUES if existing else {})
+            (folder / "base.yaml").write_text(yaml.safe_dump(base))
+            command = [f"helm{version}", "template", GATEWAY, str(_CHART)]
+            command += [f"--namespace={NAMESPACE}", f"--values={folder}/base.yaml"]
+            command += [f"--values={deploy}/helm/values-{name}.yaml" for name in values]
+            plugin = deploy / "helm" / "post-renderer"
+            if renderer and version == 3:
+                command.append(f"--post-renderer={plugin}/ghealth.sh")
+            elif renderer:
+                tools.prepare()
+                tools.run("helm4", "plugin", "install", str(plugin), home=folder)
+                command.append("--post-renderer=ghealth")
+            return tools.render(*command, home=folder)
+
+    return Way(render, "drain" in values or renderer, by_chart=not renderer, complete=not existing)
 
 
-_IMAGE: Final = "registry.example.com/ghealth"
-_OTHER_IMAGE: Final = "registry.example.org/mirror/ghealth"
-_OTHER_DIGEST: Final = "sha256:" + "1" * 64
-
-
-def _kustomize() -> Iterator[Recipe]:
-    example = DEPLOY / "kustomize" / "example"
-    objects = tuple(tools.kustomize(example))
-    name = "kustomize/example"
-    yield Recipe(name, objects, SLEEP_ACTION, has_pods=True, complete=True)
-    fetch = {"name": "fetch", "image": "registry.example.com/fetch"}
-    istiod = _deployment("istiod")
-    istiod["metadata"]["labels"] = istiod["spec"]["selector"]["matchLabels"] = {"app": "istiod"}
-    istiod["spec"]["template"]["metadata"]["labels"] = {"app": "istiod"}
-    bases = {
-        # What istioctl installs: a Deployment among others, with its own containers.
-        "istioctl": [_deployment(GATEWAY, initContainers=[fetch]), istiod],
-        "an existing gateway": [_deployment(GATEWAY, existing=True)],
-    }
-    for base, parts in bases.items():
-        existing = base != "istioctl"
-        text = yaml.safe_dump_all(copy.deepcopy(parts))
-        yield Recipe(
-            f"kustomize/native, drain on {base}",
-            _with_components(text, "ghealth-native", "drain"),
-            SLEEP_ACTION,
-            has_pods=True,
-            existing=existing,
-        )
-        yield Recipe(
-            f"kustomize/native, drain, tls on {base}",
-            _with_components(text, "ghealth-native", "drain", "tls"),
-            SLEEP_ACTION,
-            has_pods=True,
-            existing=existing,
-            tls=True,
-        )
-    text = yaml.safe_dump(_deployment(GATEWAY, existing=True))
-    yield Recipe(
-        "kustomize/native on an existing gateway",
-        _with_components(text, "ghealth-native"),
-        has_pods=True,
-        drains=False,
-        existing=True,
-    )
-    certificate = DEPLOY / "kustomize" / "tls" / "certificate.yaml"
-    yield Recipe("kustomize/tls/certificate", (yaml.safe_load(certificate.read_text()),))
-
-
-def _with_components(base: str, *names: str) -> tuple[Any, ...]:
+def _kustomize(base: Callable[[], Objects], *adds: str, flow: bool | None = False) -> Way:
     """Render a gateway with components in it, and with the image of a mirror."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch).resolve()
-        kustomization = {
-            "resources": ["base.yaml"],
-            "components": [os.path.relpath(DEPLOY / "kustomize" / name, folder) for name in names],
-            "images": [{"name": _IMAGE, "newName": _OTHER_IMAGE, "digest": _OTHER_DIGEST}],
-        }
-        (folder / "base.yaml").write_text(base)
-        (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        return tuple(tools.kustomize(folder))
+
+    def render(deploy: Path) -> Objects:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch).resolve()
+            components = ("ghealth-native", *adds)
+            mirror = {"newName": "registry.example.org/ghealth", "digest": "sha256:" + "1" * 64}
+            kustomization = {
+                "resources": ["base.yaml"],
+                "components": [
+                    os.path.relpath(deploy / "kustomize" / name, folder) for name in components
+                ],
+                "images": [{"name": IMAGE} | mirror],
+            }
+            text = yaml.safe_dump_all(base(), default_flow_style=flow)
+            (folder / "base.yaml").write_text(text)
+            (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+            return tools.render("kustomize", "build", str(folder))
+
+    return Way(render, drains="drain" in adds, adds=adds)
 
 
-def _gateway_api() -> Recipe:
+def _istioctl() -> Objects:
+    """Return a gateway with an init container, beside another Deployment."""
+    istiod = _deployment({"app": "istiod"})
+    istiod["metadata"]["name"] = "istiod"
+    fetch = {"name": "fetch", "image": "registry.example.com/fetch"}
+    return [_deployment(LABEL | {"app": GATEWAY}, initContainers=[fetch]), istiod]
+
+
+def _made(version: str, kind: str, spec: Any) -> Any:
+    return {"apiVersion": version, "kind": kind, "metadata": {}, "spec": spec}
+
+
+def _gateway_api(deploy: Path) -> Objects:
     """Merge the ConfigMap into what Istio creates, by a strategic merge as it does.
 
     Names and labels are as in pilot/pkg/config/kube/gatewaycommon and kube-gateway.yaml of Istio
@@ -224,89 +172,65 @@ def _gateway_api() -> Recipe:
     `infrastructure`, and the Gateway's name. The Deployment starts with the hook that
     `global.proxy.lifecycle` can put there.
     """
-    file = DEPLOY / "gateway-api" / "gateway.yaml"
-    gateway, config = yaml.safe_load_all(file.read_text())
+    gateway, config = file(deploy, "gateway-api/gateway.yaml")
     metadata, spec = gateway["metadata"], gateway["spec"]
     default = f"{metadata['name']}-{spec['gatewayClassName']}"
-    annotations = metadata.get("annotations") or {}
-    name = annotations.get("gateway.istio.io/name-override", default)
+    name = metadata.get("annotations", {}).get("gateway.istio.io/name-override", default)
     selector = {"gateway.networking.k8s.io/gateway-name": metadata["name"]}
+    identity = {"name": name, "namespace": metadata["namespace"]}
     labels = spec["infrastructure"].get("labels", {}) | selector
-    deployment = _deployment(name)
+    deployment = _existing()
     deployment["metadata"]["labels"] = labels
     deployment["spec"]["selector"]["matchLabels"] = selector
-    deployment["spec"]["template"]["metadata"]["labels"] = labels
-    proxy = deployment["spec"]["template"]["spec"]["containers"][0]
-    proxy["lifecycle"] = {"preStop": copy.deepcopy(EXISTING_HOOK)}
-    identity = {"name": name, "namespace": metadata["namespace"]}
-    base = {
+    deployment["spec"]["template"]["metadata"] = {"labels": dict(labels)}
+    ports = [{"name": found["name"], "port": found["port"]} for found in spec["listeners"]]
+    selects = {"selector": {"matchLabels": selector}}
+    scales = {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}}
+    serves = {"type": "ClusterIP", "selector": selector, "ports": ports}
+    made = {
         "deployment": deployment,
-        "horizontalPodAutoscaler": {
-            "apiVersion": "autoscaling/v2",
-            "kind": "HorizontalPodAutoscaler",
-            "metadata": identity,
-            "spec": {
-                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
-                "maxReplicas": 1,
-            },
-        },
-        "podDisruptionBudget": {
-            "apiVersion": "policy/v1",
-            "kind": "PodDisruptionBudget",
-            "metadata": identity,
-            "spec": {"selector": {"matchLabels": selector}},
-        },
+        "horizontalPodAutoscaler": _made("autoscaling/v2", "HorizontalPodAutoscaler", scales),
+        "podDisruptionBudget": _made("policy/v1", "PodDisruptionBudget", selects),
+        "service": _made("v1", "Service", serves),
     }
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": identity,
-        "spec": {
-            "type": "ClusterIP",
-            "selector": selector,
-            "ports": [
-                {"name": found["name"], "port": found["port"]} for found in spec["listeners"]
-            ],
-        },
-    }
+    for thing in made.values():
+        thing["metadata"] |= identity
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        (folder / "base.yaml").write_text(yaml.safe_dump_all([*base.values(), service]))
+        (folder / "made.yaml").write_text(yaml.safe_dump_all(copy.deepcopy([*made.values()])))
         patches = []
         for key, text in config["data"].items():
-            head = {part: base[key][part] for part in ("apiVersion", "kind")}
-            head["metadata"] = {"name": name, "namespace": metadata["namespace"]}
-            (folder / f"{key}.yaml").write_text(yaml.safe_dump(head | yaml.safe_load(text)))
-            patches.append({"path": f"{key}.yaml"})
-        kustomization = {"resources": ["base.yaml"], "patches": patches}
-        (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        merged = tools.kustomize(folder)
-    return Recipe(
-        "gateway-api",
-        (gateway, config, *merged),
-        SLEEP_ACTION,
-        has_pods=True,
-        injected=False,
-        complete=True,
-    )
+            head = {part: made[key][part] for part in ("apiVersion", "kind")}
+            patch = copy.deepcopy(head | {"metadata": identity}) | yaml.safe_load(text)
+            patches.append({"patch": yaml.safe_dump(patch)})
+        whole = {"resources": ["made.yaml"], "patches": patches}
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(whole))
+        return [gateway, config, *tools.render("kustomize", "build", str(folder))]
 
 
-def _aws() -> Iterator[Recipe]:
-    for folder in (
-        "ingress",
-        "end-to-end-tls",
-        "tls-health",
-        "dualstack",
-        "auto-mode",
-        "gateway-api",
-    ):
-        yield Recipe(f"aws/{folder}", tuple(tools.kustomize(DEPLOY / "aws" / folder)))
-    for file in (
-        "aws/ingress/ingressclass.yaml",
-        "aws/end-to-end-tls/istio-gateway.yaml",
-        "aws/targetgroupbinding.yaml",
-        "networkpolicy.yaml",
-        "observability/podmonitor.yaml",
-    ):
-        objects = tuple(yaml.safe_load_all((DEPLOY / file).read_text()))
-        yield Recipe(file.removesuffix(".yaml"), objects)
+def _existing_gateway() -> Objects:
+    return [_existing()]
+
+
+WAYS: Final[dict[str, Way]] = {
+    "Helm 3": _helm(3, "native", "drain", existing=False),
+    "Helm 4": _helm(4, "native", "drain", existing=False),
+    "Helm 3 over a gateway's values": _helm(3, "native", "drain"),
+    "Helm 4 over a gateway's values, without drain": _helm(4, "native"),
+    "post-renderer of Helm 3": _helm(3, renderer=True),
+    "post-renderer of Helm 4": _helm(4, renderer=True),
+    "kustomize/example": Way(
+        lambda deploy: kustomization(deploy, "kustomize/example"), complete=True
+    ),
+    "kustomize on istioctl's": _kustomize(_istioctl, "drain"),
+    "kustomize on a gateway": _kustomize(_existing_gateway, "drain", "tls"),
+    "kustomize without drain": _kustomize(_existing_gateway),
+    "kustomize on flow style, istio=ingress": _kustomize(
+        lambda: [_deployment({"istio": "ingress"})], "drain", "tls", flow=True
+    ),
+    "kustomize with traffic-probe": _kustomize(_existing_gateway, "drain", "traffic-probe"),
+    "kustomize with traffic-probe-tls": _kustomize(
+        _existing_gateway, "drain", "traffic-probe", "traffic-probe-tls"
+    ),
+    "Gateway API": Way(_gateway_api, injected=False, complete=True),
+}

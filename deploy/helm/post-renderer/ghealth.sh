@@ -26,4 +26,10 @@ if command -v kustomize > /dev/null; then
     kustomize build "$folder"
 else
     kubectl kustomize "$folder"
+fi > "$folder/with-ghealth.yaml"
+# A component skips what it does not select.
+if ! grep --quiet 'name: ghealth$' "$folder/with-ghealth.yaml"; then
+    echo "ghealth.sh: ghealth was not added: no Deployment has the label istio=ingressgateway or istio=ingress" >&2
+    exit 1
 fi
+cat "$folder/with-ghealth.yaml"
