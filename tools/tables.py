@@ -36,9 +36,11 @@ DEFAULTS: Final = Settings.model_construct()
 GRPC_CLIENT, ALB = "grpc-go/1.70.0", "ELB-HealthChecker/2.0"
 
 PROBE_REASONS: Final = {
-    ReasonKind.ANSWERED: "the gateway's HTTP status code; ready if it is in `PROBE_SUCCESS_CODES`",
+    ReasonKind.ANSWERED: "the gateway's HTTP status code; ready if it is in `PROBE_SUCCESS_CODES`. "
+    "Istio's 503: it drains, or rejected its first configuration",
     ReasonKind.TIMED_OUT: "`PROBE_TIMEOUT` expired",
-    ReasonKind.REFUSED: "nothing listens on the port: Envoy is not up, or was killed",
+    ReasonKind.REFUSED: "nothing listens on the port: Envoy does not run, waits for its first "
+    "configuration, or has closed its listeners in a long drain",
     ReasonKind.RESET: "the connection was reset before an answer",
     ReasonKind.CLOSED: "the connection was closed before the response headers were complete",
     ReasonKind.UNREACHABLE: "no route to the target, or another failure to connect",
