@@ -122,9 +122,10 @@ def _helm(version: int, *values: str, existing: bool = True, renderer: bool = Fa
                 command.append(f"--post-renderer={plugin}/ghealth.sh")
             elif renderer:
                 tools.prepare()
-                tools.run("helm4", "plugin", "install", str(plugin), home=folder)
+                held = os.environ | {"HELM_DATA_HOME": scratch}
+                tools.run("helm4", "plugin", "install", str(plugin), environment=held)
                 command.append("--post-renderer=ghealth")
-            return tools.render(*command, home=folder)
+            return tools.render(*command, HELM_DATA_HOME=scratch)
 
     return Way(render, "drain" in values or renderer, by_chart=not renderer, complete=not existing)
 

@@ -29,24 +29,21 @@ TRIED_BY: Final = {
 }
 """The way to install that a file is tried by; others by the example."""
 
+NOTICED: Final = (AssertionError, LookupError, ValueError, tools.ToolError, pytest.fail.Exception)
+
 Fault = tuple[str, str, str]
 FAULTS: Final[dict[Callable[..., None], list[Fault]]] = {
     facts.test_ghealth_is_a_native_sidecar: [
         (PATCH, "port: 25021", "port: 25012"),
         (PATCH, "service: liveness", "service: ''"),
         (PATCH, "periodSeconds: 1\n", "periodSeconds: 5\n"),
-        (PATCH, "failureThreshold: 60", "failureThreshold: 6"),
-        (PATCH, "PeriodSeconds: 5\n", "PeriodSeconds: 50\n"),
         (PATCH, "restartPolicy: Always", "restartPolicy: OnFailure"),
         (PATCH, "FallbackToLogsOnError", "File"),
         (PATCH, "memory: 192Mi", "memory: 64Mi"),
-        (PATCH, "cpu: 50m", "cpu: 0"),
         (VALUES, "@sha256:" + "0" * 64, ":latest"),
         (PATCH, "runAsUser: 65532", "runAsUser: 0"),
         (VALUES, "startupProbe:", "readinessProbe:"),
-        (VALUES, "service: liveness", "service: ''"),
         (VALUES, "initContainers:", "additionalContainers:"),
-        (GATEWAY_API, "startupProbe:", "readinessProbe:"),
         (GATEWAY_API, "failureThreshold: 60", "failureThreshold: 6"),
         (COMPONENT, "ingressgateway,ingress", "ingressgateways"),
         (f"{PROBE}/deployment.yaml", ":80/", ":8080/"),
@@ -61,11 +58,9 @@ FAULTS: Final[dict[Callable[..., None], list[Fault]]] = {
         (VALUES, "minReadySeconds: 10", "minReadySeconds: 0"),
         (PATCH, "minReadySeconds: 10", "minReadySeconds: 0"),
         (GATEWAY_API, "minReadySeconds: 10", "minReadySeconds: 0"),
-        (VALUES, "maxUnavailable: 0", "maxUnavailable: 1"),
     ],
     facts.test_the_pod_drains: [
         (VALUES, 'Probers: "false"', 'Probers: "true"'),
-        (PATCH, 'Probers: "false"', 'Probers: "true"'),
         (PATCH, "enableServiceLinks: false", "enableServiceLinks: true"),
         (DRAIN, "seconds: 30", "seconds: 10"),
         (DRAIN, "Seconds: 70", "Seconds: 60"),
@@ -104,12 +99,10 @@ FAULTS: Final[dict[Callable[..., None], list[Fault]]] = {
         (ON_GRPC, 'group.order: "1"', 'group.order: "3"'),
         (ON_GRPC, "path: /your.package.*", "path: /*"),
         (ON_HTTP, "healthcheck-path: /healthz/ready", "healthcheck-path: /"),
-        (ON_HTTP, "name: istio-ingressgateway", "name: ingress"),
     ],
     facts.test_terraform_makes_the_same_target_groups: [
         (TERRAFORM, '"25021"\n', '"15021"\n'),
         (TERRAFORM, "priority     = 1", "priority     = 3"),
-        (TERRAFORM, "matcher  ", "matchers "),
         (TERRAFORM, '"25021"]', "]"),
     ],
     facts.test_the_cli_makes_the_same_target_groups: [
@@ -124,7 +117,6 @@ FAULTS: Final[dict[Callable[..., None], list[Fault]]] = {
     facts.test_other_objects: [
         ("aws/end-to-end-tls/istio-gateway.yaml", '["*"]', "[grpc.example.com]"),
         (POLICY, "istio: ingressgateway", "istio: ingress"),
-        (POLICY, "port: 25021", "port: 25022"),
         (f"{PROBE}/route.yaml", "exact:", "prefix:"),
         (f"{PROBE}/route.yaml", "[shop.example.com]", "[www.example.com]"),
         (f"{PROBE}/telemetry.yaml", "response.code != 200", "true"),
@@ -166,5 +158,5 @@ def test_a_fault_is_noticed(tmp_path: Path, fact: Callable[..., None], fault: Fa
     way = TRIED_BY.get(name, "kustomize/example")
     arguments = {"deploy": broken, "way": way, "folder": "ingress", "name": name}
     wanted = inspect.signature(fact).parameters
-    with pytest.raises((AssertionError, tools.ToolError, LookupError, ValueError)):
+    with pytest.raises(NOTICED):
         fact(**{key: value for key, value in arguments.items() if key in wanted})

@@ -4,6 +4,8 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,34 +42,41 @@ def prepare() -> None:
         run("go", "build", "-o", str(_BUILT / name), package, where=_BUILT.parent / "go")
 
 
-def render(*command: str, home: Path | None = None) -> list[Any]:
+def render(*command: str, **variables: str) -> list[Any]:
     """Return the objects that a command prints.
+
+    Args:
+        command: Its words.
+        variables: What its environment has in addition.
 
     Raises:
         ToolError: If it fails.
     """
     prepare()
-    return [found for found in yaml.safe_load_all(run(*command, home=home)) if found]
+    printed = run(*command, environment=os.environ | variables)
+    return [found for found in yaml.safe_load_all(printed) if found]
 
 
-def run(*command: str, where: Path = ROOT, home: Path | None = None) -> str:
+def run(
+    *command: str, environment: Mapping[str, str] = os.environ, where: Path = ROOT, given: str = ""
+) -> str:
     """Run a command with the tools in PATH, and return what it prints.
 
     Args:
         command: Its words.
+        environment: Its variables.
         where: Its directory.
-        home: Where Helm 4 keeps its plugins.
+        given: Its standard input.
 
     Raises:
         ToolError: If it fails.
     """
-    environment = os.environ | {"PATH": f"{_BUILT}:{os.environ['PATH']}"}
-    if home:
-        environment["HELM_DATA_HOME"] = str(home)
+    path = f"{_BUILT}:{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
     done = subprocess.run(
         command,
         cwd=where,
-        env=environment,
+        env={**environment, "PATH": path},
+        input=given,
         capture_output=True,
         text=True,
         timeout=_TIMEOUT,
