@@ -77,20 +77,12 @@ traffic-probe-tls: {name: ghealth-traffic-ca, configMap: {name: ghealth-traffic-
 """)
 """What the components add."""
 
-FOLDERS: Final = (
-    "ingress",
-    "end-to-end-tls",
-    "tls-health",
-    "dualstack",
-    "auto-mode",
-    "gateway-api",
-)
 RECORDED: Final = {
     found["name"]: found
     for found in yaml.safe_load_all((Path(__file__).parent / "recorded.yaml").read_text())
 }
 EACH_WAY: Final = pytest.mark.parametrize("way", WAYS)
-EACH_FOLDER: Final = pytest.mark.parametrize("folder", FOLDERS)
+EACH_FOLDER: Final = pytest.mark.parametrize("folder", RECORDED)
 
 
 @pytest.fixture(scope="session")
@@ -255,8 +247,11 @@ def test_the_example_passes_pod_security_restricted(deploy: Path) -> None:
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     for name in ("allowPrivilegeEscalation", "capabilities", "runAsNonRoot"):
         assert proxy["securityContext"][name] == sidecar["securityContext"][name]
-    spread = [found["topologyKey"] for found in pod["topologySpreadConstraints"]]
-    assert spread == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+    spread = {it["topologyKey"]: it["matchLabelKeys"] for it in pod["topologySpreadConstraints"]}
+    each_rollout = ["pod-template-hash"]
+    assert spread == dict.fromkeys(
+        ("topology.kubernetes.io/zone", "kubernetes.io/hostname"), each_rollout
+    )
 
 
 def test_the_values_are_the_charts(deploy: Path) -> None:

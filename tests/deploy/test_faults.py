@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from tests.deploy import recipes, tools
+from tests.deploy import recipes, schemas, tools
 from tests.deploy import test_facts as facts
 
 VALUES, PATCH, GATEWAY_API = facts.SIDECARS
@@ -140,6 +140,9 @@ FAULTS: Final[dict[Callable[..., None], list[Fault]]] = {
         ("README.md", "deployment/istio-ingressgateway", "deployment/ingress"),
     ],
 }
+
+if schemas.SCHEMAS.is_dir():
+    FAULTS[facts.test_the_values_are_the_charts] = [(VALUES, "minReadySeconds", "minReadySecond")]
 
 
 @pytest.mark.parametrize(
