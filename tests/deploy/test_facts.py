@@ -248,10 +248,8 @@ def test_the_example_passes_pod_security_restricted(deploy: Path) -> None:
     for name in ("allowPrivilegeEscalation", "capabilities", "runAsNonRoot"):
         assert proxy["securityContext"][name] == sidecar["securityContext"][name]
     spread = {it["topologyKey"]: it["matchLabelKeys"] for it in pod["topologySpreadConstraints"]}
-    each_rollout = ["pod-template-hash"]
-    assert spread == dict.fromkeys(
-        ("topology.kubernetes.io/zone", "kubernetes.io/hostname"), each_rollout
-    )
+    zone, node = "topology.kubernetes.io/zone", "kubernetes.io/hostname"
+    assert spread == dict.fromkeys((zone, node), ["pod-template-hash"])
 
 
 def test_the_values_are_the_charts(deploy: Path) -> None:
