@@ -249,7 +249,7 @@ def test_the_example_passes_pod_security_restricted(deploy: Path) -> None:
         assert proxy["securityContext"][name] == sidecar["securityContext"][name]
     spread = {it["topologyKey"]: it["matchLabelKeys"] for it in pod["topologySpreadConstraints"]}
     zone, node = "topology.kubernetes.io/zone", "kubernetes.io/hostname"
-    assert spread == dict.fromkeys((zone, node), ["pod-template-hash"])
+    assert spread == {key: ["pod-template-hash"] for key in (zone, node)}
 
 
 def test_the_values_are_the_charts(deploy: Path) -> None:
