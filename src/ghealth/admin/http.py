@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import unquote
@@ -84,12 +85,8 @@ async def serving(sockets: Sequence[socket.socket], respond: Respond) -> AsyncGe
         respond: Answers requests. An exception is logged and answered with 500.
     """
     connections = _Connections(respond)
-    servers = [
-        await asyncio.start_server(
-            connections.accept, sock=bound, limit=MAX_HEAD, backlog=ACCEPTED_PER_TURN
-        )
-        for bound in sockets
-    ]
+    start = partial(asyncio.start_server, limit=MAX_HEAD, backlog=ACCEPTED_PER_TURN)
+    servers = [await start(connections.accept, sock=bound) for bound in sockets]
     for bound in sockets:
         bound.listen(MAX_CONNECTIONS)  # the kernel's queue is longer than what one turn accepts
     try:

@@ -199,12 +199,10 @@ def _scrape_timeout(headers: Headers) -> float:
     time limit.
     """
     try:
-        limit = float(headers.get("x-prometheus-scrape-timeout-seconds", "nan"))
+        limit = float(headers.get("x-prometheus-scrape-timeout-seconds", "inf"))
     except ValueError:
-        limit = math.nan
-    if math.isnan(limit):
-        return CHECK_TIMEOUT
-    # A limit below a second is shared.
+        limit = math.inf
+    # A limit below a second is shared. The minimum of a number and nan is the number.
     return min(CHECK_TIMEOUT, max(limit - SCRAPE_MARGIN, limit / 2, 0.0))
 
 

@@ -112,14 +112,12 @@ class History:
 
     def _record_answer(self, event: RequestAnswered, now: float) -> None:
         caller = caller_of(event.user_agent)
-        kept = replace(
-            event,
-            # One character more than is shown, to detect that the text was cut.
-            user_agent=event.user_agent[: MAX_USER_AGENT + 1],
-            path=event.path[: MAX_USER_AGENT + 1],
-            service=event.service if event.service in self._services else None,
-        )
-        self.last[caller] = recorded = Recorded(now, kept)
+        # One character more than is shown, to detect that the text was cut.
+        agent, path = event.user_agent[: MAX_USER_AGENT + 1], event.path[: MAX_USER_AGENT + 1]
+        service = event.service if event.service in self._services else None
+        if (agent, path, service) != (event.user_agent, event.path, event.service):
+            event = replace(event, user_agent=agent, path=path, service=service)
+        self.last[caller] = recorded = Recorded(now, event)
         self.answers.appendleft(recorded)
         step = int(self._clock() // _STEP)
         if not self._counts or self._counts[-1][0] != step:

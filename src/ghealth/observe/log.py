@@ -39,6 +39,8 @@ _MINUTE: Final = 60.0
 MAX_PATHS: Final = 20
 """Paths that are logged because no load balancer should check them."""
 
+_SHORTAGES: Final[dict[str, str]] = {"memory": "memory is short"}
+
 
 class Log:
     """A sink that logs each change of a status, of a reason or of what a kind of caller gets.
@@ -67,10 +69,12 @@ class Log:
             case StatusChanged():
                 self._log_status(event)
             case RequestAnswered():
-                self._log_path(event)
+                if event.method != "Check":
+                    self._log_path(event)
                 self._log_answer(event, now)
             case ConnectionsCut(address=address, count=count, reason=reason):
-                text = f"cut {count} connections of {address}, reason: {reason}"
+                why = _SHORTAGES.get(reason, f"too many {reason}")
+                text = f"cut {count} connections of {address}: {why}"
                 fields = {"address": address, "count": count, "reason": reason}
                 self._limited.add(logging.WARNING, "connections_cut", reason, text, fields)
         self._limited.flush(now)
@@ -84,16 +88,15 @@ class Log:
         if event.is_new_status:
             self._statuses[service] = event
             # A line that waits would be about a status that is over.
-            self._limited.drop("reason_changed", service)
-        elif self._limited.waits("status_changed", service):
+            self._limited.waiting.pop(("reason_changed", service), None)
+        elif ("status_changed", service) in self._limited.waiting:
             # That line gets the new reason: it is the last one, and true when it is written.
             event = replace(self._statuses[service], health=event.health)
         health, previous = event.health, event.previous
         state, reason = health.status.name, str(health.reason)
         fields: Fields = {"service": service, "status": state, "reason": reason}
-        text = (
-            f"{service or 'gateway'} is {'' if event.is_new_status else 'still '}{state}: {reason}"
-        )
+        still = "" if event.is_new_status else "still "
+        text = f"{service or 'gateway'} is {still}{state}: {reason}"
         if previous is not None:
             fields["held_seconds"] = held = round(event.held_seconds, 3)
             was = previous.status.name if event.is_new_status else previous.reason
@@ -123,7 +126,7 @@ class Log:
     def _log_path(self, event: RequestAnswered) -> None:
         """Log once a path that is not served, or a path other than Check that an ALB calls."""
         caller, path = caller_of(event.user_agent), printable(event.path)
-        if event.method == "Check" or (event.method != OTHER and caller is not Caller.ALB):
+        if event.method != OTHER and caller is not Caller.ALB:
             return
         if path not in self._paths and len(self._paths) < MAX_PATHS:
             self._paths.add(path)
@@ -137,31 +140,25 @@ class _LimitedLines:
     """Logs at most `MAX_LINES_PER_MINUTE` for each event and subject.
 
     So a flood of one event hides no other. A line after that has the number of lines before it
-    that were left out. The last line is never lost: it waits for the next `flush`.
+    that were left out. The last line is never lost: it waits for a later `flush`.
     """
 
     def __init__(self) -> None:
         self._written: dict[tuple[str, Hashable], deque[float]] = {}
-        self._waiting: dict[tuple[str, Hashable], tuple[int, str, Fields, int]] = {}
+        self.waiting: dict[tuple[str, Hashable], tuple[int, str, Fields, int]] = {}
 
     def add(self, level: int, event: str, subject: Hashable, text: str, fields: Fields) -> None:
-        *_, left_out = self._waiting.get((event, subject), (-1,))
-        self._waiting[event, subject] = (level, text, fields, left_out + 1)
-
-    def waits(self, event: str, subject: Hashable) -> bool:
-        return (event, subject) in self._waiting
-
-    def drop(self, event: str, subject: Hashable) -> None:
-        self._waiting.pop((event, subject), None)
+        *_, left_out = self.waiting.get((event, subject), (-1,))
+        self.waiting[event, subject] = (level, text, fields, left_out + 1)
 
     def flush(self, now: float) -> None:
         """Log the lines that the limit allows now."""
-        for key, (level, text, fields, left_out) in list(self._waiting.items()):
+        for key, (level, text, fields, left_out) in list(self.waiting.items()):
             written = self._written.setdefault(key, deque(maxlen=MAX_LINES_PER_MINUTE))
             if len(written) == MAX_LINES_PER_MINUTE and now - written[0] < _MINUTE:
                 continue
             written.append(now)
-            del self._waiting[key]
+            del self.waiting[key]
             more = {"left_out": left_out} if left_out else {}
             note = f"; {left_out} changes before it were left out" if left_out else ""
             log_event(_log, level, key[0], text + note, **fields, **more)

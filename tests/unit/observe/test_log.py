@@ -314,7 +314,7 @@ def test_connections_that_are_cut_are_logged(scene: Scene) -> None:
         {
             "level": "WARNING",
             "event": "connections_cut",
-            "message": "cut 300 connections of ::1, reason: connections",
+            "message": "cut 300 connections of ::1: too many connections",
             "address": "::1",
             "count": 300,
             "reason": "connections",
