@@ -112,11 +112,10 @@ async def test_a_fresh_answer_serves_everyone_counted_from_the_start_of_its_atte
 @in_virtual_time
 async def test_a_hanging_target_is_not_serving_at_the_timeout() -> None:
     """A target that never answers is NOT_SERVING after PROBE_TIMEOUT; its probe is cancelled."""
-    probe = FakeProbe()
+    probe, recorder = FakeProbe(), Recorder()
     probe.gate.clear()
-    started = now()
-    assert await checker_of(probe).check(GATEWAY) == LATE
-    assert now() - started == pytest.approx(3, abs=0.01)
+    assert await checker_of(probe, emit=recorder).check(GATEWAY) == LATE
+    assert recorder.probes == [(GATEWAY, LATE, 3)]
     assert probe.under_way == 0
 
 
@@ -165,38 +164,28 @@ async def test_a_caller_without_patience_is_answered_and_the_attempt_goes_on() -
     started = now()
     assert await checker.check(GATEWAY, timeout=0.5) == DEADLINE
     assert now() - started == pytest.approx(0.5, abs=0.01)
+    assert len(checker._services[GATEWAY].waiters) == 1, "a caller that has its answer costs memory"
     probe.gate.set()
     assert await patient == SERVING
     assert probe.attempts == 1
 
 
+@pytest.mark.parametrize("bug", [ZeroDivisionError, asyncio.CancelledError])
 @in_virtual_time
-async def test_callers_that_no_longer_wait_cost_no_memory() -> None:
-    """During a long probe, nothing is kept for callers that have their answer or have gone."""
-    probe = FakeProbe()
-    probe.gate.clear()
-    checker = checker_of(probe)
-    stayer = asyncio.create_task(checker.check(GATEWAY))
-    gone = asyncio.create_task(checker.check(GATEWAY))
-    assert await checker.check(GATEWAY, timeout=0.1) == DEADLINE
-    gone.cancel()
-    await asyncio.wait((gone,))
-    assert len(checker._services[GATEWAY].waiters) == 1
-    probe.gate.set()
-    assert await stayer == SERVING
-
-
-@in_virtual_time
-async def test_a_probe_that_cancels_itself_is_a_bug(caplog: pytest.LogCaptureFixture) -> None:
-    """Trap 2: callers and watches read NOT_SERVING, and the next probe counts again."""
+async def test_a_bug_in_a_probe_reads_as_not_serving(
+    bug: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged with its stack, callers and watches read it, and the next probe counts again."""
     probe = FakeProbe()
     checker = checker_of(probe)
     watching = checker.watch(GATEWAY)
     assert await next_of(watching) == SERVING
-    probe.says = asyncio.CancelledError()
+    probe.says = bug()
     assert await next_of(watching) == INTERNAL_ERROR
     assert await checker.check(GATEWAY) == INTERNAL_ERROR
-    assert [line.getMessage() for line in caplog.records] == ["probing failed"]
+    (line,) = caplog.records
+    assert (line.getMessage(), line.__dict__["event"]) == ("probing failed", "internal_error")
+    assert line.exc_info is not None
     probe.says = READY
     assert await next_of(watching) == SERVING
     await watching.aclose()
@@ -214,16 +203,6 @@ async def test_the_end_of_the_loop_answers_the_callers() -> None:
     (probing,) = asyncio.all_tasks() - before - {checking}
     probing.cancel()
     assert await checking == INTERNAL_ERROR
-
-
-@in_virtual_time
-async def test_a_bug_in_a_probe_reads_as_not_serving(caplog: pytest.LogCaptureFixture) -> None:
-    """An exception in probing is logged with its stack and read as NOT_SERVING."""
-    assert await checker_of(FakeProbe(ZeroDivisionError())).check(GATEWAY) == INTERNAL_ERROR
-    (line,) = caplog.records
-    assert line.getMessage() == "probing failed"
-    assert line.__dict__["event"] == "internal_error"
-    assert line.exc_info is not None
 
 
 @in_virtual_time
@@ -246,24 +225,18 @@ async def test_a_bug_in_one_of_several_probes_is_no_cancellation(
     assert [line.getMessage() for line in caplog.records] == ["probing failed"]
 
 
+@pytest.mark.parametrize(("service", "health"), [(LIVENESS, ALIVE), ("nobody", UNKNOWN_SERVICE)])
 @in_virtual_time
-async def test_liveness_never_touches_a_target() -> None:
-    """`liveness` is SERVING without a probe, draining included."""
+async def test_liveness_and_unknown_names_never_touch_a_target(
+    service: str, health: Health
+) -> None:
+    """`liveness` is SERVING and any other name SERVICE_UNKNOWN, draining included."""
     probe = FakeProbe(SICK)
     checker = checker_of(probe)
-    assert await checker.check(LIVENESS) == ALIVE
+    assert await checker.check(service) == health
     checker.drain()
-    assert await checker.check(LIVENESS) == ALIVE
+    assert await checker.check(service) == health
     assert probe.attempts == 0
-
-
-@in_virtual_time
-async def test_an_unknown_name_is_unknown_draining_or_not() -> None:
-    """A name that is not configured is always SERVICE_UNKNOWN."""
-    checker = checker_of(FakeProbe())
-    assert await checker.check("nobody") == UNKNOWN_SERVICE
-    checker.drain()
-    assert await checker.check("nobody") == UNKNOWN_SERVICE
 
 
 @in_virtual_time
@@ -354,7 +327,7 @@ async def test_each_attempt_and_each_change_is_one_event() -> None:
 
 @in_virtual_time
 async def test_the_drain_is_a_change_of_each_service_that_changed() -> None:
-    """One without a result has not changed, and no later probe or drain changes anything again."""
+    """One without a result has not changed; no fresh or later result and no drain counts again."""
     slow, sick, unasked, recorder = FakeProbe(), FakeProbe(SICK), FakeProbe(), Recorder()
     checker = checker_of(slow, sick, unasked, cache_ttl=0, emit=recorder)
     await checker.check(GATEWAY)
@@ -366,6 +339,7 @@ async def test_the_drain_is_a_change_of_each_service_that_changed() -> None:
     checker.drain()
     checker.drain()
     assert (before, checker.draining) == (False, True)
+    assert await checker.check("second") == DRAINING
     assert changes_of(recorder)[2:] == [
         (GATEWAY, SERVING, DRAINING, 1),
         ("second", NOT_SERVING, DRAINING, 1),
@@ -376,15 +350,6 @@ async def test_the_drain_is_a_change_of_each_service_that_changed() -> None:
     await checker.close()
     assert recorder.probes[2:] == [(GATEWAY, SERVING, 1)]
     assert len(changes_of(recorder)) == 4
-
-
-@in_virtual_time
-async def test_an_attempt_has_its_length() -> None:
-    """The seconds are those between a probe's start and its end, whether or not it had one."""
-    probe, recorder = FakeProbe(), Recorder()
-    probe.gate.clear()
-    assert await checker_of(probe, emit=recorder).check(GATEWAY) == LATE
-    assert recorder.probes == [(GATEWAY, LATE, 3)]
 
 
 @pytest.mark.parametrize("turns", range(8))
@@ -449,18 +414,6 @@ async def test_draining_answers_those_who_wait_at_once() -> None:
 
 
 @in_virtual_time
-async def test_draining_outlives_a_fresh_good_answer() -> None:
-    """Once draining, even an answer that is fresh and good is not served, and nothing is asked."""
-    probe = FakeProbe()
-    checker = checker_of(probe)
-    await checker.check(GATEWAY)
-    checker.drain()
-    checker.drain()
-    assert await checker.check(GATEWAY) == DRAINING
-    assert probe.attempts == 1
-
-
-@in_virtual_time
 async def test_a_watch_begins_with_the_result_of_an_attempt() -> None:
     """The first value waits for the probe: it is never an invented NOT_SERVING."""
     probe = FakeProbe()
@@ -487,22 +440,6 @@ async def test_a_watch_tells_changes_only() -> None:
     probe.says = READY
     assert await second == SERVING
     await watching.aclose()
-
-
-@in_virtual_time
-async def test_watchers_that_came_at_different_moments_share_one_interval() -> None:
-    """Five watchers cause one probe each WATCH_INTERVAL, though no result is fresh, TTL 0."""
-    probe = FakeProbe()
-    checker = checker_of(probe, cache_ttl=0)
-    watchings = [checker.watch(GATEWAY) for _ in range(5)]
-    for watching in watchings:
-        await next_of(watching)
-        await asyncio.sleep(0.1)
-    before = probe.attempts
-    await asyncio.sleep(10)
-    assert probe.attempts - before == 10
-    for watching in watchings:
-        await watching.aclose()
 
 
 @in_virtual_time
@@ -585,8 +522,8 @@ async def test_a_later_look_of_a_watch_has_all_the_time() -> None:
 
 @pytest.mark.parametrize("interval", [0.25, 4])
 @in_virtual_time
-async def test_the_interval_is_the_settings(interval: float) -> None:
-    """Looks are WATCH_INTERVAL apart, whatever it is."""
+async def test_watchers_share_one_interval(interval: float) -> None:
+    """They cause one probe each WATCH_INTERVAL, though no result is fresh, and none afterwards."""
     probe = FakeProbe()
     checker = Checker(
         {GATEWAY: probe},
@@ -595,41 +532,32 @@ async def test_the_interval_is_the_settings(interval: float) -> None:
         emit=Recorder(),
         clock=now,
     )
-    watching = checker.watch(GATEWAY)
-    await next_of(watching)
-    second = asyncio.create_task(next_of(watching))
-    await asyncio.sleep(10 * interval + interval / 2)
-    assert probe.attempts == 11
-    second.cancel()
+    watchings = [checker.watch(GATEWAY) for _ in range(5)]
+    for watching in watchings:
+        await next_of(watching)
+        await asyncio.sleep(interval / 20)
+    before = probe.attempts
+    await asyncio.sleep(10 * interval)
+    assert probe.attempts - before == 10
+    for watching in watchings:
+        await watching.aclose()
+    await asyncio.sleep(10 * interval)
+    assert probe.attempts - before == 10
 
 
 @in_virtual_time
-async def test_closing_leaves_nothing_behind() -> None:
-    """After close() no task of the checker is left, and those who wait have their answer."""
-    probe = FakeProbe()
+async def test_closing_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    """No task is left, waiting callers are answered, and a cancelled probe is no bug or event."""
+    probe, recorder = FakeProbe(), Recorder()
     probe.gate.clear()
     before = asyncio.all_tasks()
-    checker = checker_of(probe, FakeProbe())
+    checker = checker_of(probe, FakeProbe(), emit=recorder)
     waiting = asyncio.create_task(checker.check(GATEWAY))
     await asyncio.sleep(0.1)
     await checker.close()
     assert probe.under_way == 0
     assert await waiting == DRAINING
     assert asyncio.all_tasks() == before
-
-
-@in_virtual_time
-async def test_a_probe_that_the_end_cancels_is_neither_a_bug_nor_an_event(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """close() during a probe logs no failure, and no sink receives a result."""
-    probe, recorder = FakeProbe(), Recorder()
-    probe.gate.clear()
-    checker = checker_of(probe, emit=recorder)
-    waiting = asyncio.create_task(checker.check(GATEWAY))
-    await asyncio.sleep(0.1)
-    await checker.close()
-    await waiting
     assert (caplog.records, recorder.events) == ([], [])
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import re
 import socket
 import time
 from collections.abc import AsyncGenerator
@@ -83,18 +84,15 @@ async def test_a_get_is_answered_and_the_connection_closed() -> None:
 async def test_head_is_get_without_the_body(path: str) -> None:
     """Status and headers, the body's length among them, are those of GET (RFC 9110, 9.3.2)."""
     async with port() as number:
-        of_get = await exchange(number, get(path))
-        of_head = await exchange(number, get(path).replace(b"GET", b"HEAD"))
+        of_get, of_head = [
+            re.sub(
+                rb"Date: .*?\r\n", b"", await exchange(number, get(path).replace(b"GET", method))
+            )
+            for method in (b"GET", b"HEAD")
+        ]
     head, separator, body = of_get.partition(b"\r\n\r\n")
     assert body
     assert of_head == head + separator
-
-
-async def test_a_large_answer_arrives_whole() -> None:
-    """An answer larger than the buffers on its way is sent completely."""
-    async with port() as number:
-        answer = await exchange(number, get("/large"))
-    assert answer.endswith(b"\r\n\r\n" + LARGE)
 
 
 ABSOLUTE = "http://LocalHost:8080"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ghealth.admin.page import REFRESH, headers, render
+from ghealth.admin.page import headers, render
 
 EVIL = "<script>alert('x')</script>\"'&<img src=x onerror=y>{{ 7 * 7 }}"
 NOW = "2026-11-24T03:04:05.678Z"
@@ -209,15 +209,6 @@ def test_draining_is_shown_with_its_start() -> None:
     assert expected in text_of(drains)
     assert "Draining: every service" in text_of(drains | {"draining_since": None})
     assert "Draining" not in text_of(snapshot_of("x"))
-
-
-def test_the_page_refreshes_itself_unless_told_not_to() -> None:
-    """A link stops it, and another starts it again."""
-    refresh = f'<meta http-equiv="refresh" content="{REFRESH}">'
-    assert refresh in html_of(snapshot_of("x"))
-    stopped = html_of(snapshot_of("x"), refreshes=False)
-    assert 'http-equiv="refresh"' not in stopped
-    assert '<a href="/">' in stopped
 
 
 def test_tables_can_be_followed_without_seeing_them() -> None:
