@@ -505,6 +505,20 @@ async def test_a_watcher_without_patience_gets_its_first_value_in_time() -> None
 
 
 @in_virtual_time
+async def test_a_watch_can_end_before_the_first_result() -> None:
+    """A watcher whose first value came at its deadline gets no other one at the end."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    checker = checker_of(probe)
+    watching = checker.watch(GATEWAY, timeout=0.5)
+    assert await next_of(watching) == DEADLINE
+    checker.end_watches()
+    with pytest.raises(StopAsyncIteration):
+        await next_of(watching)
+    await checker.close()
+
+
+@in_virtual_time
 async def test_a_later_look_of_a_watch_has_all_the_time() -> None:
     """A deadline bounds the first value alone: a slow look later invents no NOT_SERVING."""
     probe = FakeProbe()

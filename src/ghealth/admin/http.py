@@ -67,8 +67,8 @@ no such path. HEAD is a GET whose answer is sent without the body."""
 
 
 def encoded(text: str) -> bytes:
-    """Encode a text. Bytes of the environment that are not UTF-8 are surrogates, and become `?`."""
-    return text.encode(errors="replace")
+    """Encode a text; bytes of the environment that are not UTF-8 are escaped, as in the log."""
+    return text.encode(errors="backslashreplace")
 
 
 def line(text: str, status: HTTPStatus = HTTPStatus.OK) -> Response:

@@ -362,4 +362,4 @@ async def test_the_end_closes_what_is_open() -> None:
 
 def test_a_line_is_one_line() -> None:
     """A text with line breaks cannot become several lines, nor one that is not UTF-8 a bug."""
-    assert line("a\r\n b\udcff\n").body == b"a b?\n"
+    assert line("a\r\n b\udcff\n").body == b"a b\\udcff\n"

@@ -333,7 +333,7 @@ async def test_refresh_can_be_switched_off() -> None:
 
 
 async def test_without_a_name_it_is_the_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a pod it is the pod's name; bytes that are not UTF-8, in settings too, are `?`."""
+    """In a pod it is the pod's name; bytes that are not UTF-8 are shown, in settings too."""
     monkeypatch.setattr(socket, "gethostname", lambda: "gw\udcff")
     rows = (Row("GHEALTH_TLS_CERT_FILE", "/c\udcff.pem", "", ""),)
     admin = Admin(rows, {"": []}, probe_timeout=3.0)
@@ -346,9 +346,9 @@ async def test_without_a_name_it_is_the_host_name(monkeypatch: pytest.MonkeyPatc
                 for path in ("/history.json", "/")
             ]
     await checker.close()
-    assert json.loads(history)["host"] == "gw?"
-    assert json.loads(history)["settings"][0]["value"] == "/c?.pem"
-    assert b"gw? is serving" in html
+    assert json.loads(history)["host"] == "gw\udcff"
+    assert json.loads(history)["settings"][0]["value"] == "/c\udcff.pem"
+    assert b"gw\\udcff is serving" in html
 
 
 async def test_rendering_does_not_hold_up_answers(monkeypatch: pytest.MonkeyPatch) -> None:
