@@ -24,6 +24,7 @@ from ghealth.health import GATEWAY, Status
 from ghealth.observe.callers import Caller, describe
 from ghealth.observe.history import History, Recorded
 from ghealth.observe.metrics import Metrics, result_of
+from ghealth.printable import printable
 from ghealth.settings import Row
 
 CHECK_TIMEOUT: Final = 5.0
@@ -57,7 +58,7 @@ class Admin:
     ) -> None:
         self._settings = settings
         self._targets = targets
-        self._host = host or socket.gethostname()
+        self._host = host or printable(socket.gethostname())
         self._started = time.time()
         self._metrics = Metrics(targets, probe_timeout=probe_timeout)
         self._history = History(targets)

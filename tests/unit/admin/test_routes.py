@@ -346,9 +346,10 @@ async def test_without_a_name_it_is_the_host_name(monkeypatch: pytest.MonkeyPatc
                 for path in ("/history.json", "/")
             ]
     await checker.close()
-    assert json.loads(history)["host"] == "gw\udcff"
+    assert json.loads(history)["host"] == "gw?"
     assert json.loads(history)["settings"][0]["value"] == "/c\udcff.pem"
-    assert b"gw\\udcff is serving" in html
+    assert b"gw? is serving" in html
+    assert b"/c\\udcff.pem" in html
 
 
 async def test_rendering_does_not_hold_up_answers(monkeypatch: pytest.MonkeyPatch) -> None:
