@@ -561,7 +561,7 @@ async def test_watchers_share_one_interval(interval: float) -> None:
 
 @in_virtual_time
 async def test_closing_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
-    """No task is left, waiting callers are answered, and a cancelled probe is no bug or event."""
+    """No task is left, waiting callers are answered, and a cancelled probe is not reported."""
     probe, recorder = FakeProbe(), Recorder()
     probe.gate.clear()
     before = asyncio.all_tasks()

@@ -166,18 +166,28 @@ def test_a_service_that_flaps_has_few_lines_and_none_is_lost_for_good(scene: Sce
 
 
 def test_a_flood_of_one_kind_takes_no_lines_from_another(scene: Scene) -> None:
-    """Another service, another event and another reason of a cut have their lines at once."""
+    """Another service, caller, event or reason has its line at once, and the end logs the rest."""
     for number in range(20):
         scene.log(changed(UP, DOWN) if number % 2 else changed(DOWN, UP))
+        scene.log(request(UNAVAILABLE if number % 2 else SERVING))
         scene.log(ConnectionsCut(address=f"10.0.0.{number}", count=1, reason="calls"))
-    scene.lines()
+    assert len(scene.lines()) == 3 * MAX_LINES_PER_MINUTE
     scene.log(changed(UP, DOWN, service="b"))
-    scene.log(ConnectionsCut(address="10.0.0.1", count=25, reason="connections"))
-    assert [line["event"] for line in scene.lines()] == ["status_changed", "connections_cut"]
-    scene.now += 60
-    scene.log(NOTHING)
-    for line in scene.lines():
-        assert line["left_out"] == 13
+    for answer in (SERVING, UNAVAILABLE):
+        scene.log(request(answer, user_agent=KUBELET))
+    scene.log(ConnectionsCut(address="::1", count=300, reason="connections"))
+    status, got, cut = scene.lines()
+    assert (status["service"], got["caller"]) == ("b", "kubelet")
+    assert cut == {
+        "level": "WARNING",
+        "event": "connections_cut",
+        "message": "cut 300 connections of ::1: too many connections",
+        "address": "::1",
+        "count": 300,
+        "reason": "connections",
+    }
+    scene.log.close()
+    assert [line["left_out"] for line in scene.lines()] == [13, 13, 12]
 
 
 def test_the_last_line_about_a_service_is_true(scene: Scene) -> None:
@@ -204,16 +214,6 @@ def test_the_last_line_about_a_service_is_true(scene: Scene) -> None:
     scene.now += 60
     scene.log(NOTHING)
     assert scene.lines() == []
-
-
-def test_the_end_logs_what_was_left_out(scene: Scene) -> None:
-    """The last change before the end of the process has its line."""
-    for _ in range(4):
-        scene.log(changed(UP, DOWN))
-        scene.log(changed(DOWN, UP))
-    scene.lines()
-    scene.log.close()
-    assert [line["status"] for line in scene.lines()] == ["SERVING"]
 
 
 def test_a_caller_that_starts_to_get_another_answer_is_one_line(scene: Scene) -> None:
@@ -260,19 +260,6 @@ def test_questions_are_followed_apart_and_unknown_services_together(scene: Scene
     assert line["message"].startswith("other gets INVALID_ARGUMENT from Check: malformed message")
 
 
-def test_answers_that_flap_have_few_lines(scene: Scene) -> None:
-    """The lines of a caller are limited, and the next one after a minute counts the rest."""
-    for number in range(1001):
-        scene.log(request(UNAVAILABLE if number % 2 else SERVING))
-        scene.now += 0.01
-    scene.now += 60
-    scene.log(request(SERVING))
-    lines = scene.lines()
-    assert len(lines) == MAX_LINES_PER_MINUTE + 1
-    left_out = 1000 - MAX_LINES_PER_MINUTE - 1
-    assert (lines[-1]["answer"], lines[-1]["left_out"]) == ("SERVING", left_out)
-
-
 def test_a_path_that_should_not_be_checked_is_logged_once(scene: Scene) -> None:
     """An ALB on another path than Check, or any caller on an unknown path, has one line."""
     for _ in range(2):
@@ -305,21 +292,6 @@ def test_a_change_of_another_path_names_it(scene: Scene) -> None:
         "alb gets UNAVAILABLE from /AWS.ALB/healthcheck: gateway answered 503 "
         "(got UNIMPLEMENTED for 0 s)"
     )
-
-
-def test_connections_that_are_cut_are_logged(scene: Scene) -> None:
-    """The line has the client's address, how many of its connections, and why."""
-    scene.log(ConnectionsCut(address="::1", count=300, reason="connections"))
-    assert scene.lines() == [
-        {
-            "level": "WARNING",
-            "event": "connections_cut",
-            "message": "cut 300 connections of ::1: too many connections",
-            "address": "::1",
-            "count": 300,
-            "reason": "connections",
-        }
-    ]
 
 
 # How lines are written.
