@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ghealth.events import ProbeCompleted, Sink
+from ghealth.events import ProbeCompleted, Sink, StatusChanged
 from ghealth.health import (
     ALIVE,
     DEADLINE,
@@ -29,7 +29,9 @@ class _Service:
 
     name: str
     probe: Probe
-    health: Health = INTERNAL_ERROR
+    health: Health | None = None
+    status_since: float = 0.0
+    reason_since: float = 0.0
     fresh_until: float = float("-inf")
     probing: asyncio.Task[None] | None = None
     looking: asyncio.Task[None] | None = None
@@ -50,7 +52,7 @@ class Checker:
         cache_ttl: Seconds for which a result, good or bad, serves every caller, counted from the
             start of its probe. With 0 each caller probes, or shares the probe under way.
         watch_interval: Seconds between two probes while a service is watched.
-        emit: Receives `ProbeCompleted`; it must not raise.
+        emit: Receives `ProbeCompleted` and `StatusChanged`; it must not raise.
         clock: Seconds on a monotonic clock.
     """
 
@@ -70,6 +72,7 @@ class Checker:
         self._clock = clock
         self._draining = False
         self._watches_ended = False
+        self._closed = False
         self._settled_watchers: set[asyncio.Event] = set()
 
     @property
@@ -97,7 +100,7 @@ class Checker:
         if settled is not None:
             return settled
         service = self._services[name]
-        if self._clock() < service.fresh_until:
+        if service.health is not None and self._clock() < service.fresh_until:
             return service.health
         if service.probing is None or service.probing.done():
             service.probing = asyncio.create_task(self._probe(service))
@@ -152,14 +155,15 @@ class Checker:
                 # Cleared before the health is read, so that no change is missed.
                 await changed.wait()
                 changed.clear()
-                health = self._settled(name) or self._services[name].health
+                health = self._settled(name) or self._services[name].health or health
 
     def drain(self) -> None:
         """Make every service but `liveness` NOT_SERVING, for waiting callers too."""
         self._draining = True
         for service in self._services.values():
             _answer(service, DRAINING)
-            _wake(service.watchers)
+            if service.health is not None:  # a service without a result has not changed
+                self._record(service, DRAINING)
 
     def end_watches(self) -> None:
         """End every watch."""
@@ -170,6 +174,7 @@ class Checker:
 
     async def close(self) -> None:
         """Drain, end the watches and cancel the probes under way."""
+        self._closed = True
         self.drain()
         self.end_watches()
         tasks = [
@@ -217,20 +222,38 @@ class Checker:
         try:
             health = _health_of(await service.probe())
         except (Exception, asyncio.CancelledError):
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                _answer(service, INTERNAL_ERROR)  # no caller may be left waiting
+            # Only close() cancels a probe. `Task.cancelling()` cannot be asked: in Python 3.11 and
+            # 3.12 it stays 1 after a TaskGroup inside the probe has failed.
+            if self._closed:
                 raise
             _log.exception("probing failed", extra={"event": "internal_error"})
             health = INTERNAL_ERROR
-        is_transition = service.health.status is not health.status
-        service.health = health
+        ended = self._clock()
         service.fresh_until = started + self._cache_ttl
         _answer(service, health)
-        if is_transition:
+        self._emit(ProbeCompleted(service=service.name, health=health, seconds=ended - started))
+        if not self._draining:
+            self._record(service, health)
+
+    def _record(self, service: _Service, health: Health) -> None:
+        """Keep a service's health, and report a change of its status or of the reason."""
+        previous, now = service.health, self._clock()
+        if health == previous:
+            return
+        is_new_status = previous is None or previous.status is not health.status
+        held = now - (service.status_since if is_new_status else service.reason_since)
+        service.health, service.reason_since = health, now
+        if is_new_status:
+            service.status_since = now
             _wake(service.watchers)
-        seconds = self._clock() - started
-        self._emit(ProbeCompleted(service=service.name, health=health, seconds=seconds))
+        self._emit(
+            StatusChanged(
+                service=service.name,
+                previous=previous,
+                health=health,
+                held_seconds=0.0 if previous is None else held,
+            )
+        )
 
 
 def _health_of(result: ProbeResult) -> Health:

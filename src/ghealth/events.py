@@ -31,6 +31,29 @@ class ProbeCompleted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StatusChanged:
+    """A service has another status, or the same status for another reason.
+
+    Args:
+        service: The service.
+        previous: Its health before; None for the first one.
+        health: Its health from now on.
+        held_seconds: How long the previous status lasted. If only the reason changed, how long the
+            previous reason did. 0 for the first one.
+    """
+
+    service: str
+    previous: Health | None
+    health: Health
+    held_seconds: float
+
+    @property
+    def is_new_status(self) -> bool:
+        """Whether the status is another one, and not only the reason."""
+        return self.previous is None or self.previous.status is not self.health.status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestAnswered:
     """A caller got an answer. For a Watch there is one for each message and one for its end.
 
@@ -72,16 +95,14 @@ class ConnectionsCut:
         address: The clients' address.
         count: How many of its connections were cut.
         reason: What there were too many of.
-        blocked: Seconds for which its new connections are cut, too.
     """
 
     address: str
     count: int
     reason: CutReason
-    blocked: float
 
 
-Event = ProbeCompleted | RequestAnswered | DrainStarted | ConnectionsCut
+Event = ProbeCompleted | StatusChanged | RequestAnswered | DrainStarted | ConnectionsCut
 
 Sink = Callable[[Event], None]
 """Receives each event while a call is answered: it must be fast, use bounded memory and not wait.

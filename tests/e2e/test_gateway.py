@@ -101,6 +101,7 @@ def test_the_states_of_a_gateways_life(scene: Scene) -> None:
     scene.agent.state = SICK
     scene.envoy.start()
     scene.concludes(NOT_SERVING)
+    assert scene.ghealth.next("reason_changed")["reason"] == "gateway answered 503"
     scene.agent.state = READY
     scene.concludes(SERVING, "gateway answered 200")
     scene.agent.state = SICK

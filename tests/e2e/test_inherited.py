@@ -198,6 +198,7 @@ def test_variables_of_libraries_and_the_interpreter_change_nothing(
         assert ghealth.ended_by(signal.SIGTERM) == 0
         assert {line["event"] for line in ghealth.rest()} == {
             "status_changed",
+            "reason_changed",
             "draining",
             "stopping",
             "stopped",

@@ -230,6 +230,8 @@ def story(states: tuple[str, ...], services: int = 0) -> Iterator[Story]:
             ask_as_alb(port)
             ask(port, "kube-probe/1.34", "liveness")
             ask(port, "Envoy/HC")
+            if state == states[0]:
+                ask(port, "grpc-go/1.70.0")  # and never again
         yield Story(f"http://{started['admin_listen'][0]}/", port, process)
 
 
@@ -255,12 +257,23 @@ CONTRAST = """
 """
 """The least contrast of a status word with the background; 4.5 is readable (WCAG 2, 1.4.3)."""
 
+BROKEN_WORDS = """
+[...document.querySelectorAll('.word, td[data-name=caller]')].filter(element => {
+  const text = document.createRange()
+  text.selectNodeContents(element)
+  const lines = new Set([...text.getClientRects()].map(line => line.top)).size
+  return lines > element.innerText.trim().split(/[\\s-]+/).length
+}).length
+"""
+"""How many statuses and kinds of callers have a line break inside a word."""
+
 ALWAYS = {
     "it fits": "document.documentElement.scrollWidth <= window.innerWidth",
     "its style holds": "getComputedStyle(document.querySelector('table'))"
     ".borderCollapse == 'collapse'",
     "no script is in it": "document.scripts.length + document.images.length == 0",
     "no secret is seen": "!document.body.innerText.includes('s3cr3t')",
+    "no word is broken": f"{BROKEN_WORDS} == 0",
     "status words are readable": f"{CONTRAST} >= 4.5",
     "it refreshes itself": "document.querySelector('meta[http-equiv=refresh]').content == '10'",
 }
@@ -281,7 +294,10 @@ ONE_SCREEN = {
     "reasons and callers are on the first screen": "document.querySelector('#callers ~ table')"
     ".getBoundingClientRect().bottom <= window.innerHeight",
 }
-GREEN = {"its title is green": "document.title.startsWith('🟢 serving - ')"}
+GREEN = {
+    "its title is green": "document.title.startsWith('🟢 serving - ')",
+    "no answer from before is red": "!document.querySelector('#callers ~ table .bad')",
+}
 DRAINING = {
     "its title says so": "document.title.startsWith('🔴 draining - ')",
     "it says since when": "/Draining since \\d/.test(document.body.innerText)",

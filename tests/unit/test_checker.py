@@ -3,14 +3,13 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ghealth.checker import Checker
-from ghealth.events import Sink
+from ghealth.events import Sink, StatusChanged
 from ghealth.health import (
     ALIVE,
     DEADLINE,
@@ -24,12 +23,14 @@ from ghealth.health import (
     ReasonKind,
     Status,
 )
-from ghealth.probe import ProbeResult, WithTimeout
+from ghealth.probe import AllOf, ProbeResult, WithTimeout
 from tests.support.fakes import READY, SICK, FakeProbe, Recorder, answered
 from tests.support.virtual import in_virtual_time
 
 SERVING = Health(Status.SERVING, answered(200))
 NOT_SERVING = Health(Status.NOT_SERVING, answered(503))
+REFUSED = Health(Status.NOT_SERVING, Reason(ReasonKind.REFUSED))
+GONE = ProbeResult(ready=False, reason=REFUSED.reason)
 LATE = Health(Status.NOT_SERVING, Reason(ReasonKind.TIMED_OUT, "3 s"))
 
 
@@ -63,13 +64,6 @@ async def next_of(watching: AsyncGenerator[Health, None]) -> Health:
         return await anext(watching)
 
 
-@pytest.mark.parametrize(("says", "health"), [(READY, SERVING), (SICK, NOT_SERVING)])
-@in_virtual_time
-async def test_the_targets_word_is_the_answer(says: Any, health: Health) -> None:
-    """A ready target is SERVING and one that is not is NOT_SERVING, each with its reason."""
-    assert await checker_of(FakeProbe(says)).check(GATEWAY) == health
-
-
 @in_virtual_time
 async def test_nothing_is_asked_before_somebody_asks() -> None:
     """Without callers there is no probe, however long that lasts."""
@@ -92,51 +86,36 @@ async def test_callers_of_one_moment_share_one_attempt() -> None:
     assert probe.attempts == 1
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "healths"),
+    [(READY, SICK, (SERVING, NOT_SERVING)), (SICK, READY, (NOT_SERVING, SERVING))],
+)
 @in_virtual_time
-async def test_a_fresh_answer_serves_everyone_counted_from_the_start_of_its_attempt() -> None:
-    """An outcome serves until CACHE_TTL after its probe began, not after it ended."""
-    probe = FakeProbe()
+async def test_a_fresh_answer_serves_everyone_counted_from_the_start_of_its_attempt(
+    first: ProbeResult, second: ProbeResult, healths: tuple[Health, Health]
+) -> None:
+    """A result, good or bad, serves until CACHE_TTL after its probe began, not after it ended."""
+    probe = FakeProbe(first)
     probe.gate.clear()
     checker = checker_of(probe)
-    first = asyncio.create_task(checker.check(GATEWAY))
+    checking = asyncio.create_task(checker.check(GATEWAY))
     await asyncio.sleep(0.6)
     probe.gate.set()
-    await first
-    probe.says = SICK
+    assert await checking == healths[0]
+    probe.says = second
     await asyncio.sleep(0.3)
-    assert await checker.check(GATEWAY) == SERVING
+    assert await checker.check(GATEWAY) == healths[0]
     await asyncio.sleep(0.1)
-    assert await checker.check(GATEWAY) == NOT_SERVING
-
-
-@in_virtual_time
-async def test_a_bad_answer_is_kept_as_long_as_a_good_one() -> None:
-    """NOT_SERVING serves every caller for CACHE_TTL too: a sick gateway is not hammered."""
-    probe = FakeProbe(SICK)
-    checker = checker_of(probe)
-    for _ in range(5):
-        assert await checker.check(GATEWAY) == NOT_SERVING
-    assert probe.attempts == 1
-
-
-@in_virtual_time
-async def test_a_ttl_of_zero_asks_for_each_caller() -> None:
-    """With CACHE_TTL 0 each caller that comes alone causes a probe."""
-    probe = FakeProbe()
-    checker = checker_of(probe, cache_ttl=0)
-    for _ in range(3):
-        await checker.check(GATEWAY)
-    assert probe.attempts == 3
+    assert await checker.check(GATEWAY) == healths[1]
 
 
 @in_virtual_time
 async def test_a_hanging_target_is_not_serving_at_the_timeout() -> None:
     """A target that never answers is NOT_SERVING after PROBE_TIMEOUT; its probe is cancelled."""
-    probe = FakeProbe()
+    probe, recorder = FakeProbe(), Recorder()
     probe.gate.clear()
-    started = now()
-    assert await checker_of(probe).check(GATEWAY) == LATE
-    assert now() - started == pytest.approx(3, abs=0.01)
+    assert await checker_of(probe, emit=recorder).check(GATEWAY) == LATE
+    assert recorder.probes == [(GATEWAY, LATE, 3)]
     assert probe.under_way == 0
 
 
@@ -185,54 +164,28 @@ async def test_a_caller_without_patience_is_answered_and_the_attempt_goes_on() -
     started = now()
     assert await checker.check(GATEWAY, timeout=0.5) == DEADLINE
     assert now() - started == pytest.approx(0.5, abs=0.01)
+    assert len(checker._services[GATEWAY].waiters) == 1, "a caller that has its answer costs memory"
     probe.gate.set()
     assert await patient == SERVING
     assert probe.attempts == 1
 
 
+@pytest.mark.parametrize("bug", [ZeroDivisionError, asyncio.CancelledError])
 @in_virtual_time
-async def test_callers_that_no_longer_wait_cost_no_memory() -> None:
-    """During a long probe, nothing is kept for callers that have their answer or have gone."""
-    probe = FakeProbe()
-    probe.gate.clear()
-    checker = checker_of(probe)
-    stayer = asyncio.create_task(checker.check(GATEWAY))
-    gone = asyncio.create_task(checker.check(GATEWAY))
-    assert await checker.check(GATEWAY, timeout=0.1) == DEADLINE
-    gone.cancel()
-    await asyncio.wait((gone,))
-    assert len(checker._services[GATEWAY].waiters) == 1
-    probe.gate.set()
-    assert await stayer == SERVING
-
-
-@in_virtual_time
-async def test_a_caller_that_leaves_does_not_take_the_attempt_along() -> None:
-    """Trap 2: the shared probe survives the cancellation of the caller that caused it."""
-    probe = FakeProbe()
-    probe.gate.clear()
-    checker = checker_of(probe)
-    leaver = asyncio.create_task(checker.check(GATEWAY))
-    await asyncio.sleep(0.1)
-    stayer = asyncio.create_task(checker.check(GATEWAY))
-    await asyncio.sleep(0.1)
-    leaver.cancel()
-    probe.gate.set()
-    assert await stayer == SERVING
-    assert probe.attempts == 1
-
-
-@in_virtual_time
-async def test_a_probe_that_cancels_itself_is_a_bug(caplog: pytest.LogCaptureFixture) -> None:
-    """Trap 2: callers and watches read NOT_SERVING, and the next probe counts again."""
+async def test_a_bug_in_a_probe_reads_as_not_serving(
+    bug: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged with its stack, callers and watches read it, and the next probe counts again."""
     probe = FakeProbe()
     checker = checker_of(probe)
     watching = checker.watch(GATEWAY)
     assert await next_of(watching) == SERVING
-    probe.says = asyncio.CancelledError()
+    probe.says = bug()
     assert await next_of(watching) == INTERNAL_ERROR
     assert await checker.check(GATEWAY) == INTERNAL_ERROR
-    assert [line.getMessage() for line in caplog.records] == ["probing failed"]
+    (line,) = caplog.records
+    assert (line.getMessage(), line.__dict__["event"]) == ("probing failed", "internal_error")
+    assert line.exc_info is not None
     probe.says = READY
     assert await next_of(watching) == SERVING
     await watching.aclose()
@@ -253,33 +206,37 @@ async def test_the_end_of_the_loop_answers_the_callers() -> None:
 
 
 @in_virtual_time
-async def test_a_bug_in_a_probe_reads_as_not_serving(caplog: pytest.LogCaptureFixture) -> None:
-    """An exception in probing is logged with its stack and read as NOT_SERVING."""
-    assert await checker_of(FakeProbe(ZeroDivisionError())).check(GATEWAY) == INTERNAL_ERROR
-    (line,) = caplog.records
-    assert line.getMessage() == "probing failed"
-    assert line.__dict__["event"] == "internal_error"
-    assert line.exc_info is not None
+async def test_a_bug_in_one_of_several_probes_is_no_cancellation(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is logged, counted and kept as any result, although a TaskGroup has cancelled the task."""
+    recorder, broken = Recorder(), FakeProbe(ZeroDivisionError())
+    checker = Checker(
+        {GATEWAY: AllOf([FakeProbe(), broken])},
+        cache_ttl=1,
+        watch_interval=1,
+        emit=recorder,
+        clock=now,
+    )
+    for _ in range(2):
+        assert await checker.check(GATEWAY) == INTERNAL_ERROR
+    assert broken.attempts == 1
+    assert recorder.probes == [(GATEWAY, INTERNAL_ERROR, 0)]
+    assert [line.getMessage() for line in caplog.records] == ["probing failed"]
 
 
+@pytest.mark.parametrize(("service", "health"), [(LIVENESS, ALIVE), ("nobody", UNKNOWN_SERVICE)])
 @in_virtual_time
-async def test_liveness_never_touches_a_target() -> None:
-    """`liveness` is SERVING without a probe, draining included."""
+async def test_liveness_and_unknown_names_never_touch_a_target(
+    service: str, health: Health
+) -> None:
+    """`liveness` is SERVING and any other name SERVICE_UNKNOWN, draining included."""
     probe = FakeProbe(SICK)
     checker = checker_of(probe)
-    assert await checker.check(LIVENESS) == ALIVE
+    assert await checker.check(service) == health
     checker.drain()
-    assert await checker.check(LIVENESS) == ALIVE
+    assert await checker.check(service) == health
     assert probe.attempts == 0
-
-
-@in_virtual_time
-async def test_an_unknown_name_is_unknown_draining_or_not() -> None:
-    """A name that is not configured is always SERVICE_UNKNOWN."""
-    checker = checker_of(FakeProbe())
-    assert await checker.check("nobody") == UNKNOWN_SERVICE
-    checker.drain()
-    assert await checker.check("nobody") == UNKNOWN_SERVICE
 
 
 @in_virtual_time
@@ -293,23 +250,6 @@ async def test_services_are_independent() -> None:
     assert await checker.check("second") == SERVING
     assert now() == started
     assert await waiting == LATE
-
-
-@in_virtual_time
-async def test_the_services_are_listed_gateway_first() -> None:
-    """Every service that can be asked for is named, `liveness` too."""
-    assert checker_of(FakeProbe(), FakeProbe()).services == (GATEWAY, "second", LIVENESS)
-
-
-@in_virtual_time
-async def test_a_check_of_all_services_has_them_in_their_order() -> None:
-    """It has the health of each service, the gateway first and `liveness` last."""
-    healths = await checker_of(FakeProbe(SICK), FakeProbe()).check_all()
-    assert list(healths.items()) == [
-        (GATEWAY, NOT_SERVING),
-        ("second", SERVING),
-        (LIVENESS, ALIVE),
-    ]
 
 
 @in_virtual_time
@@ -335,7 +275,7 @@ async def test_a_check_of_all_services_is_answered_before_its_deadline() -> None
     checker = checker_of(slow, FakeProbe())
     started = now()
     healths = await checker.check_all(timeout=0.5)
-    assert healths == {GATEWAY: DEADLINE, "second": SERVING, LIVENESS: ALIVE}
+    assert list(healths.items()) == [(GATEWAY, DEADLINE), ("second", SERVING), (LIVENESS, ALIVE)]
     assert now() - started == pytest.approx(0.5, abs=0.01)
     await checker.close()
 
@@ -354,31 +294,62 @@ async def test_a_drain_reaches_a_check_of_all_services_that_waits() -> None:
     await checker.close()
 
 
-@in_virtual_time
-async def test_observers_learn_of_every_attempt_and_of_nothing_else() -> None:
-    """One note a probe, none for an answer from a fresh result."""
-    recorder = Recorder()
-    checker = checker_of(FakeProbe(SICK), emit=recorder)
-    await checker.check(GATEWAY)
-    await checker.check(GATEWAY)
-    await checker.check(LIVENESS)
-    assert recorder.probes == [(GATEWAY, NOT_SERVING, 0)]
+def changes_of(recorder: Recorder) -> list[tuple[str, Health | None, Health, float]]:
+    return [
+        (event.service, event.previous, event.health, event.held_seconds)
+        for event in recorder.events
+        if isinstance(event, StatusChanged)
+    ]
 
 
 @in_virtual_time
-async def test_observers_learn_how_long_an_attempt_took() -> None:
-    """The seconds are those between a probe's start and its end, whether or not it had one."""
+async def test_each_attempt_and_each_change_is_one_event() -> None:
+    """A change of the reason is one too, with how long that reason held; fresh results are none."""
     probe, recorder = FakeProbe(), Recorder()
-    checker = checker_of(probe, emit=recorder)
-    probe.gate.clear()
-    checking = asyncio.create_task(checker.check(GATEWAY))
-    await asyncio.sleep(0.25)
-    probe.gate.set()
-    await checking
-    probe.gate.clear()
+    checker = checker_of(probe, cache_ttl=0.5, emit=recorder)
+    for says in (READY, READY, SICK, SICK, GONE, READY):
+        probe.says = says
+        for _ in range(2):
+            await checker.check(GATEWAY)
+        await asyncio.sleep(1)
+    await checker.check(LIVENESS)
+    probed = [SERVING, SERVING, NOT_SERVING, NOT_SERVING, REFUSED, SERVING]
+    assert recorder.probes == [(GATEWAY, health, 0) for health in probed]
+    assert changes_of(recorder) == [
+        (GATEWAY, None, SERVING, 0),
+        (GATEWAY, SERVING, NOT_SERVING, 2),
+        (GATEWAY, NOT_SERVING, REFUSED, 2),
+        (GATEWAY, REFUSED, SERVING, 3),
+    ]
+    kinds = [event.is_new_status for event in recorder.events if isinstance(event, StatusChanged)]
+    assert kinds == [True, True, False, True]
+
+
+@in_virtual_time
+async def test_the_drain_is_a_change_of_each_service_that_changed() -> None:
+    """One without a result has not changed; no fresh or later result and no drain counts again."""
+    slow, sick, unasked, recorder = FakeProbe(), FakeProbe(SICK), FakeProbe(), Recorder()
+    checker = checker_of(slow, sick, unasked, cache_ttl=0, emit=recorder)
+    await checker.check(GATEWAY)
+    await checker.check("second")
+    slow.gate.clear()
+    waiting = asyncio.create_task(checker.check(GATEWAY))
     await asyncio.sleep(1)
-    assert await checker.check(GATEWAY) == LATE
-    assert recorder.probes == [(GATEWAY, SERVING, 0.25), (GATEWAY, LATE, 3)]
+    before = checker.draining
+    checker.drain()
+    checker.drain()
+    assert (before, checker.draining) == (False, True)
+    assert await checker.check("second") == DRAINING
+    assert changes_of(recorder)[2:] == [
+        (GATEWAY, SERVING, DRAINING, 1),
+        ("second", NOT_SERVING, DRAINING, 1),
+    ]
+    slow.gate.set()
+    await asyncio.sleep(1)
+    assert await waiting == DRAINING
+    await checker.close()
+    assert recorder.probes[2:] == [(GATEWAY, SERVING, 1)]
+    assert len(changes_of(recorder)) == 4
 
 
 @pytest.mark.parametrize("turns", range(8))
@@ -443,27 +414,6 @@ async def test_draining_answers_those_who_wait_at_once() -> None:
 
 
 @in_virtual_time
-async def test_the_drain_is_visible_from_its_beginning() -> None:
-    """`draining` is False until the drain begins, and True afterwards."""
-    checker = checker_of(FakeProbe())
-    before = checker.draining
-    checker.drain()
-    assert (before, checker.draining) == (False, True)
-
-
-@in_virtual_time
-async def test_draining_outlives_a_fresh_good_answer() -> None:
-    """Once draining, even an answer that is fresh and good is not served, and nothing is asked."""
-    probe = FakeProbe()
-    checker = checker_of(probe)
-    await checker.check(GATEWAY)
-    checker.drain()
-    checker.drain()
-    assert await checker.check(GATEWAY) == DRAINING
-    assert probe.attempts == 1
-
-
-@in_virtual_time
 async def test_a_watch_begins_with_the_result_of_an_attempt() -> None:
     """The first value waits for the probe: it is never an invented NOT_SERVING."""
     probe = FakeProbe()
@@ -484,61 +434,12 @@ async def test_a_watch_tells_changes_only() -> None:
     watching = checker_of(probe).watch(GATEWAY)
     assert await next_of(watching) == NOT_SERVING
     second = asyncio.create_task(next_of(watching))
-    probe.says = ProbeResult(ready=False, reason=Reason(ReasonKind.REFUSED))
+    probe.says = GONE
     await asyncio.sleep(10)
     assert not second.done()
     probe.says = READY
     assert await second == SERVING
     await watching.aclose()
-
-
-@in_virtual_time
-async def test_a_watch_looks_once_an_interval() -> None:
-    """While there is a watch, there is one probe each WATCH_INTERVAL; afterwards none."""
-    probe = FakeProbe()
-    watching = checker_of(probe).watch(GATEWAY)
-    await next_of(watching)
-    second = asyncio.create_task(next_of(watching))
-    await asyncio.sleep(10.5)
-    assert probe.attempts == 11
-    second.cancel()
-    await asyncio.sleep(3600)
-    assert probe.attempts == 11
-
-
-@in_virtual_time
-async def test_many_watchers_cost_no_more_than_one() -> None:
-    """A hundred watchers that came at different moments share the probes."""
-    probe = FakeProbe()
-    checker = checker_of(probe)
-
-    async def follow(start: float) -> None:
-        await asyncio.sleep(start)
-        async for _ in checker.watch(GATEWAY):
-            pass
-
-    watchers = [asyncio.create_task(follow(n / 100)) for n in range(100)]
-    await asyncio.sleep(10.5)
-    assert probe.attempts <= 11
-    checker.end_watches()
-    checker.drain()
-    await asyncio.gather(*watchers)
-
-
-@in_virtual_time
-async def test_watchers_that_came_at_different_moments_share_one_interval() -> None:
-    """Five watchers cause one probe each WATCH_INTERVAL, though no result is fresh, TTL 0."""
-    probe = FakeProbe()
-    checker = checker_of(probe, cache_ttl=0)
-    watchings = [checker.watch(GATEWAY) for _ in range(5)]
-    for watching in watchings:
-        await next_of(watching)
-        await asyncio.sleep(0.1)
-    before = probe.attempts
-    await asyncio.sleep(10)
-    assert probe.attempts - before == 10
-    for watching in watchings:
-        await watching.aclose()
 
 
 @in_virtual_time
@@ -604,6 +505,20 @@ async def test_a_watcher_without_patience_gets_its_first_value_in_time() -> None
 
 
 @in_virtual_time
+async def test_a_watch_can_end_before_the_first_result() -> None:
+    """A watcher whose first value came at its deadline gets no other one at the end."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    checker = checker_of(probe)
+    watching = checker.watch(GATEWAY, timeout=0.5)
+    assert await next_of(watching) == DEADLINE
+    checker.end_watches()
+    with pytest.raises(StopAsyncIteration):
+        await next_of(watching)
+    await checker.close()
+
+
+@in_virtual_time
 async def test_a_later_look_of_a_watch_has_all_the_time() -> None:
     """A deadline bounds the first value alone: a slow look later invents no NOT_SERVING."""
     probe = FakeProbe()
@@ -621,8 +536,8 @@ async def test_a_later_look_of_a_watch_has_all_the_time() -> None:
 
 @pytest.mark.parametrize("interval", [0.25, 4])
 @in_virtual_time
-async def test_the_interval_is_the_settings(interval: float) -> None:
-    """Looks are WATCH_INTERVAL apart, whatever it is."""
+async def test_watchers_share_one_interval(interval: float) -> None:
+    """They cause one probe each WATCH_INTERVAL, though no result is fresh, and none afterwards."""
     probe = FakeProbe()
     checker = Checker(
         {GATEWAY: probe},
@@ -631,41 +546,32 @@ async def test_the_interval_is_the_settings(interval: float) -> None:
         emit=Recorder(),
         clock=now,
     )
-    watching = checker.watch(GATEWAY)
-    await next_of(watching)
-    second = asyncio.create_task(next_of(watching))
-    await asyncio.sleep(10 * interval + interval / 2)
-    assert probe.attempts == 11
-    second.cancel()
+    watchings = [checker.watch(GATEWAY) for _ in range(5)]
+    for watching in watchings:
+        await next_of(watching)
+        await asyncio.sleep(interval / 20)
+    before = probe.attempts
+    await asyncio.sleep(10 * interval)
+    assert probe.attempts - before == 10
+    for watching in watchings:
+        await watching.aclose()
+    await asyncio.sleep(10 * interval)
+    assert probe.attempts - before == 10
 
 
 @in_virtual_time
-async def test_closing_leaves_nothing_behind() -> None:
-    """After close() no task of the checker is left, and those who wait have their answer."""
-    probe = FakeProbe()
+async def test_closing_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    """No task is left, waiting callers are answered, and a cancelled probe is not reported."""
+    probe, recorder = FakeProbe(), Recorder()
     probe.gate.clear()
     before = asyncio.all_tasks()
-    checker = checker_of(probe, FakeProbe())
+    checker = checker_of(probe, FakeProbe(), emit=recorder)
     waiting = asyncio.create_task(checker.check(GATEWAY))
     await asyncio.sleep(0.1)
     await checker.close()
     assert probe.under_way == 0
     assert await waiting == DRAINING
     assert asyncio.all_tasks() == before
-
-
-@in_virtual_time
-async def test_a_probe_that_the_end_cancels_is_neither_a_bug_nor_an_event(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """close() during a probe logs no failure, and no sink receives a result."""
-    probe, recorder = FakeProbe(), Recorder()
-    probe.gate.clear()
-    checker = checker_of(probe, emit=recorder)
-    waiting = asyncio.create_task(checker.check(GATEWAY))
-    await asyncio.sleep(0.1)
-    await checker.close()
-    await waiting
     assert (caplog.records, recorder.events) == ([], [])
 
 

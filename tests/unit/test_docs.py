@@ -23,7 +23,7 @@ from ghealth.check.question import NoConnectionError, Question
 from ghealth.check.report import ExitCode
 from ghealth.check.target import Target as Server
 from ghealth.durations import show_seconds
-from ghealth.events import Event, ProbeCompleted, RequestAnswered
+from ghealth.events import ConnectionsCut, RequestAnswered, StatusChanged
 from ghealth.health import (
     ALB_USER_AGENT,
     CHECK_PATH,
@@ -39,7 +39,7 @@ from ghealth.health import (
 )
 from ghealth.matcher import GRPC_CODES, Matcher
 from ghealth.observe import log
-from ghealth.observe.log import AnswerLog, StatusLog
+from ghealth.observe.log import Log
 from ghealth.printable import MAX_USER_AGENT
 from ghealth.probe import MAX_RESPONSE_HEAD
 from ghealth.server import serve, servicer
@@ -173,7 +173,7 @@ def written_events() -> dict[str, set[str]]:
                 continue
             name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
             texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
-            if name in ("log_event", "_log_transition"):
+            if name == "log_event":
                 for text in texts[:1]:
                     keys = {keyword.arg for keyword in node.keywords if keyword.arg}
                     found.setdefault(str(text), set()).update(keys)
@@ -185,10 +185,11 @@ def written_events() -> dict[str, set[str]]:
     return found
 
 
-def test_every_event_of_the_log_is_documented() -> None:
+def test_every_event_of_the_log_is_documented(caplog: pytest.LogCaptureFixture) -> None:
     """docs/commands.md lists the events that the code writes, and no others."""
     # The two that the formatter and the queue write themselves.
-    assert set(documented_keys()) == {*written_events(), "message", "log_lines_dropped"}
+    others = {"message", "log_lines_dropped"}
+    assert set(documented_keys()) == {*written_events(), *limited_events(caplog), *others}
 
 
 def test_the_keys_of_events_are_documented() -> None:
@@ -205,34 +206,40 @@ def test_the_keys_of_events_are_documented() -> None:
     assert documented["log_lines_dropped"] == {"dropped"}
 
 
-def test_the_keys_of_transitions_are_documented(caplog: pytest.LogCaptureFixture) -> None:
-    """docs/commands.md lists the keys of `status_changed` and `answer_changed`, and no others."""
-    moments = iter([*range(20), *range(100, 200)])
-
-    def clock() -> float:
-        return float(next(moments))
-
-    status, answer = StatusLog(clock), AnswerLog([GATEWAY], clock)
+def limited_events(caplog: pytest.LogCaptureFixture) -> dict[str, set[str]]:
+    """Return the events whose lines are limited, with the keys that are written."""
+    now, sick = 0.0, Health(Status.NOT_SERVING, answered(503))
+    sink = Log([GATEWAY], lambda: now)
     with caplog.at_level(logging.INFO, "ghealth"):
         for number in range(16):
-            found = Status.NOT_SERVING if number % 2 else Status.SERVING
-            events: tuple[Event, Event] = (
-                ProbeCompleted(service=GATEWAY, health=Health(found, answered(503)), seconds=0.1),
+            found = Health(Status.SERVING, answered(number))
+            for event in (
+                StatusChanged(service=GATEWAY, previous=sick, health=found, held_seconds=1),
+                StatusChanged(service="b", previous=found, health=found, held_seconds=1),
+                ConnectionsCut(address="", count=1, reason="calls"),
                 RequestAnswered(
                     method="Check",
                     path=CHECK_PATH,
                     user_agent="",
                     service=GATEWAY,
-                    answer=Answer(Code.OK, found, answered(503)),
+                    answer=Answer(Code(number), reason=answered(503)),
                 ),
-            )
-            status(events[0])
-            answer(events[1])
-    for event in ("status_changed", "answer_changed"):
-        keys = [
-            vars(record)["fields"] for record in caplog.records if vars(record)["event"] == event
-        ]
-        assert set().union(*keys) == documented_keys()[event]
+            ):
+                sink(event)
+        sink.close()
+    found_keys: dict[str, set[str]] = {}
+    for record in caplog.records:
+        fields = vars(record)
+        found_keys.setdefault(fields["event"], set()).update(fields["fields"])
+    return found_keys
+
+
+def test_the_keys_of_limited_events_are_documented(caplog: pytest.LogCaptureFixture) -> None:
+    """docs/commands.md lists the keys of the events that are written by changes, and no others."""
+    limited = limited_events(caplog)
+    assert len(limited) == 4
+    for event, keys in limited.items():
+        assert keys == documented_keys()[event], event
 
 
 # What the commands print.

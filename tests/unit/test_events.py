@@ -32,11 +32,3 @@ def test_what_a_sink_raises_is_logged_and_keeps_nothing_from_the_others(
     assert recorder.events == EVENTS
     assert [record.getMessage() for record in caplog.records] == ["a sink failed"] * 3
     assert {getattr(record, "event", "") for record in caplog.records} == {"internal_error"}
-
-
-def test_sinks_receive_an_event_in_their_order() -> None:
-    """The log of an answer is written before the history shows it."""
-    received: list[str] = []
-    emit = fan_out([lambda _: received.append("first"), lambda _: received.append("second")])
-    emit(EVENTS[0])
-    assert received == ["first", "second"]

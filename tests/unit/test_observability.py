@@ -125,6 +125,7 @@ def test_every_alert_has_a_severity_and_a_description() -> None:
         "GhealthAbsent",
         "GhealthNotScraped",
         "GhealthNotServing",
+        "GhealthConnectionsCut",
         "GhealthFlapping",
         "GhealthNobodyAsks",
         "GhealthDefaultPath",

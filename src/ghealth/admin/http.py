@@ -5,11 +5,11 @@ import ipaddress
 import logging
 import re
 import socket
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import unquote
@@ -38,42 +38,19 @@ LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """The only hosts that are served on a loopback address. A website whose name resolves to
 127.0.0.1 (DNS rebinding) could otherwise read the port of a `kubectl port-forward`."""
 
-TEXT: Final = "text/plain; charset=utf-8"
-
-_METHODS: Final = (b"GET", b"HEAD")
 _HOST: Final = re.compile(
-    r"(?P<host>\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~%!$&'()*+,;=-]*)(?::[0-9]*)?"
+    r"(?P<host>\[[0-9a-z:.%_~-]+\]|[0-9a-z._~%!$&'()*+,;=-]*)(?::[0-9]*)?", re.IGNORECASE
 )
-_ABSOLUTE: Final = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?]*)(?P<rest>.*)", re.IGNORECASE
+_TARGET: Final = re.compile(  # in origin or absolute form (RFC 9112, 3.2)
+    r"(?:(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[^/?#]+)(?=[/?]|$)|(?=/))"
+    r"(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?",
+    re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A GET request. HEAD is one whose answer is sent without the body.
-
-    Args:
-        path: The path, percent-decoded.
-        query: What follows the question mark, as it was sent.
-        headers: Values by lower-case name; those of a repeated header are joined by commas.
-    """
-
-    path: str
-    query: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The answer to a request.
-
-    Args:
-        content_type: The type of the body.
-        body: The whole body.
-        status: The HTTP status code.
-        headers: Further headers.
-    """
+    """The answer to a request."""
 
     content_type: str
     body: bytes
@@ -81,38 +58,35 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Respond = Callable[[Request], Awaitable[Response | None]]
-"""Answers a request; None if there is no such path."""
+Headers = Mapping[str, str]
+"""Values by lower-case name; those of a repeated header are joined by commas."""
+
+Respond = Callable[[str, str, Headers], Awaitable[Response | None]]
+"""Answers a GET of a path (percent-decoded), a query (as it was sent) and headers; None if there is
+no such path. HEAD is a GET whose answer is sent without the body."""
+
+
+def encoded(text: str) -> bytes:
+    """Encode a text; bytes of the environment that are not UTF-8 are escaped, as in the log."""
+    return text.encode(errors="backslashreplace")
 
 
 def line(text: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    """Make a response of one line of text.
-
-    Args:
-        text: The line; white space in it becomes single spaces.
-        status: The HTTP status code.
-    """
-    return Response(TEXT, f"{' '.join(text.split())}\n".encode(), status)
+    """Make a response of one line of text; white space in it becomes single spaces."""
+    return Response("text/plain; charset=utf-8", encoded(f"{' '.join(text.split())}\n"), status)
 
 
 @asynccontextmanager
-async def serving(
-    sockets: Sequence[socket.socket], respond: Respond, *, now: Callable[[], float] = time.time
-) -> AsyncGenerator[None, None]:
+async def serving(sockets: Sequence[socket.socket], respond: Respond) -> AsyncGenerator[None, None]:
     """Answer requests until the end of the block; then open connections are closed.
 
     Args:
         sockets: Bound sockets; they are closed at the end.
         respond: Answers requests. An exception is logged and answered with 500.
-        now: Seconds since 1970, for the `Date` header.
     """
-    connections = _Connections(respond, now)
-    servers = [
-        await asyncio.start_server(
-            connections.accept, sock=bound, limit=MAX_HEAD, backlog=ACCEPTED_PER_TURN
-        )
-        for bound in sockets
-    ]
+    connections = _Connections(respond)
+    start = partial(asyncio.start_server, limit=MAX_HEAD, backlog=ACCEPTED_PER_TURN)
+    servers = [await start(connections.accept, sock=bound) for bound in sockets]
     for bound in sockets:
         bound.listen(MAX_CONNECTIONS)  # the kernel's queue is longer than what one turn accepts
     try:
@@ -123,40 +97,13 @@ async def serving(
         await connections.close()
 
 
-@dataclass(slots=True, eq=False)
-class _Connection:
-    """A connection.
-
-    Args:
-        reader: What the client sends.
-        writer: What the client gets.
-        is_waiting: Whether it has sent a request whose answer is being computed.
-    """
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    is_waiting: bool = False
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether the client connected to a loopback address."""
-        # asyncio has no address for a connection that was reset at once.
-        host, *_ = self.writer.get_extra_info("sockname") or ("127.0.0.1",)
-        return _is_loopback(host)
-
-
 class _Connections:
-    """The open connections, the oldest first.
+    """The open connections, and which of them wait for an answer that is being computed."""
 
-    Args:
-        respond: Answers requests.
-        now: Seconds since 1970.
-    """
-
-    def __init__(self, respond: Respond, now: Callable[[], float]) -> None:
+    def __init__(self, respond: Respond) -> None:
         self._respond = respond
-        self._now = now
-        self._open: dict[_Connection, asyncio.Task[None]] = {}
+        self._open: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._waiting: set[asyncio.Task[None] | None] = set()
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a new connection. At the limit, close an old one first.
@@ -164,32 +111,33 @@ class _Connections:
         So clients that are silent, or that do not read or close, cannot block others.
         """
         if len(self._open) >= MAX_CONNECTIONS:
-            oldest = next((c for c in self._open if not c.is_waiting), next(iter(self._open)))
-            self._open.pop(oldest).cancel()
-        connection = _Connection(reader, writer)
-        self._open[connection] = task = asyncio.create_task(self._serve(connection))
-        task.add_done_callback(lambda _: self._open.pop(connection, None))
+            oldest = min(self._open, key=self._waiting.__contains__)  # the first of equal ones
+            del self._open[oldest]
+            oldest.cancel()
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._open[task] = None
+        task.add_done_callback(lambda _: self._open.pop(task, None))
 
     async def close(self) -> None:
         """Close all connections."""
-        tasks = list(self._open.values())
-        for task in tasks:
+        for task in self._open:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._open, return_exceptions=True)
 
-    async def _serve(self, connection: _Connection) -> None:
-        reader, writer = connection.reader, connection.writer
-        with suppress(TimeoutError, OSError):
-            try:
-                protocol = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        protocol = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        # asyncio has no address for a connection that was reset at once.
+        host, *_ = writer.get_extra_info("sockname") or ("127.0.0.1",)
+        try:
+            with suppress(TimeoutError, OSError):
                 async with asyncio.timeout(HEAD_TIMEOUT):
                     head = await _read_head(reader, protocol)
+                if head is None:
+                    return
                 async with asyncio.timeout(ANSWER_TIMEOUT):
-                    if head is None:
-                        return
-                    response = await self._answer(head, connection)
-                    writer.write(self._rendered(protocol, response))
-                    if not (isinstance(head, h11.Request) and head.method == b"HEAD"):
+                    response = await self._answer(head, is_loopback=_is_loopback(host))
+                    writer.write(_rendered(protocol, response))
+                    if isinstance(head, HTTPStatus) or head.method != b"HEAD":
                         writer.write(response.body)
                     await writer.drain()
                     # Closing with something unread would reset the connection, and the answer
@@ -197,117 +145,83 @@ class _Connections:
                     writer.write_eof()
                     while await reader.read(MAX_HEAD):
                         pass
-            finally:
-                writer.transport.abort()
+        finally:
+            writer.transport.abort()
 
-    async def _answer(
-        self, head: h11.Request | h11.RemoteProtocolError, connection: _Connection
-    ) -> Response:
-        if isinstance(head, h11.RemoteProtocolError):
-            return _failure(HTTPStatus(head.error_status_hint))
-        request = _parse(head, is_loopback=connection.is_loopback)
-        if isinstance(request, Response):
-            return request
-        connection.is_waiting = True
+    async def _answer(self, head: h11.Request | HTTPStatus, *, is_loopback: bool) -> Response:
+        request = head if isinstance(head, HTTPStatus) else _parse(head, is_loopback=is_loopback)
+        if isinstance(request, HTTPStatus):
+            return _failure(request)
+        task = asyncio.current_task()
+        self._waiting.add(task)
         try:
-            response = await self._respond(request)
+            return await self._respond(*request) or _failure(HTTPStatus.NOT_FOUND)
         except Exception:
             _log.exception("answering HTTP failed", extra={"event": "internal_error"})
             return _failure(HTTPStatus.INTERNAL_SERVER_ERROR)
         finally:
-            connection.is_waiting = False
-        return response or _failure(HTTPStatus.NOT_FOUND)
-
-    def _rendered(self, protocol: h11.Connection, response: Response) -> bytes:
-        """Render the status line and headers."""
-        headers = {
-            "Date": formatdate(self._now(), usegmt=True),
-            "Content-Type": response.content_type,
-            "Content-Length": str(len(response.body)),
-            "Connection": "close",
-            "Cache-Control": "no-store",
-            "X-Content-Type-Options": "nosniff",
-            **response.headers,
-        }
-        head = protocol.send(
-            h11.Response(
-                status_code=response.status,
-                reason=response.status.phrase,
-                headers=list(headers.items()),
-            )
-        )
-        return head or b""
+            self._waiting.discard(task)
 
 
 def _is_loopback(host: str) -> bool:
     address = ipaddress.ip_address(host)
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        return address.ipv4_mapped.is_loopback
-    return address.is_loopback
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 async def _read_head(
     reader: asyncio.StreamReader, protocol: h11.Connection
-) -> h11.Request | h11.RemoteProtocolError | None:
-    """Read the request line and headers; None if the client closes first."""
+) -> h11.Request | HTTPStatus | None:
+    """Return the request line and headers, or the status of the answer to something else.
+
+    None if the client closes first.
+    """
     try:
         while (event := protocol.next_event()) is h11.NEED_DATA:
             protocol.receive_data(await reader.read(MAX_HEAD))
     except h11.RemoteProtocolError as error:
-        return error
+        return HTTPStatus(error.error_status_hint)
     return event if isinstance(event, h11.Request) else None
 
 
-def _parse(head: h11.Request, *, is_loopback: bool) -> Request | Response:
-    """Parse a request line and headers as RFC 9112 and 9110 define them.
+def _parse(head: h11.Request, *, is_loopback: bool) -> tuple[str, str, Headers] | HTTPStatus:
+    """Return the path, query and headers, or the status of the answer to one that is refused.
 
     h11 has verified that there is one `Host` header (none or one before HTTP/1.1).
-
-    Returns:
-        The request, or the answer to one that is refused.
     """
     headers: dict[str, str] = {}
     for raw_name, value in head.headers:
         name = raw_name.decode("ascii")
         headers[name] = ",".join(filter(None, (headers.get(name), value.decode("latin-1"))))
-    if not head.http_version.startswith(b"1."):
-        return _failure(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
-    if not _HOST.fullmatch(headers.get("host", "")):
-        return _failure(HTTPStatus.BAD_REQUEST)
-    if head.method not in _METHODS:
-        allow = b", ".join(_METHODS).decode()
-        return _failure(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": allow})
-    target = _parse_target(head.target.decode("ascii"), headers.get("host"))
-    if isinstance(target, HTTPStatus):
-        return _failure(target)
-    host, path, query = target
-    if is_loopback and host not in LOCAL_HOSTS | {None}:
-        return _failure(HTTPStatus.MISDIRECTED_REQUEST)
-    return Request(path, query, headers)
-
-
-def _parse_target(target: str, host: str | None) -> tuple[str | None, str, str] | HTTPStatus:
-    """Parse the target of a GET or HEAD: in origin or absolute form (RFC 9112, 3.2).
-
-    Returns:
-        The host in lower case without its port (None before HTTP/1.1), the path and the query;
-        or the status of the answer to a target that is refused.
-    """
-    if absolute := _ABSOLUTE.fullmatch(target):
-        if absolute["scheme"].lower() != "http":
-            return HTTPStatus.MISDIRECTED_REQUEST
-        # The host in the target counts, and the header is ignored (RFC 9112, 3.2.2).
-        host, target = absolute["authority"], absolute["rest"]
-        if not host:
-            return HTTPStatus.BAD_REQUEST
-    elif not target.startswith("/"):
+    if head.method not in (b"GET", b"HEAD"):
+        return HTTPStatus.METHOD_NOT_ALLOWED
+    target = _TARGET.fullmatch(head.target.decode("ascii"))
+    host = _HOST.fullmatch(headers.get("host", ""))
+    if target and host and target["host"]:
+        host = _HOST.fullmatch(target["host"])  # the header is ignored (RFC 9112, 3.2.2)
+    if not target or not host:
         return HTTPStatus.BAD_REQUEST
-    authority = _HOST.fullmatch(host or "")
-    if not authority or "#" in target:
-        return HTTPStatus.BAD_REQUEST
-    path, _, query = target.partition("?")
-    return host and authority["host"].lower(), unquote(path) or "/", query
+    is_local = host["host"].lower() in LOCAL_HOSTS or not (target["host"] or "host" in headers)
+    if (target["scheme"] or "http").lower() != "http" or (is_loopback and not is_local):
+        return HTTPStatus.MISDIRECTED_REQUEST
+    return unquote(target["path"]) or "/", target["query"] or "", headers
 
 
-def _failure(status: HTTPStatus, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(TEXT, f"{status.phrase}\n".encode(), status, headers or {})
+def _rendered(protocol: h11.Connection, response: Response) -> bytes:
+    """Render the status line and headers."""
+    headers = {
+        "Date": formatdate(usegmt=True),
+        "Content-Type": response.content_type,
+        "Content-Length": str(len(response.body)),
+        "Connection": "close",
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        **response.headers,
+    }
+    status = response.status
+    head = h11.Response(status_code=status, reason=status.phrase, headers=list(headers.items()))
+    return protocol.send(head) or b""
+
+
+def _failure(status: HTTPStatus) -> Response:
+    allow = {"Allow": "GET, HEAD"} if status is HTTPStatus.METHOD_NOT_ALLOWED else {}
+    return replace(line(status.phrase, status), headers=allow)

@@ -4,7 +4,7 @@ import base64
 import functools
 import hashlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,67 +18,44 @@ _MINUTE: Final = 60
 _DAY: Final = 24
 
 
-class Page:
-    """Renders the status page. The template engine is imported for the first rendering."""
+def render(snapshot: Mapping[str, Any], *, refreshes: bool) -> str:
+    """Render the page.
 
-    @functools.cached_property
-    def _template(self) -> "jinja2.Template":
-        import jinja2  # noqa: PLC0415 - 2 MB that only a person looking at the page needs
+    Args:
+        snapshot: The object that `/history.json` serves.
+        refreshes: Whether a browser loads the page again by itself.
+    """
+    since = {service["service"]: service["since"] for service in snapshot["services"]}
+    refresh = REFRESH if refreshes else None
+    return _template().render(snapshot, status_since=since, refresh=refresh)
 
-        environment = jinja2.Environment(
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= {
-            "ago": _ago,
-            "clock": _clock,
-            "duration": _duration,
-            "moment": _moment,
-            "name": _name,
-        }
-        return environment.from_string(_source())
 
-    @functools.cached_property
-    def headers(self) -> Mapping[str, str]:
-        """Headers that limit what a browser may do with the page."""
-        style = _source().partition("<style>")[2].partition("</style>")[0]
-        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-        return {
-            "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{digest}'; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-            "Referrer-Policy": "no-referrer",
-            "Cross-Origin-Resource-Policy": "same-origin",
-        }
+@functools.cache
+def headers() -> Mapping[str, str]:
+    """Return headers that limit what a browser may do with the page."""
+    style = _source().partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return {
+        "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
+    }
 
-    def render(self, snapshot: Mapping[str, Any], *, refreshes: bool) -> str:
-        """Render the page.
 
-        Args:
-            snapshot: The object that `/history.json` serves.
-            refreshes: Whether a browser loads the page again by itself.
-        """
-        return self._template.render(snapshot, refresh=REFRESH if refreshes else None)
+@functools.cache
+def _template() -> "jinja2.Template":
+    import jinja2  # noqa: PLC0415 - 2 MB that only a person looking at the page needs
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"ago": _ago, "duration": _duration}
+    return environment.from_string(_source())
 
 
 def _source() -> str:
     return resources.files(__package__).joinpath("status.html").read_text("utf-8")
-
-
-def _name(service: str) -> str:
-    """Return a service's name for display."""
-    return service or "gateway"
-
-
-def _clock(time: str) -> str:
-    """Format the time of day of a moment."""
-    return f"{datetime.fromisoformat(time).astimezone(UTC):%H:%M:%S}"
-
-
-def _moment(time: str) -> str:
-    """Format a moment with its day."""
-    return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _ago(time: str, now: str) -> str:

@@ -2,10 +2,14 @@
 
 import functools
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
-from ghealth.events import Method
+from ghealth.events import Method, RequestAnswered
 from ghealth.health import REPLAY_SUFFIX, Answer, Code, Status
+from ghealth.printable import printable
+
+MAX_REASON: Final = 200
+"""Maximum number of characters of a reason that are shown."""
 
 
 class Caller(StrEnum):
@@ -51,7 +55,7 @@ def _alb(answer: Answer) -> str:
     """Return what an ALB concludes: it looks only at the code."""
     match answer.code:
         case Code.UNIMPLEMENTED:
-            return "healthy, with matcher 12"
+            return "matcher 12: healthy, 0: unhealthy"
         case Code.OK if answer.status is Status.NOT_SERVING:
             return "healthy: it looks at the code, which is 0"
         case Code.OK:
@@ -91,3 +95,19 @@ def conclusion(caller: Caller, method: Method, answer: Answer) -> str:
         return _grpc_health_probe(answer)
     good, bad = _BY_MESSAGE[caller]
     return good if answer.status is Status.SERVING else bad
+
+
+def describe(event: RequestAnswered) -> dict[str, Any]:
+    """Return an answer and its request as values for JSON, texts from callers printable."""
+    caller, answer = caller_of(event.user_agent), event.answer
+    return {
+        "caller": caller,
+        "user_agent": printable(event.user_agent),
+        "method": event.method,
+        "path": printable(event.path),
+        "service": event.service,
+        "answer": answer.name,
+        "good": answer.good,
+        "reason": "" if answer.reason is None else printable(str(answer.reason), MAX_REASON),
+        "concludes": conclusion(caller, event.method, answer),
+    }

@@ -3,7 +3,8 @@
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Final
+from functools import partial
+from typing import Final, get_args
 
 from prometheus_client import (
     CONTENT_TYPE_PLAIN_0_0_4,
@@ -20,10 +21,18 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from ghealth import __version__
-from ghealth.events import OTHER, DrainStarted, Event, ProbeCompleted, RequestAnswered
-from ghealth.health import GATEWAY, LIVENESS, Health, Result, Status
+from ghealth.events import (
+    OTHER,
+    ConnectionsCut,
+    CutReason,
+    DrainStarted,
+    Event,
+    ProbeCompleted,
+    RequestAnswered,
+    StatusChanged,
+)
+from ghealth.health import GATEWAY, LIVENESS, Health, Result
 from ghealth.observe.callers import caller_of
-from ghealth.transitions import Transitions
 
 UNKNOWN: Final = "unknown"
 """The label of every service that is not configured, so that no caller can add a label."""
@@ -70,17 +79,12 @@ class Metrics(Collector):
     ) -> None:
         self._now = now
         self._labels = {service: label_of(service) for service in services}
-        self._transitions = Transitions[Status]()
         self._registry = registry = CollectorRegistry()
-        self._serving = Gauge(
-            "ghealth_serving",
-            "Whether the service is reported as serving.",
-            ["service"],
-            registry=registry,
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        self._serving = gauge(
+            "ghealth_serving", "Whether the service is reported as serving.", ["service"]
         )
-        self._probes = Counter(
-            "ghealth_probes", "Probes by result.", ["service", "result"], registry=registry
-        )
+        self._probes = counter("ghealth_probes", "Probes by result.", ["service", "result"])
         self._durations = Histogram(
             "ghealth_probe_duration_seconds",
             "Duration of probes.",
@@ -88,60 +92,53 @@ class Metrics(Collector):
             buckets=sorted({*_BUCKETS, probe_timeout / 2, probe_timeout}),
             registry=registry,
         )
-        Gauge("ghealth_probe_timeout_seconds", "Time limit of a probe.", registry=registry).set(
-            probe_timeout
-        )
-        self._checks = Counter(
+        gauge("ghealth_probe_timeout_seconds", "Time limit of a probe.").set(probe_timeout)
+        self._checks = counter(
             "ghealth_checks",
             "Checks by caller and answer: a status, or the gRPC code of an error.",
             ["caller", "service", "answer"],
-            registry=registry,
         )
-        self._watchers = Gauge("ghealth_watchers", "Open watches.", ["service"], registry=registry)
-        self._changes = Counter(
-            "ghealth_status_changes",
-            "Probes whose status differs from that of the previous probe.",
-            ["service"],
-            registry=registry,
+        self._watchers = gauge("ghealth_watchers", "Open watches.", ["service"])
+        self._changes = counter(
+            "ghealth_status_changes", "Changes of the service's status.", ["service"]
         )
-        self._successes = Gauge(
+        self._successes = gauge(
             "ghealth_last_success_timestamp_seconds",
             "When the target was last ready, 0 if it never was.",
             ["service"],
-            registry=registry,
         )
-        self._draining = Gauge(
+        self._cuts = counter(
+            "ghealth_connections_cut", "Connections that were cut, by reason.", ["reason"]
+        )
+        self._draining = gauge(
             "ghealth_draining",
             "Whether ghealth drains: every service but liveness is reported as not serving.",
-            registry=registry,
         )
-        Info("ghealth_build", "The version that is running, always 1.", registry=registry).info(
-            {"version": __version__}
-        )
+        build = Info("ghealth_build", "The version that is running, always 1.", registry=registry)
+        build.info({"version": __version__})
         ProcessCollector(registry=registry)
-        self._start_at_zero()
-
-    def _start_at_zero(self) -> None:
-        """Create the counters with the value 0, so that the first event shows in a rate."""
+        # The counters start with the value 0, so that the first event shows in a rate.
+        for reason in get_args(CutReason):
+            self._cuts.labels(reason)
         for service, label in self._labels.items():
-            if service == LIVENESS:
-                continue
-            for result in Result:
-                self._probes.labels(label, result)
-            for metric in (self._durations, self._changes, self._successes):
-                metric.labels(label)
+            if service != LIVENESS:
+                for result in Result:
+                    self._probes.labels(label, result)
+                for metric in (self._durations, self._changes, self._successes):
+                    metric.labels(label)
 
     def __call__(self, event: Event) -> None:
-        """Count an event.
-
-        Args:
-            event: What happened.
-        """
+        """Count an event."""
         match event:
             case ProbeCompleted():
                 self._count_probe(event)
             case RequestAnswered():
                 self._count_answer(event)
+            case StatusChanged():
+                if event.previous is not None and event.is_new_status:
+                    self._changes.labels(self._labels[event.service]).inc()
+            case ConnectionsCut():
+                self._cuts.labels(event.reason).inc(event.count)
             case DrainStarted():
                 self._draining.set(1)
 
@@ -151,9 +148,6 @@ class Metrics(Collector):
         self._durations.labels(label).observe(event.seconds)
         if event.health.serving:
             self._successes.labels(label).set(self._now())
-        change = self._transitions.record(event.service, event.health.status, self._now())
-        if change is not None and change.previous is not None:
-            self._changes.labels(label).inc()
 
     def _count_answer(self, event: RequestAnswered) -> None:
         """Count an answer to a check; messages of watches and lists are not counted."""
@@ -208,7 +202,8 @@ def _prefers_openmetrics(accept: str) -> bool:
     for media_range in accept.lower().split(","):
         name, *parameters = (part.strip() for part in media_range.split(";"))
         values = dict(parameter.partition("=")[::2] for parameter in parameters)
-        if name == _OPENMETRICS and not values.get("version", "1.0.0").startswith("1."):
+        # A value may be quoted (RFC 9110, 5.6.6).
+        if name == _OPENMETRICS and not values.get("version", "1.").strip('"').startswith("1."):
             continue
         try:
             quality = float(values.get("q", "1"))

@@ -447,9 +447,7 @@ class Guard:
         given_up = set(old[: count - int(self._max_descriptors * ROOM)])
         if given_up:
             for host, cut in self._cut_each(lambda peer: peer in given_up).items():
-                self._emit(
-                    ConnectionsCut(address=host, count=cut, reason="descriptors in use", blocked=0)
-                )
+                self._emit(ConnectionsCut(address=host, count=cut, reason="descriptors in use"))
 
     def _cut_each(self, is_cut: Callable[[Peer], bool]) -> Counter[str]:
         """Reset connections, stop counting their calls, and return how many of each address."""
@@ -469,10 +467,9 @@ class Guard:
         now = self._clock()
         cut = self._cut_each(lambda peer: peer.host in hosts)
         for host in hosts:
-            seconds = self._block(host, now) if host in blocked else 0.0
-            self._emit(
-                ConnectionsCut(address=host, count=cut[host], reason=reason, blocked=seconds)
-            )
+            if host in blocked:
+                self._block(host, now)
+            self._emit(ConnectionsCut(address=host, count=cut[host], reason=reason))
 
     def _block(self, host: str, now: float) -> float:
         block = self._blocks.setdefault(host, _Block(now, 0))

@@ -19,7 +19,7 @@ from ghealth.checker import Checker
 from ghealth.events import DrainStarted, fan_out, log_event
 from ghealth.health import ALB_USER_AGENT, DRAINING, GATEWAY, LIVENESS, POLICIES, Code
 from ghealth.names import AddressInfo
-from ghealth.observe.log import AnswerLog, CutLog, PathLog, StatusLog
+from ghealth.observe.log import Log
 from ghealth.probe import PROBES, AllOf, Probe, WithTimeout
 from ghealth.server import reflection
 from ghealth.server.guard import Guard
@@ -175,7 +175,9 @@ async def _serve(
         {name: tuple(show_url(found.url) for found in targets.get(name, ())) for name in services},
         probe_timeout=settings.probe_timeout,
     )
-    emit = fan_out((StatusLog(), AnswerLog(services), PathLog(), CutLog(), *admin.sinks))
+    log = Log(services)
+    stack.callback(log.close)
+    emit = fan_out((log, *admin.sinks))
     guard = Guard(
         max_watches=settings.max_watches, descriptors=process.descriptor_limit(), emit=emit
     )

@@ -1,24 +1,24 @@
 import asyncio
+import re
 import socket
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 
 import pytest
 
 from ghealth.admin import http
-from ghealth.admin.http import MAX_CONNECTIONS, MAX_HEAD, Request, Respond, Response, line, serving
+from ghealth.admin.http import MAX_CONNECTIONS, MAX_HEAD, Headers, Respond, Response, line, serving
 
 LARGE = b"x" * 10_000_000
-NOW = 1_790_000_000.0
 
 
-async def respond(request: Request) -> Response | None:
+async def respond(path: str, query: str, headers: Headers) -> Response | None:
     """Answer by the path."""
-    match request.path:
+    match path:
         case "/":
-            accept = request.headers.get("accept", "")
-            text = f"accepts {accept}, query {request.query}"
+            text = f"accepts {headers.get('accept', '')}, query {query}"
             return Response("text/x", text.encode(), headers={"X-More": "y"})
         case "/large":
             return Response("text/x", LARGE)
@@ -37,7 +37,7 @@ async def port(respond: Respond = respond, *, host: str = "127.0.0.1") -> AsyncG
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         bound.bind((host, 0))
-        async with serving([bound], respond, now=lambda: NOW):
+        async with serving([bound], respond):
             yield bound.getsockname()[1]
 
 
@@ -68,8 +68,9 @@ async def test_a_get_is_answered_and_the_connection_closed() -> None:
     assert body == b"accepts one,two, query a=b"
     status, *headers = head.decode().split("\r\n")
     assert status == "HTTP/1.1 200 OK"
+    date = parsedate_to_datetime(headers.pop(0).removeprefix("Date: "))
+    assert abs(date.timestamp() - time.time()) < 60
     assert headers == [
-        "Date: Mon, 21 Sep 2026 14:13:20 GMT",
         "Content-Type: text/x",
         "Content-Length: 26",
         "Connection: close",
@@ -83,18 +84,15 @@ async def test_a_get_is_answered_and_the_connection_closed() -> None:
 async def test_head_is_get_without_the_body(path: str) -> None:
     """Status and headers, the body's length among them, are those of GET (RFC 9110, 9.3.2)."""
     async with port() as number:
-        of_get = await exchange(number, get(path))
-        of_head = await exchange(number, get(path).replace(b"GET", b"HEAD"))
+        of_get, of_head = [
+            re.sub(
+                rb"Date: .*?\r\n", b"", await exchange(number, get(path).replace(b"GET", method))
+            )
+            for method in (b"GET", b"HEAD")
+        ]
     head, separator, body = of_get.partition(b"\r\n\r\n")
     assert body
     assert of_head == head + separator
-
-
-async def test_a_large_answer_arrives_whole() -> None:
-    """An answer larger than the buffers on its way is sent completely."""
-    async with port() as number:
-        answer = await exchange(number, get("/large"))
-    assert answer.endswith(b"\r\n\r\n" + LARGE)
 
 
 ABSOLUTE = "http://LocalHost:8080"
@@ -109,7 +107,7 @@ ABSOLUTE = "http://LocalHost:8080"
         (get("/").replace(b"GET", b"get"), 405),
         (get("*").replace(b"GET", b"OPTIONS"), 405),
         (get("localhost:80").replace(b"GET", b"CONNECT"), 405),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 405),
         (get("/", "Content-Length: 5") + b"hello", 200),
         (get("/", "Transfer-Encoding: chunked") + b"zz", 200),
         (get("/", "Expect: 100-continue", "Content-Length: 5"), 200),
@@ -299,8 +297,8 @@ async def test_a_request_that_waits_for_its_answer_is_closed_last(
     monkeypatch.setattr(http, "MAX_CONNECTIONS", 3)
     arrived: asyncio.Queue[str] = asyncio.Queue()
 
-    async def hang(request: Request) -> None:
-        arrived.put_nowait(request.path)
+    async def hang(path: str, _query: str, _headers: Headers) -> None:
+        arrived.put_nowait(path)
         await asyncio.Event().wait()
 
     async with port(hang) as number:
@@ -332,7 +330,7 @@ async def test_an_answered_connection_makes_room_before_a_waiting_one(
     monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
     arrived = asyncio.Event()
 
-    async def hang_once(_: Request) -> None:
+    async def hang_once(*_: object) -> None:
         if not arrived.is_set():
             arrived.set()
             await asyncio.Event().wait()
@@ -363,5 +361,5 @@ async def test_the_end_closes_what_is_open() -> None:
 
 
 def test_a_line_is_one_line() -> None:
-    """A text with line breaks cannot become several lines."""
-    assert line("a\r\n b\n").body == b"a b\n"
+    """A text with line breaks cannot become several lines, nor one that is not UTF-8 a bug."""
+    assert line("a\r\n b\udcff\n").body == b"a b\\udcff\n"

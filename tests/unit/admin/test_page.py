@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ghealth.admin.page import REFRESH, Page
+from ghealth.admin.page import headers, render
 
 EVIL = "<script>alert('x')</script>\"'&<img src=x onerror=y>{{ 7 * 7 }}"
 NOW = "2026-11-24T03:04:05.678Z"
@@ -83,6 +83,7 @@ def snapshot_of(text: str, **more: Any) -> dict[str, Any]:
         "changes": [
             {"time": NOW, "service": text, "status": text, "reason": text, "held_seconds": None}
         ],
+        "cuts": [{"time": NOW, "address": text, "count": 25, "reason": text}],
         "probes": [
             {"time": NOW, "service": text, "result": text, "reason": text, "seconds": 0.0123}
         ],
@@ -93,7 +94,7 @@ def snapshot_of(text: str, **more: Any) -> dict[str, Any]:
 
 
 def html_of(snapshot: dict[str, Any], *, refreshes: bool = True) -> str:
-    return Page().render(snapshot, refreshes=refreshes)
+    return render(snapshot, refreshes=refreshes)
 
 
 def text_of(snapshot: dict[str, Any]) -> str:
@@ -120,7 +121,7 @@ def test_a_browser_is_allowed_the_page_s_own_style_and_nothing_else() -> None:
     style = re.search(r"<style>(.*?)</style>", html_of(snapshot_of("x")), re.DOTALL)
     assert style is not None
     digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
-    assert Page().headers["Content-Security-Policy"] == (
+    assert headers()["Content-Security-Policy"] == (
         f"default-src 'none'; style-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
@@ -153,7 +154,8 @@ def test_the_first_screen_says_why_a_pod_is_red() -> None:
         "grpc1 min 0 s ago31Watch of grpc",
         "Services that callers can use",
         "gatewaySERVINGgateway answered 200none-0",
-        "The last changes of status",
+        "The last changes of a status or its reason",
+        "The last clients whose connections were cut",
         "The last answers of the targets",
         "12.3 ms",
         "The last answers to callers",
@@ -180,21 +182,21 @@ def test_the_title_is_red_if_any_service_is_not_serving() -> None:
 
 
 def test_sections_without_services_are_left_out() -> None:
-    """All serving: no red section; none serving: no green one; and no link to either."""
+    """All serving: no red section; none: no green one; nothing cut: no list; and no links."""
     for status, there, missing in (
         ("SERVING", "serving", "sick"),
         ("NOT_SERVING", "sick", "serving"),
     ):
-        page = Tags(html_of(snapshot_of("x", services=[service_of("", status)])))
+        page = Tags(html_of(snapshot_of("x", services=[service_of("", status)], cuts=[])))
         assert there in page.ids
-        assert missing not in page.ids
-        assert f"#{missing}" not in page.links
+        assert not {missing, "cuts"} & set(page.ids)
+        assert not {f"#{missing}", "#cuts"} & set(page.links)
 
 
 def test_every_link_has_its_place() -> None:
     """The lists are behind anchors, and each id is there once."""
     page = Tags(html_of(snapshot_of("x")))
-    assert len(page.ids) == len(set(page.ids)) == 7
+    assert len(page.ids) == len(set(page.ids)) == 8
     assert {link[1:] for link in page.links if link[0] == "#"} == set(page.ids)
     others = {link for link in page.links if link[0] != "#"}
     assert others == {"/?refresh=off", "/history.json", "/metrics"}
@@ -209,20 +211,11 @@ def test_draining_is_shown_with_its_start() -> None:
     assert "Draining" not in text_of(snapshot_of("x"))
 
 
-def test_the_page_refreshes_itself_unless_told_not_to() -> None:
-    """A link stops it, and another starts it again."""
-    refresh = f'<meta http-equiv="refresh" content="{REFRESH}">'
-    assert refresh in html_of(snapshot_of("x"))
-    stopped = html_of(snapshot_of("x"), refreshes=False)
-    assert 'http-equiv="refresh"' not in stopped
-    assert '<a href="/">' in stopped
-
-
 def test_tables_can_be_followed_without_seeing_them() -> None:
     """Each has a caption, named columns, and rows that begin with their name."""
     html = html_of(snapshot_of("x"))
     tables = re.findall(r"<table.*?</table>", html, re.DOTALL)
-    assert len(tables) == 7
+    assert len(tables) == 8
     for table in tables:
         caption, head, body = re.split(r"<thead|<tbody", table)
         assert re.search(r"<caption>[^<]+</caption>", caption)
@@ -246,6 +239,27 @@ def test_tables_can_be_followed_without_seeing_them() -> None:
 def test_what_was_asked_for_is_shown(answer: dict[str, Any], text: str) -> None:
     """The method and the service, or the path that is not served."""
     assert text in text_of(snapshot_of("x", answers=[answer]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "colour"),
+    [
+        (answer_of("x", method="Check", service="", answer="SERVING", good=True), "good"),
+        (answer_of("x", method="Check", service="", answer="UNAVAILABLE"), "bad"),
+        (answer_of("x", method="Check", service="", answer="UNAVAILABLE", time=BEFORE), ""),
+        (answer_of("x", method="List", service=None, answer="UNAVAILABLE", time=BEFORE), ""),
+        (answer_of("x", method="Check", service=None, answer="NOT_FOUND", time=BEFORE), "bad"),
+        (answer_of("x", method="Check", service="new", answer="UNAVAILABLE", time=BEFORE), "bad"),
+        (answer_of("x", method="other", service=None, answer="UNIMPLEMENTED", good=True), ""),
+    ],
+)
+def test_an_answer_has_a_colour_while_it_is_true(answer: dict[str, Any], colour: str) -> None:
+    """One from before the service's status is no longer red, and UNIMPLEMENTED is never green."""
+    services = [service_of("", "SERVING", since=NOW), service_of("new", "SERVING")]
+    row = answer | {"last_asked": answer["time"], "last_five_minutes": 1}
+    html = html_of(snapshot_of("x", services=services, callers=[row], answers=[answer]))
+    shown = re.findall(rf'<span class="word (\w*)">{answer["answer"]}</span>', html)
+    assert shown[-2:] == [colour] * 2
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_a_user_agent_is_shown_in_bounded_printable_ascii() -> None:
         (Caller.ALB, "Check", NOT_SERVING, "healthy: it looks at the code, which is 0"),
         (Caller.ALB, "Check", UNAVAILABLE, "unhealthy"),
         (Caller.ALB_REPLAY, "Check", NOT_SERVING, "healthy: it looks at the code, which is 0"),
-        (Caller.ALB, "other", UNIMPLEMENTED, "healthy, with matcher 12"),
+        (Caller.ALB, "other", UNIMPLEMENTED, "matcher 12: healthy, 0: unhealthy"),
         (Caller.OTHER, "other", UNAVAILABLE, "unhealthy"),
         (Caller.KUBELET, "Check", SERVING, "success"),
         (Caller.KUBELET, "Check", NOT_FOUND, "failure"),

@@ -1,7 +1,15 @@
-import itertools
 from typing import cast
 
-from ghealth.events import DrainStarted, Event, ProbeCompleted, RequestAnswered
+import pytest
+
+from ghealth.events import (
+    ConnectionsCut,
+    DrainStarted,
+    Event,
+    ProbeCompleted,
+    RequestAnswered,
+    StatusChanged,
+)
 from ghealth.health import (
     DRAINING,
     GATEWAY,
@@ -14,10 +22,11 @@ from ghealth.health import (
     Status,
 )
 from ghealth.observe.callers import Caller
-from ghealth.observe.history import HISTORY_SIZE, CallerSummary, Change, History, Recorded
+from ghealth.observe.history import HISTORY_SIZE, History, Recorded
 
 UP = Health(Status.SERVING, Reason(ReasonKind.ANSWERED, "200"))
 DOWN = Health(Status.NOT_SERVING, Reason(ReasonKind.ANSWERED, "503"))
+REFUSED = Health(Status.NOT_SERVING, Reason(ReasonKind.REFUSED))
 SERVING = Answer(Code.OK, Status.SERVING)
 
 
@@ -29,136 +38,114 @@ class Clock:
         return self.now
 
 
-def history_of(clock: Clock) -> History:
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def history(clock: Clock) -> History:
     return History([GATEWAY, "b", LIVENESS], now=lambda: clock.now + 1000, clock=clock)
 
 
-def probed(health: Health) -> ProbeCompleted:
-    return ProbeCompleted(service=GATEWAY, health=health, seconds=0.25)
+def changed(previous: Health | None, health: Health) -> StatusChanged:
+    return StatusChanged(service=GATEWAY, previous=previous, health=health, held_seconds=1)
 
 
-def answered(user_agent: str, service: str = GATEWAY, answer: Answer = SERVING) -> RequestAnswered:
+def answered(user_agent: str, answer: Answer = SERVING) -> RequestAnswered:
     return RequestAnswered(
-        method="Check", path="/x", user_agent=user_agent, service=service, answer=answer
+        method="Check", path="/x", user_agent=user_agent, service=GATEWAY, answer=answer
     )
 
 
-def test_probes_and_the_changes_that_they_brought_are_kept() -> None:
-    """Latest first; a change has the time for which the status before it held, the first none."""
-    clock = Clock()
-    history = history_of(clock)
-    for health in (UP, UP, DOWN):
-        history(probed(health))
+def test_events_are_kept_with_their_time(history: History, clock: Clock) -> None:
+    """Latest first; a status is kept since its last change, whatever its reasons."""
+    events = [changed(None, UP), changed(UP, DOWN), changed(DOWN, REFUSED)]
+    probe = ProbeCompleted(service=GATEWAY, health=UP, seconds=0.25)
+    cut = ConnectionsCut(address="10.0.0.1", count=25, reason="calls")
+    everything: list[Event] = [*events, probe, cut]
+    for event in everything:
+        history(event)
         clock.now += 2
-    assert history.probes == [
-        Recorded(1104, probed(DOWN)),
-        Recorded(1102, probed(UP)),
-        Recorded(1100, probed(UP)),
+    assert list(history.changes) == [
+        Recorded(1104, events[2]),
+        Recorded(1102, events[1]),
+        Recorded(1100, events[0]),
     ]
-    assert history.changes == [
-        Change(1104, GATEWAY, DOWN, 4),
-        Change(1100, GATEWAY, UP, None),
-    ]
-    assert history.since(GATEWAY, Status.NOT_SERVING) == 1104
+    assert list(history.probes) == [Recorded(1106, probe)]
+    assert list(history.cuts) == [Recorded(1108, cut)]
+    assert history.since(GATEWAY, Status.NOT_SERVING) == 1102
     assert history.since(GATEWAY, Status.SERVING) is None
     assert history.since("b", Status.SERVING) is None
     assert history.since(LIVENESS, Status.SERVING) == 1100
 
 
-def test_draining_is_a_change_that_no_probe_undoes() -> None:
-    """From then on everything but `liveness` is not serving, whatever was still under way."""
-    clock = Clock()
-    history = history_of(clock)
-    history(probed(UP))
-    clock.now += 1
+def test_the_start_of_the_drain_is_kept(history: History) -> None:
+    """There is none before."""
     assert history.draining_since is None
     history(DrainStarted(seconds=5))
-    history(probed(UP))
-    assert history.changes == [
-        Change(1101, "b", DRAINING, None),
-        Change(1101, GATEWAY, DRAINING, 1),
-        Change(1100, GATEWAY, UP, None),
-    ]
-    assert len(history.probes) == 2
-    assert history.since(LIVENESS, Status.SERVING) == 1100
-    assert history.draining_since == 1101
+    assert history.draining_since == 1100
 
 
-def test_memory_is_bounded() -> None:
+def test_memory_is_bounded(history: History) -> None:
     """The last 50 of each are kept, and of a caller's texts little more than is shown."""
-    history = history_of(Clock())
     for number in range(HISTORY_SIZE + 10):
-        history(probed(UP if number % 2 else DOWN))
-        event = RequestAnswered(
-            method="other",
-            path="/" + "z" * 8000,
-            user_agent=f"{number} " + "x" * 8000,
-            service="y" * 8000,
-            answer=SERVING,
+        history(ProbeCompleted(service=GATEWAY, health=UP, seconds=0.25))
+        history(changed(UP, DRAINING))
+        history(ConnectionsCut(address="10.0.0.1", count=1, reason="calls"))
+        history(
+            RequestAnswered(
+                method="other",
+                path="/" + "z" * 8000,
+                user_agent=f"{number} " + "x" * 8000,
+                service="y" * 8000,
+                answer=SERVING,
+            )
         )
-        history(event)
-    assert len(history.probes) == len(history.changes) == len(history.answers) == HISTORY_SIZE
-    kept = RequestAnswered(
+    kept = (history.probes, history.changes, history.cuts, history.answers)
+    assert [len(events) for events in kept] == [HISTORY_SIZE] * 4
+    assert history.answers[0].event == RequestAnswered(
         method="other",
         path="/" + "z" * 80,
         user_agent="59 " + "x" * 78,
         service=None,
         answer=SERVING,
     )
-    assert history.answers[0] == Recorded(1100, kept)
 
 
-def test_every_kind_of_caller_has_a_summary() -> None:
-    """Kinds that never asked have one too, in a fixed order."""
-    history = history_of(Clock())
-    assert history.callers == [CallerSummary(caller, None, 0) for caller in Caller]
-
-
-def test_frequent_callers_do_not_push_a_rare_one_out() -> None:
+def test_frequent_callers_do_not_push_a_rare_one_out(history: History, clock: Clock) -> None:
     """The load balancer's last check is there after a thousand answers to others."""
-    clock = Clock()
-    history = history_of(clock)
-    check = answered("ELB-HealthChecker/2.0", answer=Answer(Code.UNAVAILABLE, reason=DOWN.reason))
+    check = answered("ELB-HealthChecker/2.0", Answer(Code.UNAVAILABLE, reason=DOWN.reason))
     history(check)
     for _ in range(1000):
         clock.now += 0.1
         history(answered("grpc-go/1.70"))
         history(answered("kube-probe/1.34"))
     assert all(kept.event != check for kept in history.answers)
-    summaries = {summary.caller: summary for summary in history.callers}
-    assert summaries[Caller.ALB] == CallerSummary(Caller.ALB, Recorded(1100, check), 1)
-    assert summaries[Caller.GRPC].recent == summaries[Caller.KUBELET].recent == 1000
+    assert history.last[Caller.ALB] == Recorded(1100, check)
+    callers = (Caller.ALB, Caller.GRPC, Caller.KUBELET, Caller.ENVOY)
+    assert [history.recent(caller) for caller in callers] == [1, 1000, 1000, 0]
+    assert Caller.ENVOY not in history.last
 
 
-def test_recent_answers_are_those_of_five_minutes() -> None:
+def test_recent_answers_are_those_of_five_minutes(history: History, clock: Clock) -> None:
     """Older ones leave the count in steps of ten seconds, and none is kept for ever."""
-    clock = Clock()
-    history = history_of(clock)
     counts = []
     for _ in range(100):
         history(answered("kube-probe/1.34"))
         clock.now += 5
-        counts.append(history.callers[2].recent)
+        counts.append(history.recent(Caller.KUBELET))
     assert counts[:58] == list(range(1, 59))
     assert set(counts[58:]) == {58, 59}
     clock.now += 289
-    assert history.callers[2].recent == 2
+    assert history.recent(Caller.KUBELET) == 2
     clock.now += 11
-    assert history.callers[2].recent == 0
-    assert len(history._recent[Caller.KUBELET]._counts) == 30
+    assert history.recent(Caller.KUBELET) == 0
+    assert len(history._counts) == 30
 
 
-def test_an_event_of_a_new_kind_changes_nothing() -> None:
+def test_an_event_of_a_new_kind_changes_nothing(history: History) -> None:
     """The core can have events that this sink does not record."""
-    history = history_of(Clock())
     history(cast("Event", object()))
-    assert not any((history.answers, history.probes, history.changes))
-
-
-def test_what_follows_from_an_event_has_its_moment() -> None:
-    """A probe, the transition that it causes and the start of the status have the same time."""
-    moments = itertools.count(1000.0)
-    history = History([GATEWAY, LIVENESS], now=lambda: next(moments), clock=lambda: 0.0)
-    history(ProbeCompleted(service=GATEWAY, health=DRAINING, seconds=0.1))
-    (probe,), (change,) = history.probes, history.changes
-    assert probe.time == change.time == history.since(GATEWAY, DRAINING.status)
+    assert not any((history.probes, history.changes, history.cuts, history.answers))
+    assert history.draining_since is None

@@ -1,13 +1,22 @@
 import itertools
 from collections.abc import Iterator
-from typing import cast
+from typing import cast, get_args
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
 from ghealth import __version__
-from ghealth.events import DrainStarted, Event, Method, ProbeCompleted, RequestAnswered
+from ghealth.events import (
+    ConnectionsCut,
+    CutReason,
+    DrainStarted,
+    Event,
+    Method,
+    ProbeCompleted,
+    RequestAnswered,
+    StatusChanged,
+)
 from ghealth.health import (
     ALIVE,
     DRAINING,
@@ -40,6 +49,10 @@ def probed(service: str, health: Health, seconds: float) -> ProbeCompleted:
     return ProbeCompleted(service=service, health=health, seconds=seconds)
 
 
+def changed(previous: Health | None, health: Health) -> StatusChanged:
+    return StatusChanged(service=GATEWAY, previous=previous, health=health, held_seconds=1)
+
+
 def answered(
     method: Method, user_agent: str, service: str | None, answer: Answer
 ) -> RequestAnswered:
@@ -68,11 +81,15 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;versi
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
 def test_events_are_counted(accept: str) -> None:
-    """Probes by result and duration, checks by caller and answer, changes, the last success."""
+    """Probes, checks, changes of status (not of a reason alone), cut connections, last success."""
     metrics = metrics_of()
     metrics(probed(GATEWAY, UP, 0.004))
     metrics(probed(GATEWAY, DOWN, 1.5))
     metrics(probed("b", REFUSED, 0.001))
+    for previous, health in ((None, UP), (UP, DOWN), (DOWN, DRAINING)):
+        metrics(changed(previous, health))
+    for count in (2, 3):
+        metrics(ConnectionsCut(address="10.0.0.1", count=count, reason="calls"))
     unavailable = Answer(Code.UNAVAILABLE, reason=DOWN.reason)
     for _ in range(2):
         metrics(answered("Check", "ELB-HealthChecker/2.0", GATEWAY, unavailable))
@@ -109,6 +126,8 @@ def test_events_are_counted(accept: str) -> None:
     assert value(scraped, "ghealth_watchers", service="unknown") == 2
     assert value(scraped, "ghealth_status_changes_total", service="gateway") == 1
     assert value(scraped, "ghealth_status_changes_total", service="b") == 0
+    assert value(scraped, "ghealth_connections_cut_total", reason="calls") == 5
+    assert value(scraped, "ghealth_connections_cut_total", reason="connections") == 0
     assert value(scraped, "ghealth_last_success_timestamp_seconds", service="gateway") == 1000.5
     assert value(scraped, "ghealth_last_success_timestamp_seconds", service="b") == 0
     assert value(scraped, "ghealth_draining") == 0
@@ -125,6 +144,7 @@ def test_expected_series_exist_from_the_start(accept: str) -> None:
     own = {name for name, _ in scraped if name.startswith("ghealth_")}
     assert own == {
         "ghealth_build_info",
+        "ghealth_connections_cut_total",
         "ghealth_draining",
         "ghealth_last_success_timestamp_seconds",
         "ghealth_probe_duration_seconds_bucket",
@@ -138,6 +158,8 @@ def test_expected_series_exist_from_the_start(accept: str) -> None:
     }
     probes = [labels for name, labels in scraped if name == "ghealth_probes_total"]
     assert len(probes) == 2 * 9  # services with a probe, results
+    cuts = {dict(labels)["reason"] for name, labels in scraped if name.endswith("_cut_total")}
+    assert cuts == set(get_args(CutReason))
 
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
@@ -185,6 +207,8 @@ PROMETHEUS_2 = (
         ("application/openmetrics-text;q=0", False),
         ("application/openmetrics-text;q=x", False),
         ("application/openmetrics-text;q=nan", False),
+        ('application/openmetrics-text;version="1.0.0"', True),
+        ('application/openmetrics-text;version="0.0.1"', False),
         ("application/openmetrics-text;version=0.0.1", False),
         ("application/openmetrics-text;version=2.0.0", False),
         ("application/openmetrics-text;version=x\0", False),
@@ -242,8 +266,8 @@ def test_a_configured_name_that_is_another_label_keeps_its_own_series() -> None:
 
 
 def test_an_event_of_a_new_kind_changes_nothing() -> None:
-    """The core can have events that this sink does not record."""
+    """The core can have events that this sink does not count."""
     metrics = metrics_of()
-    before = samples_of(metrics)
+    before = samples_of(metrics).keys()
     metrics(cast("Event", object()))
-    assert samples_of(metrics).keys() == before.keys()
+    assert samples_of(metrics).keys() == before
