@@ -165,9 +165,8 @@ class HttpProbe:
                 # A lack of resources here is not the target's fault: try again until the timeout.
                 await asyncio.sleep(LOCAL_RETRY_DELAY)
             else:
-                return ProbeResult(
-                    code in self._success_codes, Reason(ReasonKind.ANSWERED, str(code))
-                )
+                reason = Reason(ReasonKind.ANSWERED, str(code))
+                return ProbeResult(code in self._success_codes, reason)
 
     async def _ask_first(self, addresses: Sequence[str]) -> int:
         """Return the status code of the address that connects first.
@@ -265,7 +264,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 _KINDS: Final[Sequence[tuple[type[BaseException], ReasonKind]]] = (
     # The first class that any cause is an instance of; subclasses come before their bases.
-    (ssl.SSLCertVerificationError, ReasonKind.CERTIFICATE),
     # Also after the handshake: an alert, a bad record, with TLS 1.3 a missing client certificate.
     (ssl.SSLError, ReasonKind.TLS),
     (socket.gaierror, ReasonKind.NAME_UNRESOLVED),
@@ -286,15 +284,11 @@ _CERTIFICATE_KINDS: Final[Mapping[int, ReasonKind]] = {
 
 def _kind(error: BaseException, *, is_tls: bool) -> ReasonKind:
     causes = tuple(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _CERTIFICATE_KINDS.get(cause.verify_code, ReasonKind.CERTIFICATE)
     kind = next(kind for of, kind in _KINDS if any(isinstance(cause, of) for cause in causes))
-    if is_tls and kind is ReasonKind.RESET:
-        return ReasonKind.TLS_RESET
-    if kind is ReasonKind.CERTIFICATE:
-        code = next(
-            cause.verify_code for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)
-        )
-        return _CERTIFICATE_KINDS.get(code, kind)
-    return kind
+    return ReasonKind.TLS_RESET if is_tls and kind is ReasonKind.RESET else kind
 
 
 _LOCAL_ERRORS: Final = frozenset(
