@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -299,6 +300,23 @@ async def test_each_probe_has_a_new_connection_and_leaves_none() -> None:
     sockets = await asyncio.to_thread(TCP_TABLE.read_text)
     time_wait = f":{gateway.port:04X} 06 "
     assert [line for line in sockets.splitlines() if time_wait in line] == []
+
+
+async def test_a_probe_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without sniffio, httpcore would search for it several times in each probe."""
+    searched: list[str] = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            searched.append(name)
+
+    async with target(answers(200)) as gateway:
+        reused = probe_of(f"http://127.0.0.1:{gateway.port}/")
+        assert await reused() == READY
+        monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+        assert await reused() == READY
+    assert searched == []
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
