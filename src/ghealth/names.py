@@ -26,13 +26,13 @@ class Addresses:
     """
 
     def __init__(self, host: str) -> None:
-        self._host = host.encode()  # of a str, getaddrinfo may raise a UnicodeError
+        self._host = host
         self._fixed: Sequence[str] = ()
         self._found: Future[Sequence[str]] | None = None
         if host.removesuffix(".") == "localhost":
             self._fixed = LOOPBACK
         else:
-            with suppress(socket.gaierror):
+            with suppress(socket.gaierror, UnicodeError):
                 self._fixed = _look_up(self._host, socket.AI_NUMERICHOST)
 
     async def find(self) -> Sequence[str]:
@@ -40,6 +40,7 @@ class Addresses:
 
         Raises:
             socket.gaierror: If the name has no address.
+            UnicodeError: If it cannot be a name: a label is too long.
             OSError: With EAGAIN if no thread can be started.
         """
         if self._fixed:
@@ -62,7 +63,7 @@ class Addresses:
             found.set_exception(error)
 
 
-def _look_up(host: bytes, flags: int = 0) -> Sequence[str]:
+def _look_up(host: str, flags: int = 0) -> Sequence[str]:
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags)
     return tuple(dict.fromkeys(str(place[0]) for *_, place in found))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, Self
 
 import h11
+import httpcore  # which httpx would import in the first probe
 import httpx
 
 from ghealth import __version__
@@ -158,7 +159,7 @@ class HttpProbe:
         while True:
             try:
                 code = await self._ask_first(await self._addresses.find())
-            except (OSError, httpx.TransportError) as error:
+            except (OSError, UnicodeError, httpx.TransportError) as error:
                 if _errno(error) not in _LOCAL_ERRORS:
                     is_tls = self._request.url.scheme == "https"
                     return ProbeResult(ready=False, reason=Reason(_kind(error, is_tls=is_tls)))
@@ -198,7 +199,7 @@ class HttpProbe:
 
     async def _ask(self, address: str, connected: "asyncio.Future[asyncio.Task[int]]") -> int:
         """Send the request to one address, unless another one has already connected."""
-        streams = []
+        streams: list[httpcore.AsyncNetworkStream] = []
 
         async def trace(event: str, info: Mapping[str, Any]) -> None:
             if event == "connection.connect_tcp.complete":
@@ -267,6 +268,7 @@ _KINDS: Final[Sequence[tuple[type[BaseException], ReasonKind]]] = (
     # Also after the handshake: an alert, a bad record, with TLS 1.3 a missing client certificate.
     (ssl.SSLError, ReasonKind.TLS),
     (socket.gaierror, ReasonKind.NAME_UNRESOLVED),
+    (UnicodeError, ReasonKind.NAME_UNRESOLVED),
     (ConnectionRefusedError, ReasonKind.REFUSED),
     (ConnectionError, ReasonKind.RESET),
     (h11.RemoteProtocolError, ReasonKind.NOT_HTTP),

@@ -290,11 +290,19 @@ async def answers_and_waits(reader: asyncio.StreamReader, writer: asyncio.Stream
 
 async def test_each_probe_has_a_new_connection_and_leaves_none() -> None:
     """Nothing is kept alive, and no port stays in TIME_WAIT, even if the target does not close."""
-    async with target(answers_and_waits) as gateway, asyncio.timeout(LONG):
+    closed = asyncio.Event()
+
+    async def stays(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answers_and_waits(reader, writer)
+        closed.set()
+        await hangs()
+
+    async with target(stays) as gateway, asyncio.timeout(LONG):
         reused = probe_of(f"http://127.0.0.1:{gateway.port}/")
         for _ in range(3):
+            closed.clear()
             assert await reused() == READY
-            await asyncio.gather(*gateway.talks)  # until it has seen the end
+            await closed.wait()
     assert len(gateway.requests) == 3
     assert all(b"Connection: close" in request for request in gateway.requests)
     sockets = await asyncio.to_thread(TCP_TABLE.read_text)
@@ -502,7 +510,7 @@ async def test_a_look_up_that_hangs_is_shared_by_the_probes_of_a_target(
     """A name server that does not answer holds one thread, however many probes are cancelled."""
     answer, calls = threading.Event(), []
 
-    def look_up(host: bytes, *_: object, flags: int = 0, **__: object) -> list[Any]:
+    def look_up(host: str, *_: object, flags: int = 0, **__: object) -> list[Any]:
         if not flags:
             calls.append(host)
             answer.wait(LONG)
@@ -515,7 +523,7 @@ async def test_a_look_up_that_hangs_is_shared_by_the_probes_of_a_target(
             assert not (await WithTimeout(named, 0.01)()).ready
         answer.set()
         assert (await named()).ready
-    assert calls == [b"gateway.test"]
+    assert calls == ["gateway.test"]
 
 
 # ---- TLS -----------------------------------------------------------------------------------------
@@ -571,11 +579,11 @@ async def test_a_certificate_can_be_of_an_ip_address(host: str) -> None:
 @pytest.mark.parametrize("name", ["gw.example", "gw.example."])
 async def test_a_final_dot_is_for_dns_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """SNI and the certificate have the name without it (RFC 6066); the look-up has it."""
-    asked: list[bytes] = []
+    asked: list[str] = []
     shown: list[str] = []
     find = resolves("127.0.0.1")
 
-    def look_up(host: bytes, *_: object, **options: Any) -> list[Any]:
+    def look_up(host: str, *_: object, **options: Any) -> list[Any]:
         asked.append(host)
         return find(host, **options)
 
@@ -584,7 +592,7 @@ async def test_a_final_dot_is_for_dns_alone(monkeypatch: pytest.MonkeyPatch, nam
     async with target(answers(200), tls=tls) as gateway:
         monkeypatch.setattr(socket, "getaddrinfo", look_up)
         assert await probed(f"https://{name}:{gateway.port}/") == READY
-    assert (set(asked), shown) == ({name.encode()}, ["gw.example"])
+    assert (set(asked), shown) == ({name}, ["gw.example"])
 
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
