@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, Self
 
 import h11
-import httpcore  # which httpx would import in the first probe
+import httpcore  # noqa: TC002 - otherwise httpx imports it in the first probe, for 0.1 s
 import httpx
 
 from ghealth import __version__
