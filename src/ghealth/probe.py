@@ -250,10 +250,8 @@ def _request(url: httpx.URL, headers: Mapping[str, str]) -> httpx.Request:
     return request
 
 
-_SOCKET_OPTIONS: Final = (
-    # Closing sends a RST, so that no port stays in TIME_WAIT for a minute after each probe.
-    (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),
-)
+# Closing sends a RST, so that no port stays in TIME_WAIT for a minute after each probe.
+_SOCKET_OPTIONS: Final = ((socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -298,10 +296,8 @@ _LOCAL_ERRORS: Final = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
 )
 
-_NO_FAMILY: Final = frozenset(
-    # The errors of an IPv6 address on a node without IPv6, and the other way round.
-    (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH)
-)
+# The errors of an IPv6 address on a node without IPv6, and the other way round.
+_NO_FAMILY: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH)
 
 
 def _errno(error: BaseException) -> int | None:
