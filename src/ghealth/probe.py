@@ -204,8 +204,7 @@ class HttpProbe:
         async def trace(event: str, info: Mapping[str, Any]) -> None:
             if event == "connection.connect_tcp.complete":
                 streams.append(info["return_value"])
-                if connected.done():
-                    raise asyncio.CancelledError
+                # In the attempt that connects second, this raises, before a request is sent.
                 connected.set_result(asyncio.current_task())  # type: ignore[arg-type]
 
         request = httpx.Request(
@@ -218,7 +217,6 @@ class HttpProbe:
             # Without `verify`, httpx would read the trusted certificates for each request. None
             # stays None: http needs no SSL context, which OpenSSL may be unable to create.
             verify=self._trust,  # type: ignore[arg-type]
-            trust_env=False,
             socket_options=_SOCKET_OPTIONS,
         )
         try:
