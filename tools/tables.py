@@ -42,12 +42,19 @@ PROBE_REASONS: Final = {
     ReasonKind.REFUSED: "nothing listens on the port: Envoy does not run, waits for its first "
     "configuration, or has closed its listeners in a long drain",
     ReasonKind.RESET: "the connection was reset before an answer",
+    ReasonKind.TLS_RESET: "an https target reset the connection before an answer: it has no "
+    "certificate for the URL's name, requires a client certificate, or was killed",
     ReasonKind.CLOSED: "the connection was closed before the response headers were complete",
     ReasonKind.UNREACHABLE: "no route to the target, or another failure to connect",
     ReasonKind.NOT_HTTP: "the answer is not HTTP/1.1",
     ReasonKind.NAME_UNRESOLVED: "the host name in the URL has no address",
-    ReasonKind.CERTIFICATE: "the target's certificate is not trusted, or is for another name",
-    ReasonKind.TLS: "the target does not use TLS, or no version of it that both support",
+    ReasonKind.CERTIFICATE_EXPIRED: "the target's certificate, or one of its chain, has expired",
+    ReasonKind.CERTIFICATE_AUTHORITY: "the target's certificate is not of an authority that is "
+    "trusted ([HTTPS targets](configuration.md#https-targets)), or its chain is incomplete",
+    ReasonKind.CERTIFICATE_NAME: "the target's certificate is for other names than the URL's",
+    ReasonKind.CERTIFICATE: "the target's certificate is not valid yet, is revoked or too weak, …",
+    ReasonKind.TLS: "the target does not use TLS, or no version of it that both support; it "
+    "requires a client certificate; or TLS broke after the handshake",
     ReasonKind.INTERNAL_ERROR: "a bug in ghealth; its stack is in the log",
     ReasonKind.CUSTOM: "the text of a probe in Python ([embedding](embedding.md))",
 }
@@ -81,7 +88,7 @@ RESULTS: Final = {
     Result.REFUSED: "nothing listens on the port",
     Result.RESET: "the connection was reset, or closed without an answer",
     Result.PROTOCOL: "the answer is not HTTP",
-    Result.TLS: "the certificate or the handshake",
+    Result.TLS: "TLS or the target's certificate",
     Result.DNS: "the name does not resolve",
     Result.ERROR: "no connection for another reason, or a bug in ghealth",
 }

@@ -63,7 +63,11 @@ class ReasonKind(Enum):
     NOT_HTTP = "answer is not HTTP", Result.PROTOCOL
     NAME_UNRESOLVED = "name does not resolve", Result.DNS
     CERTIFICATE = "certificate does not verify", Result.TLS
-    TLS = "TLS handshake failed", Result.TLS
+    CERTIFICATE_EXPIRED = "certificate has expired", Result.TLS
+    CERTIFICATE_AUTHORITY = "certificate signed by unknown authority", Result.TLS
+    CERTIFICATE_NAME = "certificate is for another name", Result.TLS
+    TLS = "TLS failed", Result.TLS
+    TLS_RESET = "TLS connection reset", Result.RESET
     INTERNAL_ERROR = "internal error", Result.ERROR
     CUSTOM = "{}", Result.STATUS
     """The text comes from a `Probe` outside this package."""

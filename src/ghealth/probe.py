@@ -2,39 +2,28 @@
 
 import asyncio
 import errno
-import functools
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, Self
 
 import h11
-import httpcore
+import httpcore  # noqa: TC002 - otherwise httpx imports it in the first probe, for 0.1 s
 import httpx
 
 from ghealth import __version__
 from ghealth.health import Reason, ReasonKind
 from ghealth.matcher import Matcher
-from ghealth.names import AddressInfo, look_up
-
-LOOPBACK: Final = ("127.0.0.1", "::1")
-"""The addresses of `localhost`, whatever /etc/hosts contains. On clusters without IPv4, Istio binds
-its readiness listener to IPv6 only."""
+from ghealth.names import Addresses
 
 CONNECTION_ATTEMPT_DELAY: Final = 0.25
 """Seconds until the next address of a name is also tried (RFC 8305, section 8)."""
 
 LOCAL_RETRY_DELAY: Final = 0.05
 """Seconds between attempts while this process lacks a descriptor, a port or a thread."""
-
-MAX_RESPONSE_HEAD: Final = 128 * 1024
-"""Bytes that a target may send before the end of its response headers, 1xx responses included."""
-
-READ_SIZE: Final = 4096
-"""Bytes that are parsed between two turns of the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +103,19 @@ class AllOf:
 
     async def __call__(self) -> ProbeResult:
         """Probe each target once."""
-        async with asyncio.TaskGroup() as group:
-            probing = [group.create_task(_result_of(probe)) for probe in self._probes]
-        results = [task.result() for task in probing]
+        # Not a TaskGroup: after one in which a probe failed, `cancelling()` of this task stays 1
+        # (Python 3.11 and 3.12), as if the probe had been cancelled.
+        probing = [asyncio.ensure_future(probe()) for probe in self._probes]
+        try:
+            results = await asyncio.gather(*probing)
+        finally:
+            for task in probing:
+                task.cancel()
         for number, result in enumerate(results, 1):
             if not result.ready:
                 position = (number, len(results))
                 return ProbeResult(ready=False, reason=replace(result.reason, position=position))
         return results[-1]
-
-
-async def _result_of(probe: Probe) -> ProbeResult:
-    return await probe()
 
 
 class HttpProbe:
@@ -139,7 +129,7 @@ class HttpProbe:
         url: Where to send it; user info becomes basic authentication (RFC 7617).
         success_codes: The status codes that mean ready.
         headers: Sent with each request; they replace ghealth's headers with the same names.
-        trust: Verifies the target's certificate; with None, no certificate is trusted.
+        trust: Verifies the target's certificate; required for https.
 
     Raises:
         ValueError: If HTTP does not allow the request.
@@ -154,10 +144,11 @@ class HttpProbe:
         trust: ssl.SSLContext | None = None,
     ) -> None:
         self._success_codes = success_codes
-        # Without a context, httpx would read the trusted certificates for each request.
-        self._trust = trust or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self._addresses = _Addresses()
+        self._trust = trust
         self._request = _request(url, headers)
+        # SNI and the certificate have the name without its final dot (RFC 6066, section 3).
+        self._server_name = url.raw_host.decode().removesuffix(".")
+        self._addresses = Addresses(url.raw_host.decode())
 
     async def __call__(self) -> ProbeResult:
         """Send one request.
@@ -166,41 +157,79 @@ class HttpProbe:
             Whether the status code is a success code, or why there is no response.
         """
         while True:
-            network = _Network(self._addresses)
             try:
-                async with network, _Transport(self._trust, network) as transport:
-                    response = await transport.handle_async_request(self._request)
-                    await response.aclose()
-            except (httpx.TransportError, h11.RemoteProtocolError) as error:
-                causes = tuple(_causes(error))
-                if not any(isinstance(cause, OSError) and _is_local(cause) for cause in causes):
-                    return ProbeResult(ready=False, reason=_reason(causes))
+                code = await self._ask_first(await self._addresses.find())
+            except (OSError, UnicodeError, httpx.TransportError) as error:
+                if _errno(error) not in _LOCAL_ERRORS:
+                    is_tls = self._request.url.scheme == "https"
+                    return ProbeResult(ready=False, reason=Reason(_kind(error, is_tls=is_tls)))
                 # A lack of resources here is not the target's fault: try again until the timeout.
                 await asyncio.sleep(LOCAL_RETRY_DELAY)
             else:
-                code = response.status_code
-                return ProbeResult(
-                    code in self._success_codes, Reason(ReasonKind.ANSWERED, str(code))
+                reason = Reason(ReasonKind.ANSWERED, str(code))
+                return ProbeResult(code in self._success_codes, reason)
+
+    async def _ask_first(self, addresses: Sequence[str]) -> int:
+        """Return the status code of the address that connects first.
+
+        Each is tried a little later than the one before, or when that one has failed (RFC 8305).
+        """
+        connected: asyncio.Future[asyncio.Task[int]] = asyncio.get_running_loop().create_future()
+        attempts: list[asyncio.Task[int]] = []
+        try:
+            for address in addresses:
+                attempts.append(asyncio.create_task(self._ask(address, connected)))
+                await asyncio.wait(
+                    (connected, attempts[-1]),
+                    timeout=CONNECTION_ATTEMPT_DELAY,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
+                if connected.done():
+                    break
+            else:
+                all_failed = asyncio.gather(*attempts, return_exceptions=True)
+                await asyncio.wait((connected, all_failed), return_when=asyncio.FIRST_COMPLETED)
+            if connected.done():
+                return await connected.result()
+            raise min(filter(None, (attempt.exception() for attempt in attempts)), key=_rank)
+        finally:
+            for attempt in attempts:
+                attempt.cancel()
+            await asyncio.gather(*attempts, return_exceptions=True)
+
+    async def _ask(self, address: str, connected: "asyncio.Future[asyncio.Task[int]]") -> int:
+        """Send the request to one address, unless another one has already connected."""
+        streams: list[httpcore.AsyncNetworkStream] = []
+
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete":
+                streams.append(info["return_value"])
+                # In the attempt that connects second, this raises, before a request is sent.
+                connected.set_result(asyncio.current_task())  # type: ignore[arg-type]
+
+        request = httpx.Request(
+            "GET",
+            self._request.url.copy_with(host=address),
+            headers=self._request.headers,
+            extensions={"sni_hostname": self._server_name, "trace": trace},
+        )
+        transport = httpx.AsyncHTTPTransport(
+            # Without `verify`, httpx would read the trusted certificates for each request. None
+            # stays None: http needs no SSL context, which OpenSSL may be unable to create.
+            verify=self._trust,  # type: ignore[arg-type]
+            socket_options=_SOCKET_OPTIONS,
+        )
+        try:
+            return (await transport.handle_async_request(request)).status_code
+        finally:
+            # The transport has nothing else to close. httpcore leaves the stream open if a TLS
+            # handshake is cancelled.
+            for stream in streams:
+                await stream.aclose()
 
 
-class ProbeKind(Protocol):
-    """Creates the probe for a URL."""
-
-    def __call__(
-        self,
-        url: httpx.URL,
-        *,
-        success_codes: Matcher,
-        headers: Mapping[str, str],
-        trust: ssl.SSLContext | None = None,
-    ) -> Probe:
-        """Create a probe; the arguments are those of `HttpProbe`."""
-        ...
-
-
-PROBES: Final[Mapping[str, ProbeKind]] = {"http": HttpProbe, "https": HttpProbe}
-"""The probe for a URL, by its scheme."""
+PROBES: Final[Mapping[str, Callable[..., Probe]]] = {"http": HttpProbe, "https": HttpProbe}
+"""What creates the probe for a URL, by its scheme; the arguments are those of `HttpProbe`."""
 
 
 def _request(url: httpx.URL, headers: Mapping[str, str]) -> httpx.Request:
@@ -219,214 +248,45 @@ def _request(url: httpx.URL, headers: Mapping[str, str]) -> httpx.Request:
     return request
 
 
-class _Transport(httpx.AsyncHTTPTransport):
-    """httpx's transport over ghealth's network backend, for one request."""
-
-    def __init__(self, trust: ssl.SSLContext, network: httpcore.AsyncNetworkBackend) -> None:
-        super().__init__(verify=trust, trust_env=False)
-        # httpx cannot pass a network backend to httpcore, which accepts one.
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=trust, max_keepalive_connections=0, network_backend=network
-        )
-
-
-class _Addresses:
-    """Finds the addresses of one host."""
-
-    def __init__(self) -> None:
-        self._looking_up: asyncio.Task[Sequence[AddressInfo]] | None = None
-
-    async def find(self, host: str, port: int) -> Sequence[str]:
-        """Return the addresses of a host, each once.
-
-        If a probe ends during a look-up, the next probe waits for the same look-up: a name server
-        that does not answer blocks only one thread per target.
-
-        Args:
-            host: A name or an IP address.
-            port: The port that will be connected to.
-
-        Raises:
-            OSError: If there is no address.
-        """
-        if host == "localhost":
-            return LOOPBACK
-        if self._looking_up is None or self._looking_up.done():
-            self._looking_up = asyncio.create_task(look_up(host, port))
-            self._looking_up.add_done_callback(_retrieve)
-        await asyncio.wait((self._looking_up,))
-        return list(dict.fromkeys(str(place[0]) for *_, place in self._looking_up.result()))
-
-
-def _retrieve(looking_up: "asyncio.Task[Any]") -> None:
-    """Keep asyncio from logging a failure that no probe waits for."""
-    if not looking_up.cancelled():
-        looking_up.exception()
-
-
-class _Network(httpcore.AnyIOBackend):
-    """Connects for one request, and closes the connection even if the request fails.
-
-    Args:
-        addresses: Finds the addresses of the host; the first one that accepts is used.
-    """
-
-    _SOCKET_OPTIONS: Final = (
-        # Closing sends a RST, so that no port stays in TIME_WAIT for a minute after each probe.
-        (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),
-    )
-
-    def __init__(self, addresses: _Addresses) -> None:
-        self._addresses = addresses
-        self._stream: httpcore.AsyncNetworkStream | None = None
-
-    async def connect_tcp(
-        self, host: str, port: int, *_: Any, **__: Any
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect; httpcore's other arguments are not used."""
-        try:
-            addresses = await self._addresses.find(host, port)
-        except OSError as error:
-            raise httpcore.ConnectError(str(error)) from error
-        connect = functools.partial(
-            super().connect_tcp, port=port, socket_options=self._SOCKET_OPTIONS
-        )
-        self._stream = await _first(connect, addresses)
-        return _Stream(self._stream)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._stream is not None:
-            # httpcore leaves it open if a TLS handshake is cancelled.
-            await self._stream.aclose()
-
-
-Connect = Callable[[str], Awaitable[httpcore.AsyncNetworkStream]]
-
-
-async def _first(connect: Connect, addresses: Sequence[str]) -> httpcore.AsyncNetworkStream:
-    """Connect to the addresses side by side, each a little later than the one before (RFC 8305)."""
-    race = _Race(connect)
-    waiting = list(addresses)
-    attempts: list[asyncio.Task[Exception | None]] = []
-    pending: set[asyncio.Task[Exception | None]] = set()
-    try:
-        while (waiting or pending) and not race.winner.done():
-            if waiting:
-                attempts.append(asyncio.create_task(race.attempt(waiting.pop(0))))
-                pending.add(attempts[-1])
-            _, pending = await asyncio.wait(
-                pending,
-                timeout=CONNECTION_ATTEMPT_DELAY if waiting else None,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-    except BaseException:
-        if race.winner.done():
-            await race.winner.result().aclose()
-        raise
-    finally:
-        race.winner.cancel()
-        for task in attempts:
-            task.cancel()
-    if race.winner.cancelled():
-        # The first address names the reason: the others may be of a family that this machine does
-        # not have.
-        raise attempts[0].result() or httpcore.ConnectError
-    return race.winner.result()
-
-
-class _Race:
-    """Attempts to connect, of which the first connection is used.
-
-    Args:
-        connect: Connects to an address.
-    """
-
-    def __init__(self, connect: Connect) -> None:
-        self._connect = connect
-        self.winner: asyncio.Future[httpcore.AsyncNetworkStream]
-        self.winner = asyncio.get_running_loop().create_future()
-
-    async def attempt(self, address: str) -> Exception | None:
-        """Connect to one address, and return the failure if there is one."""
-        try:
-            return await self._offer(await self._connect(address))
-        except Exception as error:
-            return error
-
-    async def _offer(self, stream: httpcore.AsyncNetworkStream) -> Exception | None:
-        if self.winner.done():
-            await stream.aclose()
-        else:
-            self.winner.set_result(stream)
-        return None
-
-
-class _Stream(httpcore.AsyncNetworkStream):
-    """A connection that reads in small parts, up to the limit of a response head."""
-
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
-        self._stream = stream
-        self._left = MAX_RESPONSE_HEAD
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        if self._left <= 0:
-            raise h11.RemoteProtocolError("response headers are too long")
-        data = await self._stream.read(min(max_bytes, READ_SIZE), timeout)
-        self._left -= len(data)
-        return data
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        await self._stream.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
+# Closing sends a RST, so that no port stays in TIME_WAIT for a minute after each probe.
+_SOCKET_OPTIONS: Final = ((socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and its causes.
-
-    `raise … from None` hides a cause only from tracebacks, and anyio wraps some in groups.
-    """
+    """Yield an exception and its causes; `raise … from None` hides one only from tracebacks."""
     while error is not None:
         yield error
-        if isinstance(error, BaseExceptionGroup):
-            for part in error.exceptions:
-                yield from _causes(part)
         error = error.__cause__ or error.__context__
 
 
 _KINDS: Final[Sequence[tuple[type[BaseException], ReasonKind]]] = (
     # The first class that any cause is an instance of; subclasses come before their bases.
-    (ssl.SSLCertVerificationError, ReasonKind.CERTIFICATE),
+    # Also after the handshake: an alert, a bad record, with TLS 1.3 a missing client certificate.
     (ssl.SSLError, ReasonKind.TLS),
     (socket.gaierror, ReasonKind.NAME_UNRESOLVED),
+    (UnicodeError, ReasonKind.NAME_UNRESOLVED),
     (ConnectionRefusedError, ReasonKind.REFUSED),
     (ConnectionError, ReasonKind.RESET),
     (h11.RemoteProtocolError, ReasonKind.NOT_HTTP),
     (OSError, ReasonKind.UNREACHABLE),
-    (httpx.ConnectError, ReasonKind.UNREACHABLE),
     (httpx.TransportError, ReasonKind.CLOSED),
 )
 
+_CERTIFICATE_KINDS: Final[Mapping[int, ReasonKind]] = {
+    # OpenSSL's X509_V_ERR_… (x509_vfy.h); ReasonKind.CERTIFICATE has the others.
+    10: ReasonKind.CERTIFICATE_EXPIRED,
+    **dict.fromkeys((18, 19, 20, 21), ReasonKind.CERTIFICATE_AUTHORITY),
+    **dict.fromkeys((62, 64), ReasonKind.CERTIFICATE_NAME),
+}
 
-def _reason(causes: Sequence[BaseException]) -> Reason:
-    return Reason(
-        next(kind for of, kind in _KINDS if any(isinstance(cause, of) for cause in causes))
-    )
+
+def _kind(error: BaseException, *, is_tls: bool) -> ReasonKind:
+    causes = tuple(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _CERTIFICATE_KINDS.get(cause.verify_code, ReasonKind.CERTIFICATE)
+    kind = next(kind for of, kind in _KINDS if any(isinstance(cause, of) for cause in causes))
+    return ReasonKind.TLS_RESET if is_tls and kind is ReasonKind.RESET else kind
 
 
 _LOCAL_ERRORS: Final = frozenset(
@@ -434,7 +294,18 @@ _LOCAL_ERRORS: Final = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
 )
 
+# The errors of an IPv6 address on a node without IPv6, and the other way round.
+_NO_FAMILY: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH)
 
-def _is_local(error: OSError) -> bool:
-    # gaierror has different error numbers.
-    return not isinstance(error, socket.gaierror) and error.errno in _LOCAL_ERRORS
+
+def _errno(error: BaseException) -> int | None:
+    """Return the number of the operating system's error that caused an exception."""
+    # Name servers' errors have other numbers.
+    causes = (cause for cause in _causes(error) if isinstance(cause, OSError))
+    return next((cause.errno for cause in causes if cause.errno), None)
+
+
+def _rank(error: BaseException) -> int:
+    """Order the failures of several addresses: a lack of resources here names the reason first."""
+    number = _errno(error)
+    return 2 if number in _NO_FAMILY else 1 - (number in _LOCAL_ERRORS)

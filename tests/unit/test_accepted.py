@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghealth.probe import _Network
+from ghealth.names import Addresses
 from ghealth.server import serve
 from ghealth.settings import Mistakes, Settings, load
 
@@ -59,9 +59,17 @@ def only_numeric(host: str, port: int, *, flags: int, **options: Any) -> Any:
     return look_up(host, port, flags=flags | socket.AI_NUMERICHOST, **options)
 
 
+async def find(_: Addresses) -> list[str]:
+    """Find an address for any host."""
+    return ["127.0.0.1"]
+
+
 async def use(found: Settings) -> None:
     """Probe every target once, and listen on every address."""
-    with patch.object(_Network, "connect_tcp", answer):
+    with (
+        patch.object(Addresses, "find", find),
+        patch.object(httpcore.AnyIOBackend, "connect_tcp", answer),
+    ):
         probes = serve._probes(found, serve._targets(found))
         results = await asyncio.gather(*(probe() for probe in probes.values()))
     assert all(result.ready for result in results)

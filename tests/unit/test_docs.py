@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpcore
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -41,7 +42,6 @@ from ghealth.matcher import GRPC_CODES, Matcher
 from ghealth.observe import log
 from ghealth.observe.log import Log
 from ghealth.printable import MAX_USER_AGENT
-from ghealth.probe import MAX_RESPONSE_HEAD
 from ghealth.server import serve, servicer
 from ghealth.settings import Row, Settings
 from tests.support.fakes import answered
@@ -433,7 +433,7 @@ def known_figures() -> set[str]:
         f"{http.MAX_CONNECTIONS} connections",
         f"{http.HEAD_TIMEOUT + http.ANSWER_TIMEOUT:g} s",
         f"{http.MAX_HEAD // 1024} KiB",
-        f"{MAX_RESPONSE_HEAD // 1024} KiB",
+        f"{httpcore.AsyncHTTP11Connection.MAX_INCOMPLETE_EVENT_SIZE // 1024} KiB",
         f"{process.MAX_DESCRIPTORS:,} descriptors",
         f"{MAX_USER_AGENT} characters",
         f"{routes.CHECK_TIMEOUT:g} s",

@@ -1,18 +1,19 @@
 import asyncio
 import base64
-import contextlib
+import datetime as dt
 import errno
-import gc
 import itertools
 import logging
+import os
 import socket
 import ssl
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpcore
 import httpx
 import pytest
 import trustme
@@ -21,7 +22,6 @@ from ghealth import __version__, probe
 from ghealth.health import Reason, ReasonKind
 from ghealth.matcher import HTTP_CODES, Matcher
 from ghealth.probe import AllOf, HttpProbe, Probe, ProbeResult, WithTimeout
-from ghealth.server.tls import trust_store
 from tests.support.fakes import READY, SICK, FakeProbe, answered
 from tests.support.peers import (
     Behaviour,
@@ -42,25 +42,31 @@ figures = logging.getLogger(__name__)
 """Shown by `pytest --log-cli-level=info`."""
 
 SHORT, LONG = 0.3, 20.0
-"""Seconds for who never comes to an end, and for who does."""
+"""Seconds for a target that never answers, and for one that does."""
 
 CODES = Matcher.parse("200-299", HTTP_CODES)
+AUTHORITY = trustme.CA()
+TCP_TABLE = Path("/proc/net/tcp")
 
 
-async def probed(
-    url: str, codes: Matcher = CODES, headers: dict[str, str] | None = None
-) -> ProbeResult:
-    """Probe once; a probe that does not come to an end fails the test."""
-    trust = trust_store() if url.startswith("https") else None
-    once = HttpProbe(httpx.URL(url), success_codes=codes, headers=headers or {}, trust=trust)
+def trust(authority: trustme.CA = AUTHORITY) -> ssl.SSLContext:
+    """Make a client's context that trusts one authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    return context
+
+
+def probe_of(url: str, **options: Any) -> HttpProbe:
+    """Make a probe of a URL."""
+    made: dict[str, Any] = {"success_codes": CODES, "headers": {}} | options
+    return HttpProbe(httpx.URL(url), **made)
+
+
+async def probed(url: str, **options: Any) -> ProbeResult:
+    """Probe once; a probe that does not end fails the test."""
+    options |= {"trust": trust()} if url.startswith("https") and "trust" not in options else {}
     async with asyncio.timeout(LONG):
-        return await once()
-
-
-def probe_of(gateway: Target) -> HttpProbe:
-    """Make a probe of a target."""
-    url = httpx.URL(f"http://127.0.0.1:{gateway.port}/")
-    return HttpProbe(url, success_codes=CODES, headers={})
+        return await probe_of(url, **options)()
 
 
 def not_ready(kind: ReasonKind) -> ProbeResult:
@@ -68,10 +74,43 @@ def not_ready(kind: ReasonKind) -> ProbeResult:
     return ProbeResult(ready=False, reason=Reason(kind))
 
 
-async def request_to(behaving: Target, **options: Any) -> list[str]:
-    """Return the lines of the request that one probe sends."""
-    await probed(f"http://127.0.0.1:{behaving.port}/healthz/ready?full=1", **options)
-    return behaving.requests[-1].decode().strip().split("\r\n")
+def resolves(*addresses: str) -> Callable[..., list[Any]]:
+    """Make a look-up that finds these addresses for every name, and fails without any."""
+
+    def look_up(*_: object, flags: int = 0, **__: object) -> list[Any]:
+        if flags & socket.AI_NUMERICHOST or not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 0)) for one in addresses]
+
+    return look_up
+
+
+Connect = Callable[[str], Any]
+
+
+def connects(patched: pytest.MonkeyPatch, before: Connect) -> None:
+    """Call something with the address before each connection of the event loop."""
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+
+    async def create(factory: Any, host: str, *args: Any, **options: Any) -> Any:
+        await before(host)
+        return await connect(factory, host, *args, **options)
+
+    patched.setattr(loop, "create_connection", create)
+
+
+def fails(patched: pytest.MonkeyPatch, errors: Mapping[str, list[OSError]]) -> None:
+    """Make the first connections to some addresses fail."""
+
+    async def fail(host: str) -> None:
+        if errors.get(host):
+            raise errors[host].pop(0)
+
+    connects(patched, fail)
+
+
+# ---- one answer ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -121,277 +160,90 @@ async def test_every_misbehaviour_is_a_value_in_time(
     """However a target misbehaves, the result is not ready with a fixed reason, in time."""
     async with target(behaviour) as gateway, asyncio.timeout(LONG):
         taking = Stopwatch()
-        result = await WithTimeout(probe_of(gateway), seconds)()
+        result = await WithTimeout(probe_of(f"http://127.0.0.1:{gateway.port}/"), seconds)()
         figures.info("%s in %.3f s", result.reason, taking.on_the_wall)
         assert taking.seconds < SHORT + 0.2
     assert result == ProbeResult(ready=False, reason=reason)
 
 
-async def test_a_refused_connection_is_a_value() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "localhost."])
+async def test_a_refused_connection_is_a_value(host: str) -> None:
     """A port without a listener has a reason."""
     with nobody() as port:
-        for host in ("127.0.0.1", "[::1]", "localhost"):
-            found = await probed(f"http://{host}:{port}/")
-            assert found == not_ready(ReasonKind.REFUSED)
+        assert await probed(f"http://{host}:{port}/") == not_ready(ReasonKind.REFUSED)
 
 
-async def test_a_name_that_does_not_resolve_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name without an address is a reason."""
-
-    def unknown(*_: object, **__: object) -> list[Any]:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    found = await probed("http://gateway.invalid:15021/")
-    assert found == not_ready(ReasonKind.NAME_UNRESOLVED)
-
-
-async def test_a_place_without_a_route_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that the kernel will not even try, or gives up, is a reason."""
-    for error in (OSError(101, "Network is unreachable"), TimeoutError(110, "timed out")):
-
-        async def fail(*_: object, error: OSError = error, **__: object) -> Any:
-            raise error
-
-        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", fail)
-        found = await probed("http://localhost:15021/")
-        assert found == not_ready(ReasonKind.UNREACHABLE)
-
-
-def fail_first(monkeypatch: pytest.MonkeyPatch, errors: list[OSError]) -> None:
-    """Let the next connections fail with these errors, the last one first."""
-    loop = asyncio.get_running_loop()
-    connect = loop.create_connection
-
-    async def sometimes(*args: Any, **kwargs: Any) -> Any:
-        if errors:
-            raise errors.pop()
-        return await connect(*args, **kwargs)
-
-    monkeypatch.setattr(loop, "create_connection", sometimes)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_a_lack_of_descriptors_is_not_the_gateways_fault(
+@pytest.mark.parametrize("host", ["gateway.invalid", "a" * 64])
+async def test_a_name_that_does_not_resolve_is_a_value(
     monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    """While this process may open no socket, a probe waits for one instead of blaming."""
-    errors = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "in system")]
-    async with target(answers(200)) as gateway:
-        fail_first(monkeypatch, errors)
-        assert (await probed(f"http://{host}:{gateway.port}/")).ready
-    assert errors == []
+    """A name without an address has a reason, also one with a label that is too long for DNS."""
+    if "." in host:
+        monkeypatch.setattr(socket, "getaddrinfo", resolves())
+    assert await probed(f"http://{host}:1/") == not_ready(ReasonKind.NAME_UNRESOLVED)
 
 
-def finds(*addresses: str) -> Callable[..., list[Any]]:
-    """Resolve every name to these addresses."""
-
-    def look_up(_host: str, port: int, **_: object) -> list[Any]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses]
-
-    return look_up
-
-
-@pytest.mark.parametrize("first_hangs", [True, False])
-async def test_a_name_has_more_than_one_address(
-    monkeypatch: pytest.MonkeyPatch, first_hangs: bool
+@pytest.mark.parametrize("error", [errno.ENETUNREACH, errno.ETIMEDOUT, errno.EAFNOSUPPORT])
+async def test_an_unreachable_target_is_a_value(
+    monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
-    """Where the first address refuses, or stays silent for a while, the next one is tried."""
-    loop = asyncio.get_running_loop()
-    connect = loop.create_connection
-
-    async def connects(factory: Any, host: str, *args: Any, **kwargs: Any) -> Any:
-        if first_hangs and host == "127.0.0.2":
-            await asyncio.Event().wait()
-        return await connect(factory, host, *args, **kwargs)
-
-    monkeypatch.setattr(socket, "getaddrinfo", finds("127.0.0.2", "127.0.0.1"))
-    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0.01)
-    async with target(answers(200)) as gateway:
-        monkeypatch.setattr(loop, "create_connection", connects)
-        async with asyncio.timeout(LONG):
-            assert (await probed(f"http://gateway.test:{gateway.port}/")).ready
-
-
-async def test_the_first_address_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe connects to the address of the name, and to no other on this machine."""
-    monkeypatch.setattr(socket, "getaddrinfo", finds("127.0.0.2", "127.0.0.1"))
-    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", LONG)
-    async with target(answers(200), host="127.0.0.2") as gateway:
-        assert (await probed(f"http://gateway.test:{gateway.port}/")).ready
-        assert (await probed(f"http://127.0.0.2:{gateway.port}/")).ready
-
-
-async def test_a_slow_loopback_address_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gateway on 127.0.0.1 that accepts late is not given up because ::1 refuses."""
-    loop = asyncio.get_running_loop()
-    connect = loop.create_connection
-    refused = asyncio.Event()
-
-    async def late(factory: Any, host: str, *args: Any, **kwargs: Any) -> Any:
-        if host == "127.0.0.1":
-            await refused.wait()
-        try:
-            return await connect(factory, host, *args, **kwargs)
-        finally:
-            refused.set()
-
-    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0)
-    async with target(answers(200)) as gateway:
-        monkeypatch.setattr(loop, "create_connection", late)
-        assert (await probed(f"http://localhost:{gateway.port}/")).ready
-
-
-async def test_a_plain_target_beside_one_with_tls_stays_plain() -> None:
-    """The trusted certificates do not matter to a target without TLS."""
-    async with target(answers(200)) as gateway:
-        url = httpx.URL(f"http://127.0.0.1:{gateway.port}/")
-        found = await HttpProbe(url, success_codes=CODES, headers={}, trust=trust_store())()
-    assert found.ready
-
-
-async def test_headers_may_be_long() -> None:
-    """Headers that proxies add do not fail a probe, up to a limit."""
-    async with target(answers(200, b"x: %s\r\n" % (b"a" * 50_000))) as gateway:
-        assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
-
-
-async def test_what_is_no_name_has_no_address() -> None:
-    """A label that is too long for DNS is a name that does not resolve, and no bug."""
-    found = await probed(f"http://{'a' * 64}/")
-    assert found == not_ready(ReasonKind.NAME_UNRESOLVED)
-
-
-@pytest.mark.parametrize(
-    ("headers", "mistake"),
-    [
-        ({"a": "\x00"}, "Illegal header value"),
-        ({"Content-Length": "1, 2"}, "conflicting Content-Length headers"),
-    ],
-)
-def test_what_is_no_request_is_refused_at_once(headers: dict[str, str], mistake: str) -> None:
-    """What the HTTP library would not send is refused with its reason when the probe is made."""
-    with pytest.raises(ValueError, match=mistake):
-        HttpProbe(httpx.URL("http://127.0.0.1:1/"), success_codes=CODES, headers=headers)
+    """A connection that the kernel does not try, or gives up, has a reason."""
+    fails(monkeypatch, {"127.0.0.1": [OSError(error, "text")], "::1": [OSError(error, "text")]})
+    assert await probed("http://localhost:1/") == not_ready(ReasonKind.UNREACHABLE)
 
 
 async def test_a_body_that_streams_for_ever_is_not_read() -> None:
-    """Trap 14: the status line and the headers are the answer."""
+    """The status line and the headers are the answer."""
     behaviour = repeats(b"x" * 1000, first=b"HTTP/1.1 200 OK\r\n\r\n")
-    async with target(behaviour) as gateway, asyncio.timeout(LONG):
-        found = await probed(f"http://127.0.0.1:{gateway.port}/")
-    assert found == READY
+    async with target(behaviour) as gateway:
+        assert await probed(f"http://127.0.0.1:{gateway.port}/") == READY
 
 
-async def test_each_attempt_has_a_connection_of_its_own() -> None:
-    """Trap 13: nothing is kept alive, so a listener that closed is seen at once."""
-    closed = asyncio.Event()
-
-    async def keeps_alive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-        await hung_up(reader)
-        closed.set()
-
-    async with target(keeps_alive) as gateway:
-        probe = probe_of(gateway)
-        async with asyncio.timeout(LONG):
-            for _ in range(3):
-                closed.clear()
-                assert (await probe()).ready
-                await closed.wait()
-    assert len(gateway.requests) == 3
-    assert all(b"Connection: close" in request for request in gateway.requests)
+async def test_headers_may_be_long() -> None:
+    """Headers that proxies add do not fail a probe, up to 100 KiB."""
+    async with target(answers(200, b"x: %s\r\n" % (b"a" * 100_000))) as gateway:
+        assert await probed(f"http://127.0.0.1:{gateway.port}/") == READY
 
 
-async def test_a_cancelled_attempt_leaves_no_connection() -> None:
-    """A probe that runs out of time hangs up on a gateway that still has the request."""
-    asked, closed = asyncio.Event(), asyncio.Event()
+async def test_a_response_head_counts_whatever_becomes_of_its_connection() -> None:
+    """A target that resets the connection right after its response headers is judged by them."""
 
-    async def waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.set()
-        await is_silent(reader, writer)
-        closed.set()
+    async def resets_after(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
+        await resets(_, writer)
 
-    async with target(waits) as gateway, asyncio.timeout(LONG):
-        attempt = asyncio.create_task(probe_of(gateway)())
-        await asked.wait()
-        attempt.cancel()
-        await closed.wait()
-        assert attempt.cancelled()
+    async with target(resets_after) as gateway:
+        for _ in range(50):
+            assert await probed(f"http://127.0.0.1:{gateway.port}/") == READY
 
 
-async def test_cancelling_an_attempt_at_any_await_leaves_nothing() -> None:
-    """Wherever a probe is cancelled, its connection is closed and no task is left."""
-
-    async def answers_and_waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-        await hung_up(reader)
-
-    async with target(answers_and_waits) as gateway, asyncio.timeout(3 * LONG):
-        probe = probe_of(gateway)
-        before = asyncio.all_tasks()
-        for turns in itertools.count():
-            attempt = asyncio.create_task(probe())
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            attempt.cancel()
-            await asyncio.wait((attempt,))
-            assert attempt.cancelled() or attempt.result().ready
-            while asyncio.all_tasks() != before:  # noqa: ASYNC110 - the peer's end on their own
-                await asyncio.sleep(0)
-            if not attempt.cancelled():
-                break
-        assert turns > 5, "there are more awaits than that"
+async def test_a_switch_of_protocols_ends_a_probe() -> None:
+    """Trap 10: a 101 to a request with `Upgrade` is a status code, and not an endless loop."""
+    switching = says(b"HTTP/1.1 101 Switching\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n")
+    headers = {"Upgrade": "h2c", "Connection": "upgrade"}
+    async with target(switching) as gateway:
+        found = await probed(f"http://127.0.0.1:{gateway.port}/", headers=headers)
+    assert found == ProbeResult(ready=False, reason=answered(101))
 
 
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-async def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """Trap 11: the loopback probe is not sent through a proxy."""
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    async with target(answers(502)) as proxy, target(answers(200)) as gateway:
-        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
-        assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
-    assert proxy.requests == []
+# ---- the request ---------------------------------------------------------------------------------
 
 
-def nowhere(*_: object, **__: object) -> list[Any]:
-    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-@pytest.mark.parametrize("hosts_know_it", [True, False])
-async def test_localhost_is_either_loopback_address(
-    monkeypatch: pytest.MonkeyPatch,
-    host: str,
-    hosts_know_it: bool,
-) -> None:
-    """`localhost` reaches a listener on either address alone, whatever the resolver knows."""
-    async with target(answers(200), host=host) as gateway:
-        if not hosts_know_it:
-            monkeypatch.setattr(socket, "getaddrinfo", nowhere)
-        assert await probed(f"http://localhost:{gateway.port}/") == READY
-        assert f"Host: localhost:{gateway.port}".encode() in gateway.requests[0]
+async def request_to(gateway: Target, **options: Any) -> list[str]:
+    """Return the lines of the request that one probe sends."""
+    await probed(f"http://127.0.0.1:{gateway.port}/healthz/ready?full=1", **options)
+    return gateway.requests[-1].decode().strip().split("\r\n")
 
 
 async def test_what_is_sent() -> None:
-    """A GET for the whole target, by a named client, with nothing that asks for more."""
+    """A GET of the URL, from a named client; the operator's headers replace those of ghealth."""
     async with target(answers(200)) as gateway:
-        lines = await request_to(gateway)
-    assert lines == [
-        "GET /healthz/ready?full=1 HTTP/1.1",
-        f"Host: 127.0.0.1:{gateway.port}",
-        f"User-Agent: ghealth/{__version__}",
-        "Accept: */*",
-        "Connection: close",
-    ]
-
-
-async def test_headers_of_the_operators_come_in_place_of_ours() -> None:
-    """PROBE_HEADERS are sent, and one that ghealth sends too replaces it."""
-    async with target(answers(200)) as gateway:
-        lines = await request_to(gateway, headers={"host": "ready.example", "X-Key": "k"})
-    assert "X-Key: k" in lines
-    assert [line for line in lines if line.lower().startswith("host")] == ["host: ready.example"]
+        plain = await request_to(gateway)
+        replaced = await request_to(gateway, headers={"host": "ready.example", "X-Key": "k"})
+    others = [f"User-Agent: ghealth/{__version__}", "Accept: */*", "Connection: close"]
+    line = "GET /healthz/ready?full=1 HTTP/1.1"
+    assert plain == [line, f"Host: 127.0.0.1:{gateway.port}", *others]
+    assert sorted(replaced) == sorted([line, "host: ready.example", *others, "X-Key: k"])
 
 
 async def test_user_info_becomes_basic_authentication() -> None:
@@ -403,219 +255,112 @@ async def test_user_info_becomes_basic_authentication() -> None:
     assert gateway.requests[0].startswith(b"GET /x HTTP/1.1\r\n")
 
 
-@contextlib.contextmanager
-def trusting(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
-    bundle = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(bundle))
-    with monkeypatch.context() as patched:
-        patched.setenv("SSL_CERT_FILE", str(bundle))
-        yield
-
-
-def certificate_of(authority: trustme.CA, name: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(name).configure_cert(context)
-    return context
-
-
-async def test_https_verifies_against_the_systems_store(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+@pytest.mark.parametrize(
+    ("headers", "mistake"),
+    [
+        ({"a": "\x00"}, "Illegal header value"),
+        ({"Content-Length": "1, 2"}, "conflicting Content-Length headers"),
+    ],
+)
+def test_a_request_that_http_does_not_allow_is_refused_at_once(
+    headers: dict[str, str], mistake: str
 ) -> None:
-    """A certificate of an authority in SSL_CERT_FILE verifies, by the name in the URL."""
-    authority = trustme.CA()
-    tls = certificate_of(authority, "localhost")
-    with trusting(authority, monkeypatch, tmp_path):
-        async with target(answers(200), tls=tls) as gateway:
-            assert (await probed(f"https://localhost:{gateway.port}/")).ready
-            found = await probed(f"https://127.0.0.1:{gateway.port}/")
-    assert found == not_ready(ReasonKind.CERTIFICATE)
+    """A request that the HTTP library would not send is refused when the probe is created."""
+    with pytest.raises(ValueError, match=mistake):
+        probe_of("http://127.0.0.1:1/", headers=headers)
 
 
-async def test_a_certificate_that_does_not_verify_is_a_value() -> None:
-    """A certificate of an unknown authority has a reason."""
-    async with target(answers(200), tls=certificate_of(trustme.CA(), "localhost")) as gateway:
-        found = await probed(f"https://localhost:{gateway.port}/")
-    assert found == not_ready(ReasonKind.CERTIFICATE)
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+async def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """The loopback probe is not sent through a proxy."""
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    async with target(answers(502)) as proxy, target(answers(200)) as gateway:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
+        assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
+    assert proxy.requests == []
 
 
-async def test_a_peer_without_tls_is_a_value() -> None:
-    """An https probe of a plaintext port is a reason."""
-    async with target(says(b"HTTP/1.1 400 Bad\r\n\r\n"), reads=False) as gateway:
-        found = await probed(f"https://127.0.0.1:{gateway.port}/")
-    assert found == not_ready(ReasonKind.TLS)
+# ---- connections ---------------------------------------------------------------------------------
 
 
-async def test_only_the_certificates_that_a_probe_was_made_with_are_trusted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
-    """The environment adds none while probing, and a probe that was made without has none."""
-    known, other = trustme.CA(), trustme.CA()
-    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    known.configure_trust(trust)
-    with trusting(other, monkeypatch, tmp_path):
-        async with (
-            target(answers(200), tls=certificate_of(known, "localhost")) as of_known,
-            target(answers(200), tls=certificate_of(other, "localhost")) as of_other,
-        ):
-            results = [
-                await HttpProbe(
-                    httpx.URL(f"https://localhost:{gateway.port}/"),
-                    success_codes=CODES,
-                    headers={},
-                    trust=trusted,
-                )()
-                for gateway, trusted in ((of_known, trust), (of_other, trust), (of_other, None))
-            ]
-    assert results == [READY, *[not_ready(ReasonKind.CERTIFICATE)] * 2]
+async def answers_and_waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+    await hung_up(reader)
 
 
-async def test_all_probes_share_one_trust_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 10: neither making nor sending a probe reads certificates: only `trust_store` does."""
+async def test_each_probe_has_a_new_connection_and_leaves_none() -> None:
+    """Nothing is kept alive, and no port stays in TIME_WAIT, even if the target does not close."""
+    closed = asyncio.Event()
 
-    def read(*_: object, **__: object) -> Any:
-        raise AssertionError("the store was read")
+    async def stays(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answers_and_waits(reader, writer)
+        closed.set()
+        await hangs()
 
-    monkeypatch.setattr(ssl, "create_default_context", read)
-    with nobody() as port:
-        for scheme in ("http", "https"):
-            url = httpx.URL(f"{scheme}://localhost:{port}/")
-            found = await HttpProbe(url, success_codes=CODES, headers={})()
-            assert found == not_ready(ReasonKind.REFUSED)
-    with pytest.raises(AssertionError, match="the store was read"):
-        trust_store()
-
-
-async def answers_and_resets(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
-    await resets(_, writer)
-
-
-async def test_a_response_head_counts_whatever_becomes_of_its_connection() -> None:
-    """A target that resets the connection right after its response headers is judged by them."""
-    async with target(answers_and_resets) as gateway:
-        for _ in range(50):
-            assert await probed(f"http://127.0.0.1:{gateway.port}/") == READY
+    async with target(stays) as gateway, asyncio.timeout(LONG):
+        reused = probe_of(f"http://127.0.0.1:{gateway.port}/")
+        for _ in range(3):
+            closed.clear()
+            assert await reused() == READY
+            await closed.wait()
+    assert len(gateway.requests) == 3
+    assert all(b"Connection: close" in request for request in gateway.requests)
+    sockets = await asyncio.to_thread(TCP_TABLE.read_text)
+    time_wait = f":{gateway.port:04X} 06 "
+    assert [line for line in sockets.splitlines() if time_wait in line] == []
 
 
-async def test_a_switch_of_protocols_ends_a_probe() -> None:
-    """Trap 10: a 101 to a request with `Upgrade` is a status code, and not a loop without end."""
-    url = "http://127.0.0.1:{}/"
-    switching = says(b"HTTP/1.1 101 Switching\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n")
-    async with target(switching) as gateway, asyncio.timeout(LONG):
-        found = await probed(
-            url.format(gateway.port), headers={"Upgrade": "h2c", "Connection": "upgrade"}
-        )
-    assert found == ProbeResult(ready=False, reason=answered(101))
+async def test_a_probe_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without sniffio, httpcore would search for it several times in each probe."""
+    searched: list[str] = []
 
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            searched.append(name)
 
-async def test_a_flood_of_1xx_responses_is_bounded_and_yields() -> None:
-    """What a target sends before its response is bounded, and parsed in small parts."""
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    flood = says(b"HTTP/1.1 100 C\r\n\r\n" * 100_000)
-    async with target(flood) as gateway, asyncio.timeout(LONG):
-        counting = asyncio.create_task(count_turns())
-        found = await probed(f"http://127.0.0.1:{gateway.port}/")
-        counting.cancel()
-    assert found == not_ready(ReasonKind.NOT_HTTP)
-    assert turns >= probe.MAX_RESPONSE_HEAD / probe.READ_SIZE
-
-
-@pytest.mark.parametrize(("spare", "ready"), [(0, True), (-1, False)])
-async def test_a_response_head_may_be_as_long_as_the_limit(
-    monkeypatch: pytest.MonkeyPatch, spare: int, ready: bool
-) -> None:
-    """A head of MAX_RESPONSE_HEAD bytes is read, and not one byte more."""
-    head = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
-    monkeypatch.setattr(probe, "MAX_RESPONSE_HEAD", len(head) + spare)
-    monkeypatch.setattr(probe, "READ_SIZE", 1)
-    async with target(says(head)) as gateway:
-        found = await probed(f"http://127.0.0.1:{gateway.port}/")
-    assert found == (READY if ready else not_ready(ReasonKind.NOT_HTTP))
-
-
-async def test_dead_addresses_do_not_hide_a_live_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six addresses that do not answer cost six delays, not six timeouts (RFC 8305)."""
-    loop = asyncio.get_running_loop()
-    connect = loop.create_connection
-    tried = []
-
-    async def connects(factory: Any, host: str, *args: Any, **kwargs: Any) -> Any:
-        tried.append(host)
-        if host != "127.0.0.1":
-            await asyncio.Event().wait()
-        return await connect(factory, host, *args, **kwargs)
-
-    dead = [f"127.0.0.{number}" for number in range(2, 8)]
-    monkeypatch.setattr(socket, "getaddrinfo", finds(*dead, "127.0.0.1"))
-    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0.01)
-    async with target(answers(200)) as gateway, asyncio.timeout(LONG):
-        monkeypatch.setattr(loop, "create_connection", connects)
-        before = asyncio.all_tasks()
-        assert (await probed(f"http://gateway.test:{gateway.port}/")).ready
-        while not asyncio.all_tasks() <= before:  # noqa: ASYNC110 - the end of the other attempts
-            await asyncio.sleep(0)
-    assert tried == [*dead, "127.0.0.1"]
-
-
-async def test_a_connection_that_comes_too_late_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two addresses that accept, one is used, and the other connection does not stay open."""
-    both = asyncio.Barrier(2)
-    loop = asyncio.get_running_loop()
-    connect = loop.create_connection
-
-    async def connects(*args: Any, **kwargs: Any) -> Any:
-        made = await connect(*args, **kwargs)
-        await both.wait()
-        return made
-
-    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0.01)
-    async with target(answers(200), host="0.0.0.0") as gateway, asyncio.timeout(LONG):
-        monkeypatch.setattr(socket, "getaddrinfo", finds("127.0.0.1", "127.0.0.2"))
-        monkeypatch.setattr(loop, "create_connection", connects)
-        assert (await probed(f"http://gateway.test:{gateway.port}/")).ready
-        await asyncio.gather(*gateway.talks, return_exceptions=True)
-
-
-async def test_a_look_up_that_hangs_is_shared_by_the_probes_of_a_target(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A name server that does not answer holds one thread, however many probes are cancelled."""
-    answer, calls = threading.Event(), []
-
-    def look_up(host: str, port: int, **options: Any) -> list[Any]:
-        if options.get("flags", 0) & socket.AI_NUMERICHOST:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        calls.append(host)
-        answer.wait(LONG)
-        return finds("127.0.0.1")(host, port)
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     async with target(answers(200)) as gateway:
-        url = httpx.URL(f"http://gateway.test:{gateway.port}/")
-        named = HttpProbe(url, success_codes=CODES, headers={})
-        for _ in range(10):
-            assert not (await WithTimeout(named, 0.01)()).ready
-        answer.set()
-        assert (await named()).ready
-    assert calls == ["gateway.test"]
+        reused = probe_of(f"http://127.0.0.1:{gateway.port}/")
+        assert await reused() == READY
+        monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+        assert await reused() == READY
+    assert searched == []
 
 
-@pytest.mark.parametrize("error", [errno.EADDRNOTAVAIL, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM])
-async def test_what_this_machine_lacks_is_not_the_targets_fault(
-    monkeypatch: pytest.MonkeyPatch, error: int
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_cancelling_a_probe_at_any_await_leaves_nothing(scheme: str) -> None:
+    """Wherever a probe is cancelled, its connection is closed and no task is left (trap 37)."""
+    tls = server_context("localhost") if scheme == "https" else None
+    async with target(answers_and_waits, tls=tls) as gateway, asyncio.timeout(3 * LONG):
+        cancelled = probe_of(f"{scheme}://localhost:{gateway.port}/", trust=trust())
+        before = asyncio.all_tasks()
+        for turns in itertools.count():
+            attempt = asyncio.create_task(cancelled())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            attempt.cancel()
+            await asyncio.wait((attempt,))
+            assert attempt.cancelled() or attempt.result().ready
+            while asyncio.all_tasks() != before:  # noqa: ASYNC110 - until the peer has seen the end
+                await asyncio.sleep(0)
+            if not attempt.cancelled():
+                break
+        assert turns > 5, "there are more awaits than that"
+
+
+LACKING = [errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM]
+
+
+@pytest.mark.parametrize("error", [*LACKING, errno.EADDRNOTAVAIL])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_lack_of_resources_here_is_not_the_targets_fault(
+    monkeypatch: pytest.MonkeyPatch, host: str, error: int
 ) -> None:
-    """Without a free port, a thread or a buffer here, a probe tries again."""
+    """Without a free descriptor, port, thread or buffer here, a probe tries again."""
     errors = [OSError(error, "none left")]
     async with target(answers(200)) as gateway:
-        fail_first(monkeypatch, errors)
-        assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
+        fails(monkeypatch, {"127.0.0.1": errors, "::1": [OSError(error, "none left")]})
+        assert (await probed(f"http://{host}:{gateway.port}/")).ready
     assert errors == []
 
 
@@ -623,15 +368,99 @@ async def test_what_this_machine_lacks_is_not_the_targets_fault(
 async def test_attempts_without_a_descriptor_are_a_moment_apart() -> None:
     """A probe that waits for a descriptor does not use the processor while it waits."""
     loop = asyncio.get_running_loop()
-    errors = [*[OSError(errno.EMFILE, "Too many open files")] * 4, ConnectionRefusedError()]
-
-    async def fails(*_: object, **__: object) -> Any:
-        raise errors.pop(0)
-
+    errors = [*[OSError(errno.EMFILE, "Too many open files")] * 4, ConnectionRefusedError(111, "")]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "create_connection", fails)
+        fails(patched, {"127.0.0.1": errors})
         assert await probed("http://127.0.0.1:1/") == not_ready(ReasonKind.REFUSED)
     assert loop.time() == pytest.approx(4 * 0.05)
+
+
+# ---- addresses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_localhost_is_either_loopback_address(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """`localhost` reaches a listener on either address alone, without the resolver."""
+    async with target(answers(200), host=host) as gateway:
+        monkeypatch.setattr(socket, "getaddrinfo", resolves())
+        assert await probed(f"http://localhost:{gateway.port}/") == READY
+        assert f"Host: localhost:{gateway.port}".encode() in gateway.requests[0]
+
+
+async def hangs(*_: object) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_dead_addresses_do_not_hide_a_live_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six addresses that do not answer cost six delays, not six timeouts; one gets the request."""
+    tried = []
+
+    async def all_but_one_hang(host: str) -> None:
+        tried.append(host)
+        if host != "127.0.0.1":
+            await hangs()
+
+    dead = [f"127.0.0.{number}" for number in range(2, 8)]
+    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0.01)
+    async with target(answers(200)) as gateway:
+        monkeypatch.setattr(socket, "getaddrinfo", resolves(*dead, "127.0.0.1"))
+        connects(monkeypatch, all_but_one_hang)
+        before = asyncio.all_tasks()
+        assert await probed(f"http://gateway.test:{gateway.port}/") == READY
+        assert asyncio.all_tasks() - before <= gateway.talks
+    assert tried == [*dead, "127.0.0.1"]
+    assert len(gateway.requests) == 1
+
+
+async def test_a_refusing_address_does_not_wait_for_the_delay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a refused connection the next address is tried at once, and others not at all."""
+    monkeypatch.setattr(socket, "getaddrinfo", resolves("127.0.0.2", "127.0.0.1", "127.0.0.3"))
+    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 2 * LONG)
+    async with target(answers(200)) as gateway:
+        fails(monkeypatch, {"127.0.0.3": [OSError(errno.EPERM, "it was tried")]})
+        assert await probed(f"http://gateway.test:{gateway.port}/") == READY
+
+
+async def test_a_slow_address_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway on 127.0.0.1 that accepts late is judged, although ::1 has refused."""
+    refused = asyncio.Event()
+
+    async def late(host: str) -> None:
+        if host == "127.0.0.1":
+            await refused.wait()
+        else:
+            asyncio.get_running_loop().call_later(0.01, refused.set)
+
+    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0)
+    async with target(answers(200)) as gateway:
+        connects(monkeypatch, late)
+        assert await probed(f"http://localhost:{gateway.port}/") == READY
+
+
+async def test_of_two_addresses_that_accept_one_gets_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The later connection is closed without a request."""
+    both = asyncio.Barrier(2)
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+
+    async def together(*args: Any, **options: Any) -> Any:
+        made = await connect(*args, **options)
+        await both.wait()
+        return made
+
+    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0)
+    async with target(answers(200), host="0.0.0.0") as gateway, asyncio.timeout(LONG):
+        monkeypatch.setattr(socket, "getaddrinfo", resolves("127.0.0.1", "127.0.0.2"))
+        monkeypatch.setattr(loop, "create_connection", together)
+        assert await probed(f"http://gateway.test:{gateway.port}/") == READY
+        await asyncio.gather(*gateway.talks)
+    assert len(gateway.requests) == 1
 
 
 @in_virtual_time
@@ -640,185 +469,222 @@ async def test_addresses_are_tried_a_quarter_of_a_second_apart() -> None:
     loop = asyncio.get_running_loop()
     tried = []
 
-    async def hangs(_factory: Any, host: str, *_: object, **__: object) -> Any:
+    async def hang(host: str) -> None:
         tried.append((host, loop.time()))
-        await asyncio.Event().wait()
+        await hangs()
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(socket, "getaddrinfo", finds("10.0.0.1", "10.0.0.2", "10.0.0.3"))
-        patched.setattr(loop, "create_connection", hangs)
-        named = HttpProbe(httpx.URL("http://gateway.test/"), success_codes=CODES, headers={})
-        assert not (await WithTimeout(named, 1, clock=loop.time)()).ready
-    assert [host for host, _ in tried] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
-    assert [when for _, when in tried] == pytest.approx([0, 0.25, 0.5], abs=0.001)
+        connects(patched, hang)
+        assert not (await WithTimeout(probe_of("http://localhost/"), 1, clock=loop.time)()).ready
+    assert [host for host, _ in tried] == ["127.0.0.1", "::1"]
+    assert [when for _, when in tried] == pytest.approx([0, 0.25], abs=0.001)
 
 
-async def test_a_network_that_fails_after_the_connect_is_a_value(
+@pytest.mark.parametrize("error", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH])
+@pytest.mark.parametrize("lacks", ["127.0.0.1", "::1"])
+@in_virtual_time
+async def test_an_address_of_a_family_that_the_node_lacks_names_no_reason(
+    lacks: str, error: int
+) -> None:
+    """Trap 36: of several addresses, another one names the reason, at once."""
+    (other,) = {"127.0.0.1", "::1"} - {lacks}
+    with pytest.MonkeyPatch.context() as patched:
+        refused: list[OSError] = [ConnectionRefusedError(111, "x")]
+        fails(patched, {lacks: [OSError(error, "x")], other: refused})
+        assert await probed("http://localhost:1/") == not_ready(ReasonKind.REFUSED)
+    assert asyncio.get_running_loop().time() == pytest.approx(0, abs=0.001)
+
+
+async def test_a_lack_of_descriptors_for_a_later_address_is_no_refusal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If the way to the target is lost before its response, it is unreachable, and not closed."""
-
-    class Lost(httpcore.AsyncMockStream):
-        async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-            del max_bytes, timeout
-            failure = httpcore.ReadError()
-            failure.__context__ = OSError(errno.EHOSTUNREACH, "No route to host")
-            raise failure
-
-    async def connect(*_: object, **__: object) -> Any:
-        return Lost([])
-
-    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
-    assert await probed("http://127.0.0.1:1/") == not_ready(ReasonKind.UNREACHABLE)
+    """A gateway on ::1 alone is not called refusing because there was no descriptor for it."""
+    async with target(answers(200), host="::1") as gateway:
+        fails(monkeypatch, {"::1": [OSError(errno.EMFILE, "Too many open files")]})
+        assert await probed(f"http://localhost:{gateway.port}/") == READY
 
 
-async def test_a_tls_peer_that_hangs_up_is_a_value() -> None:
-    """An end of the connection in the middle of a TLS handshake has a reason."""
-    async with target(says(b""), reads=False) as gateway:
-        found = await probed(f"https://127.0.0.1:{gateway.port}/")
-    assert found == not_ready(ReasonKind.TLS)
-
-
-TCP_TABLE = Path("/proc/net/tcp")
-
-
-async def test_a_cause_in_a_group_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 10: anyio raises the failures of several addresses as a group."""
-
-    async def fail(*_: object, **__: object) -> Any:
-        errors = [OSError(113, "No route to host"), ConnectionRefusedError()]
-        all_failed = OSError("All connection attempts failed")
-        all_failed.__cause__ = ExceptionGroup("two", errors)
-        failure = httpcore.ConnectError()
-        failure.__context__ = all_failed  # as after httpcore's `raise … from None`
-        raise failure
-
-    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", fail)
-    assert await probed("http://127.0.0.1:1/") == not_ready(ReasonKind.REFUSED)
-
-
-async def test_a_look_up_that_is_cancelled_is_no_bug(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_look_up_that_hangs_is_shared_by_the_probes_of_a_target(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The end of the event loop cancels look-ups; nothing is logged."""
+    """A name server that does not answer holds one thread, however many probes are cancelled."""
+    answer, calls = threading.Event(), []
 
-    async def hangs(*_: object, **__: object) -> Any:
-        await asyncio.Event().wait()
+    def look_up(host: str, *_: object, flags: int = 0, **__: object) -> list[Any]:
+        if not flags:
+            calls.append(host)
+            answer.wait(LONG)
+        return resolves("127.0.0.1")(host, flags=flags)
 
-    monkeypatch.setattr(probe, "look_up", hangs)
-    before = asyncio.all_tasks()
-    await WithTimeout(
-        HttpProbe(httpx.URL("http://gateway.test/"), success_codes=CODES, headers={}), 0.01
-    )()
-    (looking_up,) = asyncio.all_tasks() - before
-    looking_up.cancel()
-    await asyncio.wait((looking_up,))
-    assert caplog.records == []
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    async with target(answers(200)) as gateway:
+        named = probe_of(f"http://gateway.test:{gateway.port}/")
+        for _ in range(10):
+            assert not (await WithTimeout(named, 0.01)()).ready
+        answer.set()
+        assert (await named()).ready
+    assert calls == ["gateway.test"]
 
 
-async def test_a_look_up_that_fails_after_its_probe_is_no_bug(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+# ---- TLS -----------------------------------------------------------------------------------------
+
+
+def server_context(
+    *names: str,
+    authority: trustme.CA = AUTHORITY,
+    version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+    days: tuple[int, int] = (-2, 2),
+) -> ssl.SSLContext:
+    """Make a server's context with a certificate, valid between two days from now."""
+    start, end = (dt.datetime.now(dt.UTC) + dt.timedelta(days=day) for day in days)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = context.maximum_version = version
+    authority.issue_cert(*names, not_before=start, not_after=end).configure_cert(context)
+    return context
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"authority": trustme.CA()}, ReasonKind.CERTIFICATE_AUTHORITY),
+        ({"days": (-2, -1)}, ReasonKind.CERTIFICATE_EXPIRED),
+        ({"days": (1, 2)}, ReasonKind.CERTIFICATE),
+        ({"names": ("other.example",)}, ReasonKind.CERTIFICATE_NAME),
+        ({"names": ("127.0.0.1", "::1")}, ReasonKind.CERTIFICATE_NAME),
+        ({}, None),
+    ],
+)
+async def test_a_certificate_that_does_not_verify_names_the_cause(
+    options: dict[str, Any], kind: ReasonKind | None
 ) -> None:
-    """Nothing is logged when a look-up fails that no probe waits for any more."""
-    answer = asyncio.Event()
-
-    async def fails_late(*_: object, **__: object) -> Any:
-        await answer.wait()
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(probe, "look_up", fails_late)
-    before = asyncio.all_tasks()
-    await WithTimeout(
-        HttpProbe(httpx.URL("http://gateway.test/"), success_codes=CODES, headers={}), 0.01
-    )()
-    looking_up = asyncio.all_tasks() - before
-    answer.set()
-    await asyncio.wait(looking_up)
-    looking_up.clear()
-    gc.collect()
-    assert caplog.records == []
+    """The authority, the time and the name in the URL have different reasons."""
+    names = options.pop("names", ("localhost",))
+    async with target(answers(200), tls=server_context(*names, **options)) as gateway:
+        found = await probed(f"https://localhost:{gateway.port}/")
+    assert found == (READY if kind is None else not_ready(kind))
 
 
-async def test_probes_leave_no_port_in_time_wait() -> None:
-    """A target that waits for ghealth to close first costs no port after the probe."""
-
-    async def waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-        await hung_up(reader)
-
-    async with target(waits) as gateway:
-        for _ in range(5):
-            assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
-    sockets = await asyncio.to_thread(TCP_TABLE.read_text)
-    time_wait = f":{gateway.port:04X} 06 "
-    assert [line for line in sockets.splitlines() if time_wait in line] == []
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_a_certificate_can_be_of_an_ip_address(host: str) -> None:
+    """An IP address in the URL is what the certificate must have, and no name."""
+    url = f"https://{f'[{host}]' if ':' in host else host}"
+    async with (
+        target(answers(200), host=host, tls=server_context(host)) as good,
+        target(answers(200), host=host, tls=server_context("localhost")) as other,
+    ):
+        assert await probed(f"{url}:{good.port}/") == READY
+        assert await probed(f"{url}:{other.port}/") == not_ready(ReasonKind.CERTIFICATE_NAME)
 
 
-async def test_cancelling_a_tls_probe_at_any_await_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+@pytest.mark.parametrize("name", ["gw.example", "gw.example."])
+async def test_a_final_dot_is_for_dns_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """SNI and the certificate have the name without it (RFC 6066); the look-up has it."""
+    asked: list[str] = []
+    shown: list[str] = []
+    find = resolves("127.0.0.1")
+
+    def look_up(host: str, *_: object, **options: Any) -> list[Any]:
+        asked.append(host)
+        return find(host, **options)
+
+    tls = server_context("gw.example")
+    tls.sni_callback = lambda _, shown_name, __: shown.append(shown_name)
+    async with target(answers(200), tls=tls) as gateway:
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        assert await probed(f"https://{name}:{gateway.port}/") == READY
+    assert (set(asked), shown) == ({name}, ["gw.example"])
+
+
+VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "record", [b"HTTP/1.1 400 Bad\r\n\r\n", b"\x17\x03\x03\x00\x20" + bytes(32)]
+)
+async def test_tls_that_fails_after_the_handshake_is_a_value(
+    version: ssl.TLSVersion, record: bytes
 ) -> None:
-    """Wherever a probe over TLS is cancelled, its connection is closed."""
-    authority = trustme.CA()
-    with trusting(authority, monkeypatch, tmp_path):
-        tls = certificate_of(authority, "localhost")
-        async with target(answers(200), tls=tls) as gateway, asyncio.timeout(3 * LONG):
-            url = httpx.URL(f"https://localhost:{gateway.port}/")
-            secure = HttpProbe(url, success_codes=CODES, headers={}, trust=trust_store())
-            for turns in itertools.count():
-                attempt = asyncio.create_task(secure())
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                attempt.cancel()
-                await asyncio.wait((attempt,))
-                if not attempt.cancelled():
-                    break
-    assert turns > 5, "there are more awaits than that"
+    """Trap 30: plain text, or a record that does not verify, is not a bug of ghealth."""
+
+    async def breaks(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        os.write(writer.get_extra_info("socket").fileno(), record)
+
+    async with target(breaks, tls=server_context("localhost", version=version)) as gateway:
+        assert await probed(f"https://localhost:{gateway.port}/") == not_ready(ReasonKind.TLS)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_missing_client_certificate_is_a_value(version: ssl.TLSVersion) -> None:
+    """With TLS 1.3 the alert comes after the handshake, and a reset may overtake it."""
+    tls = server_context("localhost", version=version)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    async with target(answers(200), tls=tls) as gateway:
+        for _ in range(10):
+            found = await probed(f"https://localhost:{gateway.port}/")
+            assert found.reason.kind in (ReasonKind.TLS, ReasonKind.TLS_RESET)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind"),
+    [
+        (says(b""), ReasonKind.TLS),
+        (says(b"HTTP/1.1 400 Bad\r\n\r\n"), ReasonKind.TLS),
+        (resets, ReasonKind.TLS_RESET),
+    ],
+)
+async def test_a_handshake_that_fails_is_a_value(behaviour: Behaviour, kind: ReasonKind) -> None:
+    """A target that hangs up, has no TLS or resets the connection has a reason that names TLS."""
+
+    async def after_the_hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        await behaviour(reader, writer)
+
+    async with target(after_the_hello, reads=False) as gateway:
+        assert await probed(f"https://localhost:{gateway.port}/") == not_ready(kind)
+
+
+async def test_a_plain_target_needs_no_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL without ciphers can create no SSL context: a probe by http works all the same."""
+
+    def broken(*_: object, **__: object) -> Any:
+        raise ssl.SSLError(1, "library has no ciphers")
+
+    monkeypatch.setattr(ssl, "SSLContext", broken)
+    monkeypatch.setattr(ssl, "create_default_context", broken)
+    async with target(answers(200)) as gateway:
+        assert await probed(f"http://127.0.0.1:{gateway.port}/") == READY
+
+
+# ---- several probes, and time --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("results", "expected"),
     [
-        ((READY, READY, READY), READY),
-        ((READY, SICK, READY), "probe 2 of 3: gateway answered 503"),
-        ((SICK, READY, SICK), "probe 1 of 3: gateway answered 503"),
+        ((SICK, READY, SICK), (False, "probe 1 of 3: gateway answered 503")),
+        ((READY, SICK, READY), (False, "probe 2 of 3: gateway answered 503")),
+        ((READY, ProbeResult(ready=True, reason=answered(204))), (True, "gateway answered 204")),
     ],
 )
 async def test_several_probes_are_ready_if_all_are(results: Any, expected: Any) -> None:
-    """The reason names the first probe in the list's order that is not ready."""
+    """The reason is that of the first probe that is not ready, otherwise of the last one."""
     found = await AllOf([FakeProbe(result) for result in results])()
-    if expected is READY:
-        assert found == READY
-    else:
-        assert (found.ready, str(found.reason)) == (False, expected)
-
-
-async def test_if_several_probes_are_ready_the_last_one_is_the_result() -> None:
-    """The result is that of the last probe in the list's order."""
-    results = [ProbeResult(ready=True, reason=answered(code)) for code in (200, 201, 202)]
-    assert await AllOf([FakeProbe(result) for result in results])() == results[-1]
-
-
-@pytest.mark.parametrize(("seconds", "ready"), [(3.0, True), (3.001, False)])
-async def test_a_result_at_the_time_limit_counts(seconds: float, ready: bool) -> None:
-    """A probe that took exactly its time limit is not late, and one that took longer is."""
-    clock = iter((0.0, seconds))
-    found = await WithTimeout(FakeProbe(), 3, clock=lambda: next(clock))()
-    assert found.ready is ready
+    assert (found.ready, str(found.reason)) == expected
 
 
 @in_virtual_time
-async def test_several_probes_share_one_timeout() -> None:
-    """Probes run side by side; one that hangs is named, and costs the timeout once."""
-    hanging, slow = FakeProbe(), FakeProbe()
+async def test_a_bug_in_one_of_several_probes_is_no_cancellation() -> None:
+    """It is raised, ends the other probes, and does not count as a cancellation of the task."""
+    hanging = FakeProbe()
     hanging.gate.clear()
-    slow.gate.clear()
-    loop = asyncio.get_running_loop()
-    probes: list[Probe] = [
-        WithTimeout(one, 3, clock=loop.time) for one in (FakeProbe(), hanging, slow)
-    ]
-    found = await AllOf(probes)()
-    assert loop.time() == pytest.approx(3)
-    assert str(found.reason) == "probe 2 of 3: no answer within 3 s"
+    with pytest.raises(ZeroDivisionError):
+        await AllOf([hanging, FakeProbe(ZeroDivisionError())])()
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    await asyncio.sleep(0)
+    assert hanging.under_way == 0
 
 
 @in_virtual_time
@@ -827,15 +693,36 @@ async def test_a_cancelled_group_of_probes_leaves_nothing() -> None:
     hanging = FakeProbe()
     hanging.gate.clear()
     before = asyncio.all_tasks()
-    probing = asyncio.create_task(AllOf([FakeProbe(), hanging])())
-    await asyncio.sleep(1)
-    probing.cancel()
-    await asyncio.wait((probing,))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await AllOf([FakeProbe(), hanging])()
     assert hanging.under_way == 0
     assert asyncio.all_tasks() == before
 
 
-def test_a_reason_of_ones_own() -> None:
+@in_virtual_time
+async def test_several_probes_share_one_timeout() -> None:
+    """Probes run side by side; one that hangs is named, and costs the timeout once."""
+    hanging = FakeProbe()
+    hanging.gate.clear()
+    loop = asyncio.get_running_loop()
+    several: list[Probe] = [
+        WithTimeout(one, 3, clock=loop.time) for one in (FakeProbe(), hanging, hanging)
+    ]
+    found = await AllOf(several)()
+    assert loop.time() == pytest.approx(3)
+    assert str(found.reason) == "probe 2 of 3: no answer within 3 s"
+
+
+@pytest.mark.parametrize(("seconds", "ready"), [(3.0, True), (3.001, False)])
+async def test_a_result_at_the_time_limit_counts(seconds: float, ready: bool) -> None:
+    """After a SIGSTOP a result that came too late by the clock is a timeout (trap 11)."""
+    clock = iter((0.0, seconds))
+    found = await WithTimeout(FakeProbe(), 3, clock=lambda: next(clock))()
+    assert found.ready is ready
+
+
+def test_a_custom_reason() -> None:
     """A probe outside the package gives its reason as a text."""
     found = ProbeResult.because("queue is full", ready=False)
     assert (found.ready, str(found.reason)) == (False, "queue is full")

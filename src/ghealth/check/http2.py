@@ -24,7 +24,7 @@ RESET: Final = ReasonKind.RESET.template
 CLOSED: Final = ReasonKind.CLOSED.template
 NAME_UNRESOLVED: Final = ReasonKind.NAME_UNRESOLVED.template
 UNREACHABLE: Final = ReasonKind.UNREACHABLE.template
-TLS_FAILED: Final = ReasonKind.TLS.template
+TLS_FAILED: Final = "TLS handshake failed"
 NOT_HTTP2: Final = "answer is not HTTP/2"
 REQUEST_RESET: Final = "request reset by the server"
 

@@ -1,12 +1,16 @@
-"""Certificates: the server's, read again when it changes, and the trusted ones."""
+"""Certificates: the server's, which follows its files, and the trusted ones."""
 
 import base64
+import codecs
 import logging
 import os
 import re
 import ssl
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +19,10 @@ import grpc
 from ghealth.events import log_event
 
 _log = logging.getLogger(__name__)
+
+_CERT: Final = "GHEALTH_TLS_CERT_FILE"
+_KEY: Final = "GHEALTH_TLS_KEY_FILE"
+_CLIENT_CA: Final = "GHEALTH_TLS_CLIENT_CA_FILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +41,6 @@ class Files:
     client_ca: Path | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Contents:
-    cert: bytes
-    key: bytes
-    client_ca: bytes | None
-
-
 class CertificateError(Exception):
     """A file of a server's certificate cannot be used; the message is one line.
 
@@ -53,19 +54,11 @@ class CertificateError(Exception):
         self.variable = variable
 
 
-_Signature = tuple[tuple[int, ...] | None, ...]
-
-
 def mistakes(files: Files | None) -> list[str]:
-    """Return the mistakes in a server's certificate files, one line each.
-
-    Args:
-        files: The files; None has no mistakes.
-    """
-    if files is None:
-        return []
+    """Return the mistake in a server's certificate files, if there is one."""
     try:
-        _read(files)
+        if files is not None:
+            ServerCertificate(files)
     except CertificateError as error:
         return [f"{error.variable}: {error}"]
     return []
@@ -84,17 +77,16 @@ class ServerCertificate:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._lock = threading.Lock()
-        self._seen = _signature(files)
-        self._contents = _read(files)
-        self._configuration = _configuration(self._contents)
+        self._problem = ""
+        self._contents = self._verified = _read(files)
+        _verify(files, self._contents)
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Create gRPC's credentials for one port.
+        """Return gRPC's credentials for one port; each port has separate ones.
 
-        gRPC keeps a port's certificate until the credentials of this port return another one, so
-        ports cannot share credentials.
+        gRPC asks them at each handshake whether the certificate has changed.
         """
-        initial = used = self._current()
+        used = self._current()
 
         def changed() -> "grpc.ServerCertificateConfiguration | None":
             nonlocal used
@@ -102,106 +94,98 @@ class ServerCertificate:
             if current is used:
                 return None
             used = current
-            return current
+            return _configuration(used)
 
-        credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
-            initial,
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(used),
             # None keeps the certificate in use; the type stubs lack it.
             changed,  # type: ignore[arg-type]
             require_client_authentication=self._files.client_ca is not None,
         )
-        return credentials
 
-    def _current(self) -> grpc.ServerCertificateConfiguration:
-        """Return the certificate to serve with: the last valid one if the files are not valid.
+    def _current(self) -> "_Contents":
+        """Return what the files contain, or what they contained when they were valid.
 
         gRPC's threads call it at each handshake: it must be quick and must not raise.
         """
         with self._lock:
             try:
-                self._follow()
-            except Exception:
-                _log.exception("reading certificates failed", extra={"event": "internal_error"})
-            return self._configuration
-
-    def _follow(self) -> None:
-        """Read the files if they have changed since they were read, valid or not."""
-        signature = _signature(self._files)
-        if signature == self._seen:
-            return
-        self._seen = signature
-        try:
-            contents = _read(self._files)
-        except CertificateError as error:
-            log_event(
-                _log,
-                logging.WARNING,
-                "certificate_rejected",
-                f"the new certificate cannot be used, the old one stays in use: {error}",
-                reason=str(error),
-            )
-            return
-        if contents == self._contents:
-            return
-        self._contents = contents
-        self._configuration = _configuration(contents)
-        log_event(_log, logging.INFO, "certificate_replaced", "serving with the new certificate")
+                contents = _read(self._files)
+                if contents not in (self._contents, self._verified):
+                    self._verified = contents
+                    _verify(self._files, contents)
+                    self._contents = contents
+                    message = "serving with the new certificate"
+                    log_event(_log, logging.INFO, "certificate_replaced", message)
+                self._problem = ""
+            except CertificateError as error:
+                problem = str(error)
+                if problem != self._problem:
+                    self._problem = problem
+                    message = f"the new certificate cannot be used, the old one stays: {problem}"
+                    log_event(
+                        _log, logging.WARNING, "certificate_rejected", message, reason=problem
+                    )
+            return self._contents
 
 
 def trust_store() -> ssl.SSLContext:
     """Read the certificates of the system, or of `SSL_CERT_FILE` and `SSL_CERT_DIR`."""
-    return ssl.create_default_context()
+    context = ssl.create_default_context()
+    # Python 3.13 sets it, and would refuse certificates that Go and Python 3.12 accept: those of
+    # private authorities often lack an extension.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
 
 
 def trust_store_mistakes() -> list[str]:
-    """Return why the certificates of the system cannot be read. OpenSSL ignores it silently."""
-    paths = ssl.get_default_verify_paths()
+    """Return why https targets cannot be verified. OpenSSL ignores unreadable files silently."""
+    needed = "since a target has an https URL"
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    except ssl.SSLError as error:  # as in a FIPS configuration without its provider
+        return [f"OPENSSL_CONF: {_words(error)}; expected ciphers, {needed}"]
     lines = []
-    cafile = os.environ.get(paths.openssl_cafile_env)
-    capath = os.environ.get(paths.openssl_capath_env)
+    paths = ssl.get_default_verify_paths()
+    cafile, capath = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if cafile:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile)
-        except (OSError, ssl.SSLError) as error:
-            # An SSLError is an OSError, too.
-            why = "no certificates in it" if isinstance(error, ssl.SSLError) else error.strerror
-            lines.append(
-                f"{paths.openssl_cafile_env}: {cafile}: {why}; expected a PEM file, since a "
-                "target has an https URL"
-            )
+            context.load_verify_locations(cafile)
+        except OSError as error:
+            lines.append(f"SSL_CERT_FILE: {cafile}: {_words(error)}; expected a PEM file, {needed}")
     if capath and not all(map(os.path.isdir, capath.split(os.pathsep))):
         lines.append(
-            f"{paths.openssl_capath_env}: {capath}: not a folder; expected one with certificates, "
-            "since a target has an https URL"
+            f"SSL_CERT_DIR: {capath}: not a folder; expected one with certificates, {needed}"
         )
     if not (cafile or capath or paths.cafile or paths.capath):
         lines.append(
             f"SSL_CERT_FILE: unset, and the system has no certificates in {paths.openssl_cafile} "
-            f"or {paths.openssl_capath}; expected a PEM file, since a target has an https URL"
+            f"or {paths.openssl_capath}; expected a PEM file, {needed}"
         )
     return lines
 
 
-def _signature(files: Files) -> _Signature:
-    """Return values that change with the files; Kubernetes replaces a symbolic link above them."""
-    return tuple(map(_file_signature, (files.cert, files.key, files.client_ca)))
+_Contents = tuple[bytes, bytes, bytes]
+"""The certificate chain, the key and the authorities of clients, empty without one."""
 
 
-def _file_signature(path: Path | None) -> tuple[int, ...] | None:
-    if path is None:
-        return None
-    try:
-        status = os.stat(path)  # noqa: PTH116 - runs at each handshake
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+def _configuration(contents: _Contents) -> grpc.ServerCertificateConfiguration:
+    cert, key, client_ca = contents
+    return grpc.ssl_server_certificate_configuration(
+        [(key, cert)], root_certificates=client_ca or None
+    )
 
 
-_CERT: Final = "GHEALTH_TLS_CERT_FILE"
-_KEY: Final = "GHEALTH_TLS_KEY_FILE"
-_CLIENT_CA: Final = "GHEALTH_TLS_CLIENT_CA_FILE"
+def _read(files: Files) -> _Contents:
+    def contents(variable: str, path: Path | None) -> bytes:
+        with _naming(variable, path):
+            # After a byte order mark, gRPC's BoringSSL does not find the PEM.
+            return b"" if path is None else path.read_bytes().replace(codecs.BOM_UTF8, b"")
 
-_READS: Final = 3
+    places = ((_CERT, files.cert), (_KEY, files.key), (_CLIENT_CA, files.client_ca))
+    cert, key, client_ca = starmap(contents, places)
+    return cert, key, client_ca
+
 
 _SUPPORTED_KEYS: Final = (
     bytes.fromhex("06092a864886f70d010101"),  # RSA
@@ -213,69 +197,51 @@ _SUPPORTED_KEYS: Final = (
 """Kinds of public keys that gRPC can serve with, as certificates encode them (RFC 5480, RFC 8410).
 With any other it reports only that it cannot listen."""
 
-_PEM_CERTIFICATE: Final = re.compile(
-    rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----(.+?)-----END", re.DOTALL
-)
-
-
-def _read(files: Files) -> _Contents:
-    """Read the files and verify that they match."""
-    for _ in range(_READS):
-        contents = _contents(files)
-        _verify(files, contents)
-        # OpenSSL reads the files itself: equal contents before and after are what it verified.
-        if _contents(files) == contents:
-            return contents
-    raise CertificateError(_CERT, "the files keep changing")
-
-
-def _contents(files: Files) -> _Contents:
-    return _Contents(
-        _bytes(_CERT, files.cert),
-        _bytes(_KEY, files.key),
-        None if files.client_ca is None else _bytes(_CLIENT_CA, files.client_ca),
-    )
-
-
-def _bytes(variable: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CertificateError(variable, f"{path}: {error.strerror}") from None
+_PEM_CERTIFICATE: Final = re.compile(rb"BEGIN (?:X509 )?CERTIFICATE-----(.+?)-----END", re.DOTALL)
 
 
 def _verify(files: Files, contents: _Contents) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(files.cert, files.key, password=_no_password)
-    except OSError as error:  # of which SSLError is a kind
-        fits = getattr(error, "reason", "") != "KEY_VALUES_MISMATCH"
-        why = (
-            "expected PEM, the key without a password"
-            if fits
-            else "the certificate and the key do not match"
-        )
-        raise CertificateError(_CERT, f"{files.cert} and {files.key}: {why}") from None
-    leaf = _PEM_CERTIFICATE.search(contents.cert)
-    if leaf and not any(key in base64.b64decode(leaf[1]) for key in _SUPPORTED_KEYS):
-        raise CertificateError(
-            _CERT, f"{files.cert}: expected a key of RSA, ECDSA with P-256, P-384, P-521 or Ed25519"
-        )
+    """Verify the files with OpenSSL, and refuse those that gRPC's BoringSSL does not read.
+
+    gRPC does not report why it refuses a pair, and a rotation it ignores silently.
+    """
+    cert, _, client_ca = contents
+    with _naming(_CERT, f"{files.cert} and {files.key}", "PEM, and no password"):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        # Without a password, OpenSSL would ask for it on the terminal.
+        context.load_cert_chain(files.cert, files.key, password="")
+    with _naming(_CERT, files.cert, "CERTIFICATE with RSA, ECDSA P-256, P-384, P-521 or Ed25519"):
+        leaf = _PEM_CERTIFICATE.search(cert)
+        if leaf is None or b"BEGIN TRUSTED" in cert:
+            raise ValueError("TRUSTED CERTIFICATE")
+        if not any(kind in base64.b64decode(leaf[1]) for kind in _SUPPORTED_KEYS):
+            raise ValueError("a kind of key that gRPC cannot use")
     if files.client_ca is not None:
-        try:
+        with _naming(_CLIENT_CA, files.client_ca, "certificates in PEM"):
+            if b"X509 CRL" in client_ca:
+                raise ValueError("revocation lists are not supported")
             context.load_verify_locations(files.client_ca)
-        except OSError:
-            raise CertificateError(
-                _CLIENT_CA, f"{files.client_ca}: no certificates in it; expected PEM"
-            ) from None
 
 
-def _no_password() -> str:
-    """Return an empty password; OpenSSL would ask on the terminal for one."""
-    return ""
+@contextmanager
+def _naming(variable: str, place: object, expected: str = "a readable file") -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = _words(error)
+        raise CertificateError(variable, f"{place}: {why}; expected {expected}") from None
 
 
-def _configuration(contents: _Contents) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration(
-        [(contents.key, contents.cert)], root_certificates=contents.client_ca
-    )
+_WORDS: Final[Mapping[str | None, str]] = {
+    None: "cannot be read",
+    "EE_KEY_TOO_SMALL": "the key is too small",
+    "KEY_VALUES_MISMATCH": "the certificate and the key do not match",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "no certificates in it",
+}
+
+
+def _words(error: Exception) -> str:
+    """Return why OpenSSL or the system refuses a file."""
+    if isinstance(error, ssl.SSLError):
+        return _WORDS.get(error.reason) or error.reason.lower().replace("_", " ")
+    return getattr(error, "strerror", None) or str(error)

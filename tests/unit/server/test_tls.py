@@ -1,6 +1,5 @@
 import asyncio
 import logging
-import os
 import ssl
 import subprocess
 from collections.abc import AsyncGenerator, Callable
@@ -14,7 +13,7 @@ import trustme
 
 from ghealth.server import tls
 from ghealth.server.serve import ListenError, Ports, serve
-from ghealth.server.tls import CertificateError, Files, ServerCertificate
+from ghealth.server.tls import Files, ServerCertificate
 from ghealth.settings import Settings
 from tests.support import wire
 from tests.support.certificates import (
@@ -107,37 +106,96 @@ def test_a_new_pair_is_served_on_every_port(
     assert fetches.initial[2] == expected
 
 
-BROKEN: dict[str, Callable[[Pair], Pair]] = {
-    "of two pairs": lambda pair: pair | {KEY: pair_of(AUTHORITY)[KEY]},
-    "not PEM": lambda pair: pair | {CERT: b"?"},
-    "without a key": lambda pair: {CERT: pair[CERT]},
-    "without a certificate": lambda pair: {KEY: pair[KEY]},
+BOM = b"\xef\xbb\xbf"
+BAD_BLOCK = b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n"
+OTHER_KEY = pair_of(AUTHORITY)[KEY]
+PEM = "PEM, and no password"
+KINDS = "CERTIFICATE with RSA, ECDSA P-256, P-384, P-521 or Ed25519"
+
+Change = Callable[[Pair], Pair]
+
+BROKEN: dict[str, tuple[Change, str]] = {
+    "of two pairs": (
+        lambda pair: pair | {KEY: OTHER_KEY},
+        "{0}/tls.crt and {0}/tls.key: the certificate and the key do not match; expected " + PEM,
+    ),
+    "not PEM": (
+        lambda pair: pair | {CERT: b"?"},
+        "{0}/tls.crt and {0}/tls.key: cannot be read; expected " + PEM,
+    ),
+    "one bad block": (
+        lambda pair: pair | {CERT: pair[CERT] + BAD_BLOCK},
+        "{0}/tls.crt and {0}/tls.key: bad base64 decode; expected " + PEM,
+    ),
+    "trusted": (
+        lambda pair: pair | {CERT: trusted(pair[CERT])},
+        "{0}/tls.crt: TRUSTED CERTIFICATE; expected " + KINDS,
+    ),
+    "without a key": (
+        lambda pair: {CERT: pair[CERT]},
+        "{0}/tls.key: No such file or directory; expected a readable file",
+    ),
+    "without a certificate": (
+        lambda pair: {KEY: pair[KEY]},
+        "{0}/tls.crt: No such file or directory; expected a readable file",
+    ),
 }
-REASONS = {
-    "of two pairs": "{0}/tls.crt and {0}/tls.key: the certificate and the key do not match",
-    "not PEM": "{0}/tls.crt and {0}/tls.key: expected PEM, the key without a password",
-    "without a key": "{0}/tls.key: No such file or directory",
-    "without a certificate": "{0}/tls.crt: No such file or directory",
-}
+
+
+def trusted(cert: bytes) -> bytes:
+    """Return a certificate in OpenSSL's own format, which gRPC does not read."""
+    command = ["openssl", "x509", "-trustout", "-addtrust", "serverAuth"]
+    return subprocess.run(command, input=cert, check=True, capture_output=True).stdout
 
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_a_broken_new_pair_is_not_served(
     secret: Mounted, fetches: Fetches, caplog: pytest.LogCaptureFixture, broken: str
 ) -> None:
-    """The old one stays, with one line however many handshakes there are, until it is fixed."""
+    """The old one stays, with one line however many handshakes there are, until it is fixed.
+
+    At the start the same pair is a mistake that names the file.
+    """
     caplog.set_level(logging.INFO)
-    ServerCertificate(files_in(secret)).credentials()
+    files = files_in(secret)
+    ServerCertificate(files).credentials()
     (fetch,) = fetches.ports
     new = pair_of(AUTHORITY)
-    secret.swap(BROKEN[broken](new))
+    change, reason = BROKEN[broken]
+    reason = reason.format(secret.path)
+    secret.swap(change(new))
     assert [fetch() for _ in range(5)] == [None] * 5
-    rejected = ("certificate_rejected", REASONS[broken].format(secret.path))
-    assert events(caplog) == [rejected]
+    assert events(caplog) == [("certificate_rejected", reason)]
     assert caplog.records[0].levelno == logging.WARNING
+    variable = "GHEALTH_TLS_KEY_FILE" if broken == "without a key" else "GHEALTH_TLS_CERT_FILE"
+    assert tls.mistakes(files) == [f"{variable}: {reason}"]
     secret.swap(new)
     assert [fetch() for _ in range(2)] == [(new, None), None]
-    assert events(caplog) == [rejected, ("certificate_replaced", "")]
+    assert events(caplog) == [("certificate_rejected", reason), ("certificate_replaced", "")]
+
+
+@pytest.mark.parametrize(
+    ("client_ca", "why"),
+    [
+        (b"?", "no certificates in it"),
+        (AUTHORITY.cert_pem.bytes() + BAD_BLOCK, "cannot be read"),
+        (
+            AUTHORITY.cert_pem.bytes() + b"-----BEGIN X509 CRL-----\n-----END X509 CRL-----\n",
+            "revocation lists are not supported",
+        ),
+    ],
+)
+def test_client_authorities_that_cannot_be_used_are_a_mistake(
+    secret: Mounted, client_ca: bytes, why: str
+) -> None:
+    """Revocation lists, and all that follows a broken block, would be ignored by gRPC."""
+    files = files_in(secret, verifies=True)
+    assert tls.mistakes(None) == tls.mistakes(files) == []
+    secret.swap(pair_of(AUTHORITY) | {CLIENT_CA: client_ca})
+    (line,) = tls.mistakes(files)
+    assert line == (
+        f"GHEALTH_TLS_CLIENT_CA_FILE: {files.client_ca}: {why}; expected certificates in PEM"
+    )
 
 
 def test_the_same_files_written_again_are_no_news(
@@ -151,164 +209,73 @@ def test_the_same_files_written_again_are_no_news(
     assert events(caplog) == []
 
 
-def test_files_that_change_while_they_are_read(
-    secret: Mounted,
-    fetches: Fetches,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A pair is read again if it was swapped meanwhile; one that never rests is not served."""
-    caplog.set_level(logging.INFO)
-    ServerCertificate(files_in(secret)).credentials()
-    swaps: list[Pair] = []
-    verify = tls._verify
-
-    def swapped_meanwhile(files: Files, contents: Any) -> None:
-        if swaps:
-            secret.swap(swaps.pop())
-        verify(files, contents)
-
-    monkeypatch.setattr(tls, "_verify", swapped_meanwhile)
-    last = pair_of(AUTHORITY)
-    swaps += [last, pair_of(AUTHORITY)]
-    secret.swap(pair_of(AUTHORITY))
-    assert fetches.ports[0]() == (last, None)
-    swaps += [pair_of(AUTHORITY) for _ in range(3)]
-    secret.swap(pair_of(AUTHORITY))
-    assert fetches.ports[0]() is None
-    assert events(caplog) == [
-        ("certificate_replaced", ""),
-        ("certificate_rejected", "the files keep changing"),
-    ]
-
-
-def test_a_bug_in_reading_ends_no_handshake(
-    secret: Mounted,
-    fetches: Fetches,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Trap 23: nothing is raised into gRPC's thread; the old certificate stays, with one line."""
-
-    def broken(_: Files) -> Any:
-        raise ZeroDivisionError
-
-    ServerCertificate(files_in(secret)).credentials()
-    monkeypatch.setattr(tls, "_read", broken)
-    secret.swap(pair_of(AUTHORITY))
-    assert [fetches.ports[0]() for _ in range(3)] == [None] * 3
-    assert events(caplog) == [("internal_error", "")]
-
-
-def test_files_that_have_not_changed_are_not_read(
+def test_a_handshake_verifies_nothing_again(
     secret: Mounted, fetches: Fetches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trap 23: a handshake costs one stat() a file, and nothing is opened."""
-    ServerCertificate(files_in(secret, verifies=True)).credentials()
-    looked: list[object] = []
-    real = os.stat
+    """Trap 23: as long as the files stay the same, valid or not, they are compared only."""
+    verified: list[object] = []
+    verify = tls._verify
 
-    def stat(path: Any, **options: Any) -> os.stat_result:
-        looked.append(path)
-        return real(path, **options)
+    def count(files: Files, contents: Any) -> None:
+        verified.append(contents)
+        verify(files, contents)
 
-    def forbidden(*_: object, **__: object) -> Any:
-        raise AssertionError("opened")
-
-    monkeypatch.setattr(os, "stat", stat)
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
-    assert fetches.ports[0]() is None
-    assert looked == [secret.path / name for name in (CERT, KEY, CLIENT_CA)]
+    monkeypatch.setattr(tls, "_verify", count)
+    ServerCertificate(files_in(secret)).credentials()
+    (fetch,) = fetches.ports
+    for _ in range(3):
+        secret.swap(pair_of(AUTHORITY) | {KEY: OTHER_KEY})
+        assert [fetch() for _ in range(3)] == [None] * 3
+    assert len(verified) == 4
 
 
 def openssl_pair(folder: Path, *options: str) -> Files:
     """Make a self-signed pair with a key of a kind that trustme does not make."""
     files = Files(folder / "c.pem", folder / "k.pem", None)
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-subj",
-            "/CN=localhost",
-            "-days",
-            "1",
-            "-keyout",
-            str(files.key),
-            "-out",
-            str(files.cert),
-            *options,
-        ],
-        check=True,
-        capture_output=True,
-    )
+    out = ["-keyout", str(files.key), "-out", str(files.cert)]
+    command = ["openssl", "req", "-x509", "-subj", "/CN=localhost", "-days", "1", *out, *options]
+    subprocess.run(command, check=True, capture_output=True)
     return files
 
 
-SUPPORTED = {
-    "RSA": ("-newkey", "rsa:2048"),
-    "P-256": ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-    "P-384": ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384"),
-    "P-521": ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-521"),
-    "Ed25519": ("-newkey", "ed25519"),
-}
-UNSUPPORTED = {
-    "RSA-PSS": ("-newkey", "rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048"),
-    "P-224": ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp224r1"),
-    "Ed448": ("-newkey", "ed448"),
-}
+def ec(curve: str) -> tuple[str, ...]:
+    return ("-nodes", "-newkey", "ec", "-pkeyopt", f"ec_paramgen_curve:{curve}")
 
 
-@pytest.mark.parametrize("kind", [*SUPPORTED, *UNSUPPORTED])
-async def test_keys_that_grpc_cannot_serve_with_are_mistakes(tmp_path: Path, kind: str) -> None:
-    """A key is accepted when the settings are read if gRPC can listen with it, and only then."""
-    files = openssl_pair(tmp_path, "-nodes", *(SUPPORTED | UNSUPPORTED)[kind])
+UNUSABLE = f"a kind of key that gRPC cannot use; expected {KINDS}"
+
+
+@pytest.mark.parametrize(
+    ("options", "mistake"),
+    [
+        (("-nodes", "-newkey", "rsa:2048"), None),
+        (ec("P-256"), None),
+        (ec("P-384"), None),
+        (ec("P-521"), None),
+        (("-nodes", "-newkey", "ed25519"), None),
+        (("-nodes", "-newkey", "ed448"), UNUSABLE),
+        (("-nodes", "-newkey", "rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048"), UNUSABLE),
+        (ec("secp224r1"), UNUSABLE),
+        (("-nodes", "-newkey", "rsa:1024"), "the key is too small; expected " + PEM),
+        (
+            ("-newkey", "rsa:2048", "-passout", "pass:x"),
+            "cannot be read; expected " + PEM,
+        ),
+    ],
+)
+async def test_a_key_that_cannot_be_used_is_a_mistake(
+    tmp_path: Path, options: tuple[str, ...], mistake: str | None
+) -> None:
+    """A key is accepted only if gRPC can listen with it; otherwise the cause is named."""
+    files = openssl_pair(tmp_path, *options)
+    lines = tls.mistakes(files)
+    assert bool(lines) == bool(mistake)
+    if mistake:
+        assert lines[0].endswith(f": {mistake}")
+        return
     server = grpc.aio.server()
-    credentials = grpc.ssl_server_credentials([(files.key.read_bytes(), files.cert.read_bytes())])
-    if kind in SUPPORTED:
-        server.add_secure_port("127.0.0.1:0", credentials)
-        assert tls.mistakes(files) == []
-    else:
-        with pytest.raises(RuntimeError):
-            server.add_secure_port("127.0.0.1:0", credentials)
-        (line,) = tls.mistakes(files)
-        assert line == (
-            f"GHEALTH_TLS_CERT_FILE: {files.cert}: expected a key of RSA, ECDSA with P-256, "
-            "P-384, P-521 or Ed25519"
-        )
+    assert server.add_secure_port("127.0.0.1:0", ServerCertificate(files).credentials())
     await server.stop(0)
-
-
-def test_an_encrypted_key_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key with a password is refused; OpenSSL would ask for it on the terminal by itself."""
-    real: Any = ssl.SSLContext.load_cert_chain
-
-    def load(context: ssl.SSLContext, *paths: Any, password: Any = None) -> None:
-        assert password is not None
-        real(context, *paths, password=password)
-
-    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load)
-    files = openssl_pair(tmp_path, "-newkey", "rsa:2048", "-passout", "pass:x")
-    (line,) = tls.mistakes(files)
-    assert line == (
-        f"GHEALTH_TLS_CERT_FILE: {files.cert} and {files.key}: expected PEM, the key without a "
-        "password"
-    )
-
-
-def test_the_mistake_names_the_file(secret: Mounted) -> None:
-    """Each file that cannot be used is named with its variable and its path."""
-    files = files_in(secret, verifies=True)
-    assert tls.mistakes(None) == tls.mistakes(files) == []
-    good = {path.name: path.read_bytes() for path in secret.path.iterdir() if path.is_file()}
-    secret.swap(good | {CLIENT_CA: b"?"})
-    assert tls.mistakes(files) == [
-        f"GHEALTH_TLS_CLIENT_CA_FILE: {files.client_ca}: no certificates in it; expected PEM"
-    ]
-    secret.swap({name: good[name] for name in (CERT, CLIENT_CA)})
-    assert tls.mistakes(files) == [f"GHEALTH_TLS_KEY_FILE: {files.key}: No such file or directory"]
-    with pytest.raises(CertificateError, match="No such file"):
-        ServerCertificate(files)
 
 
 # ---- on the wire ---------------------------------------------------------------------------------
@@ -360,6 +327,36 @@ async def test_it_serves_beside_plaintext(
         await refused(plain, client)
         with pytest.raises((OSError, AssertionError)):
             await wire.call(secure, LIVENESS)
+
+
+@pytest.mark.parametrize("file", [CERT, KEY, CLIENT_CA])
+async def test_a_byte_order_mark_is_ignored(
+    run: Run, tmp_path: Path, secret: Mounted, file: str
+) -> None:
+    """Trap 29: gRPC does not read a file that begins with one, so it gets the file without."""
+    new = pair_of(AUTHORITY) | {CLIENT_CA: AUTHORITY.cert_pem.bytes()}
+    client = client_of(AUTHORITY, Mounted(tmp_path / "client", pair_of(AUTHORITY)).path)
+    secret.swap(new | {file: BOM + new[file]})
+    async with run(verifies=True) as ports:
+        for _ in range(2):
+            reply = await wire.call(ports.tls_listen[0], LIVENESS, tls=client)
+            assert (reply.code, reply.certificate) == (0, der_of(new))
+            new = pair_of(AUTHORITY) | {CLIENT_CA: AUTHORITY.cert_pem.bytes()}
+            secret.swap(new | {file: BOM + new[file]})
+
+
+async def test_a_bug_in_reading_ends_no_handshake(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 23: gRPC logs an exception of the callback, and serves with the old certificate."""
+
+    def broken(_: Files) -> Any:
+        raise ZeroDivisionError
+
+    async with run() as ports:
+        monkeypatch.setattr(tls, "_read", broken)
+        reply = await wire.call(ports.tls_listen[0], LIVENESS, tls=client_of(AUTHORITY))
+        assert reply.code == 0
 
 
 async def test_without_a_plain_port(run: Run) -> None:
@@ -451,7 +448,8 @@ async def test_files_that_broke_since_the_settings_were_read(run: Run, secret: M
     with pytest.raises(ListenError) as raised:
         await serve(settings[0], shutdown_trigger=asyncio.Event().wait)
     assert str(raised.value) == (
-        f"cannot serve with TLS: {secret.path / CERT}: No such file or directory"
+        f"cannot serve with TLS: {secret.path / CERT}: No such file or directory; expected a "
+        "readable file"
     )
 
 
@@ -508,7 +506,10 @@ def test_a_trust_store_that_cannot_be_read_is_a_mistake(
     )
     empty = tmp_path / "empty.pem"
     empty.touch()
-    for file, why in [(tmp_path / "x", "No such file or directory"), (empty, "no certificates in")]:
+    for file, why in [
+        (tmp_path / "x", "No such file or directory"),
+        (empty, "no certificates in it"),
+    ]:
         monkeypatch.setenv("SSL_CERT_FILE", str(file))
         monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path}:{tmp_path / 'y'}")
         first, second = tls.trust_store_mistakes()
@@ -518,3 +519,30 @@ def test_a_trust_store_that_cannot_be_read_is_a_mistake(
             f"SSL_CERT_DIR: {tmp_path}:{tmp_path / 'y'}: not a folder; expected one with "
             f"certificates{ending}"
         )
+
+
+def test_openssl_without_ciphers_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FIPS configuration without its provider is named in one line."""
+
+    def broken(_: object) -> Any:
+        error = ssl.SSLError(161, "library has no ciphers")
+        error.reason = "LIBRARY_HAS_NO_CIPHERS"
+        raise error
+
+    monkeypatch.setattr(ssl, "SSLContext", broken)
+    assert tls.trust_store_mistakes() == [
+        "OPENSSL_CONF: library has no ciphers; expected ciphers, since a target has an https URL"
+    ]
+
+
+def test_the_trust_store_is_as_strict_on_every_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 35: Python 3.13 would refuse certificates that Go and older Pythons accept."""
+    create = ssl.create_default_context
+
+    def strict() -> ssl.SSLContext:
+        context = create()
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    assert not tls.trust_store().verify_flags & ssl.VERIFY_X509_STRICT
