@@ -10,6 +10,9 @@ REVISION = $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2> /d
 IMAGE ?= ghealth
 ENGINE ?= $(shell tools/find-engine)
 
+# Processes of `make test`: its tests wait for each other's programs, so one more than there are CPUs.
+JOBS ?= $(shell expr $$(nproc) + 1)
+
 .DEFAULT_GOAL := help
 .PHONY: help env run test lint fmt page-test page-pictures interop probe-matrix interop-table soak flood deploy-check image image-test dist release-dry-run mutants bench bench-scale bench-against bench-check cost rollout rollout-smoke tables lock version clean
 
@@ -30,9 +33,8 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 run: env ## run a real Envoy on 15021 and ghealth on 25021, until Ctrl-C
 	@exec $(BIN)/python -m tools.run
 
-test: env ## run the tests: units, and the whole program beside a real Envoy, with branch coverage
-	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage report
+test: env ## run the tests, in parallel: units, and the whole program beside a real Envoy, with branch coverage
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadgroup --cov --cov-report=term $(ARGS)
 
 lint: env ## run ruff, mypy --strict, import-linter, codespell and the check of the prose
 	$(BIN)/ruff check
@@ -135,9 +137,9 @@ rollout-smoke: env ## the same for a few events
 tables: env ## write the documentation's tables from the code
 	$(BIN)/python -m tools.tables
 
-lock: env ## write requirements/*.txt from pyproject.toml
+lock: env ## write requirements/*.txt from pyproject.toml; ARGS=--upgrade for the newest versions
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/python -m tools.lock
+	$(BIN)/python -m tools.lock $(ARGS)
 
 version: ## print the version
 	@echo $(VERSION)

@@ -28,7 +28,7 @@ def text_of(lock: str) -> str:
 
 
 def pins(lock: str) -> dict[str, str]:
-    return dict(re.findall(r"^([\w-]+)==([\w.]+)", text_of(lock), re.MULTILINE))
+    return dict(re.findall(r"^([\w-]+)(?:\[[\w,-]+\])?==([\w.]+)", text_of(lock), re.MULTILINE))
 
 
 def test_every_lock_is_known() -> None:
