@@ -1,12 +1,12 @@
 """Measures ghealth beside its peers, and how its cost grows.
 
 python -m bench.speed                          all rows, printed as tables
-python -m bench.speed --rows connection,slow   some rows
+python -m bench.speed --rows cold,connection   some rows
 python -m bench.speed --scale                  how cost grows with the number of services, …
 python -m bench.speed --write                  all rows, into results.json and docs/performance.md
 python -m bench.speed --scale --write          the same for the scale: scale.json
 python -m bench.speed --check                  exit code 1 if the page is not that of the results
-python -m bench.speed --rows connection,slow,requests,idle,ten --against 841874f=PYTHON
+python -m bench.speed --rows cold,idle --against 841874f=PYTHON
                                                compare with another version of ghealth
 """
 
@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -116,7 +117,9 @@ def _scale(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    return {"cores": os.cpu_count(), "python": platform.python_version()}
+    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    return {"commit": commit, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def _write(path: Path, found: dict[str, Any], *, write: bool) -> None:
