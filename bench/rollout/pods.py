@@ -33,7 +33,9 @@ class Proxy(Gateway):
 
     def __init__(self, agent: Agent, host: str, ports: Ports, echo_port: int) -> None:
         drain_time = f"{numbers.ENVOY_DRAIN_TIME / SCALE:.0f}"
-        super().__init__(agent, ports.readiness, host, ("--drain-time-s", drain_time))
+        # As pilot-agent starts it (istio/istio, pkg/envoy/proxy.go).
+        options = ("--drain-time-s", drain_time, "--drain-strategy", "immediate")
+        super().__init__(agent, ports.readiness, host, options)
         self.admin_port = ports.envoy_admin
         config = json.loads(self._config)
         address = {"address": host, "port_value": self.admin_port}
@@ -149,6 +151,7 @@ class Pod:
         self.deleting = False
         self.gone = False
         self.proxy_ready = False
+        self.configured = False
         self.hung = False
         self.drained_by_hand = False
         self.states: list[tuple[float, str]] = []
@@ -156,7 +159,6 @@ class Pod:
         self._startup_probe = recipe.startup_probe
         self._random = random
         self._agent = Agent()
-        self._agent.state = SICK
         self.proxy = Proxy(self._agent, host, ports, echo_port)
         url = recipe.probe_url.replace("localhost:15021", f"{host}:{ports.readiness}")
         url = url.replace("localhost:15000", f"{host}:{self.proxy.admin_port}")
@@ -166,10 +168,14 @@ class Pod:
     @property
     def well(self) -> bool:
         """The real state: configured, running, not terminating, and not drained by hand."""
-        return self._agent.state == READY and not self.hung and not self.drained_by_hand
+        is_ready = self.configured and self._agent.state == READY
+        return is_ready and not self.hung and not self.drained_by_hand
 
     async def start(self, configured_after: float = numbers.ENVOY_START) -> None:
         """Start the sidecars, then the gateway, which has its configuration after a while.
+
+        Until then an Envoy of Istio has no listener: both ports refuse, and nothing answers 503. The
+        one here has its configuration at once, so it is started when the other would have it.
 
         The pod's time begins when the sidecars listen, less the time that this takes in a cluster:
         their start cannot be made five times as fast, and would last until the first checks.
@@ -185,10 +191,9 @@ class Pod:
             asyncio.create_task(self._probe()),
             asyncio.create_task(self._look_after_bridges()),
         ]
-        begun = asyncio.get_running_loop().time()
+        await asyncio.sleep(configured_after / SCALE)
         await asyncio.to_thread(self.proxy.start)
-        took = asyncio.get_running_loop().time() - begun
-        await asyncio.sleep(max(0.0, configured_after / SCALE - took))
+        self.configured = True
         self.heal()
 
     def sicken(self) -> None:

@@ -183,7 +183,7 @@ CHECK_ADDR, CHECK_ALONE, CHECK_TLS, PROBE = (
 _LAUNCHER: Final = """
 import json, os, resource, sys, time
 begin = time.perf_counter()
-quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+quiet = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
 _, code = os.waitpid(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet), 0)
 took, used = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
 cpu = used.ru_utime + used.ru_stime
