@@ -174,7 +174,7 @@ class Pod:
     async def start(self, configured_after: float = numbers.ENVOY_START) -> None:
         """Start the sidecars, then the gateway, which has its configuration after a while.
 
-        Until then an Envoy of Istio has no listener: both ports refuse, and nothing answers 503. The
+        Until then an Envoy of Istio has no listener: both ports refuse, nothing answers 503. The
         one here has its configuration at once, so it is started when the other would have it.
 
         The pod's time begins when the sidecars listen, less the time that this takes in a cluster:

@@ -6,7 +6,7 @@ from typing import Final
 
 Point = tuple[float, float]
 
-_BAR, _GAP, _LEFT, _WIDTH = 18, 26, 250, 420
+_BAR, _GAP, _WIDTH = 18, 26, 420
 _GREYS: Final = ("#888888", "#aaaaaa", "#bbbbbb", "#cccccc", "#dddddd")
 _BLUE: Final = "#1f77b4"
 _PANEL_WIDTH, _PANEL_HEIGHT, _MARGIN = 300, 200, 60
@@ -29,8 +29,8 @@ def _svg(width: int, height: int, parts: Sequence[str]) -> str:
     )
 
 
-def bars(groups: Mapping[str, Mapping[str, float]]) -> str:
-    """Draw a group of bars for each title; the first bar of a group is blue."""
+def bars(groups: Mapping[str, Mapping[str, float]], left: int = 250) -> str:
+    """Draw a group of bars for each title, beside `left` pixels of names; its first bar is blue."""
     parts, y = [], 10
     for title, group in groups.items():
         parts.append(f'<text x="0" y="{y + 14}" font-weight="bold">{title}</text>')
@@ -39,13 +39,13 @@ def bars(groups: Mapping[str, Mapping[str, float]]) -> str:
             width = max(1, round(_WIDTH * value / max(group.values())))
             colour = _GREYS[(index - 1) % len(_GREYS)] if index else _BLUE
             parts.append(
-                f'<text x="{_LEFT - 8}" y="{y + 13}" text-anchor="end">{name}</text>'
-                f'<rect x="{_LEFT}" y="{y}" width="{width}" height="{_BAR - 4}" fill="{colour}"/>'
-                f'<text x="{_LEFT + width + 6}" y="{y + 13}">{shown(value)}</text>'
+                f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{name}</text>'
+                f'<rect x="{left}" y="{y}" width="{width}" height="{_BAR - 4}" fill="{colour}"/>'
+                f'<text x="{left + width + 6}" y="{y + 13}">{shown(value)}</text>'
             )
             y += _BAR
         y += 10
-    return _svg(_LEFT + _WIDTH + 80, y, parts)
+    return _svg(left + _WIDTH + 80, y, parts)
 
 
 def curves(title: str, panels: Mapping[str, Mapping[int, float]]) -> str:
