@@ -32,6 +32,8 @@ TIMEOUT: Final = 180.0
 ATTEMPTS: Final = 3
 
 SMOKE: Final = ("scale-in", "sick", "hang", "restart")
+SMOKE_JOBS: Final = len(SMOKE)
+"""They mostly wait, and with three contenders each takes less than a quarter of a core."""
 SMOKE_CONTENDERS: Final = "ghealth,http,pass-through"
 
 SHOWN: Final = 20
@@ -163,7 +165,7 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="a few runs, nothing written")
     parser.add_argument("--events", help="their names, comma-separated; all of them by default")
     parser.add_argument("--seeds", help=f"N or FIRST-LAST; {SEEDS} by default")
-    parser.add_argument("--jobs", type=int, default=JOBS, help="runs at a time")
+    parser.add_argument("--jobs", type=int, help=f"runs at a time; {JOBS}, {SMOKE_JOBS} to smoke")
     parser.add_argument("--add", action="store_true", help="keep the other runs of results.json")
     parser.add_argument("--write", action="store_true", help="write results and page")
     arguments = parser.parse_args()
@@ -174,8 +176,9 @@ def main() -> int:
     few = [(event, seed) for event, seed in wanted if seed <= SEEDS_OF_ALL]
     more = [(event, seed) for event, seed in wanted if seed > SEEDS_OF_ALL]
     names_of_few = SMOKE_CONTENDERS if arguments.smoke else ""
-    runs = asyncio.run(make_runs(few, arguments.jobs, names_of_few))
-    runs += asyncio.run(make_runs(more, 3 * arguments.jobs, PAIR))
+    jobs = arguments.jobs or (SMOKE_JOBS if arguments.smoke else JOBS)
+    runs = asyncio.run(make_runs(few, jobs, names_of_few))
+    runs += asyncio.run(make_runs(more, 3 * jobs, PAIR))
     problems = report.broken(runs)
     if len(runs) < len(wanted):
         problems.append(f"{len(wanted) - len(runs)} runs failed: make them again with --add")

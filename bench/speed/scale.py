@@ -11,6 +11,7 @@ from bench.speed import figures, loads
 from bench.speed.contenders import GHEALTH, Contender, running
 from bench.speed.figures import growth, progress
 from bench.speed.gateways import ALONE, HANG, Gateway, gateway
+from tests.support.frames import CHECK
 
 Costs = dict[int, dict[str, float]]
 """Figures by number; those of 0 are the cost of none."""
@@ -116,7 +117,7 @@ def connections(number: int) -> dict[str, float]:
         loads.connections(contender.port, number) as opened,
     ):
         for connection in opened:
-            connection.call(loads.CHECK, [b""])
+            connection.call(CHECK, [b""])
         loads.answers(opened, number)
         found = _over_time(contender, envoy)
         del found[REQUESTS]

@@ -10,9 +10,9 @@ from bench.speed.check import COMPARED, RESULTS, regressions
 from bench.speed.contenders import FLOOR, GHEALTH
 from bench.speed.figures import by_turns, growth, medians, percentile, progress
 from bench.speed.gateways import ALONE, WITH_AGENT, config
-from bench.speed.loads import call, frame, frames
 from bench.speed.report import GOALS, Goal
 from bench.speed.rows import ROWS
+from tests.support import frames
 
 
 def test_the_page_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,18 +85,19 @@ def test_progress_counts_rounds(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_frames_come_in_any_pieces() -> None:
     """A call that arrives byte by byte is the same frames."""
-    sent = call("/path", 3, b"\x0a\x01s") + frame(4, 0, 0, b"")
+    message = b"\0\0\0\0\x03\x0a\x01s"
+    sent = frames.call(frames.block("/path"), 3, message, end=True) + frames.settings()
     received = bytearray()
     found: list[tuple[int, int, int, bytes]] = []
     for byte in sent:
         received.append(byte)
-        found += frames(received)
+        found += frames.taken(received)
     assert [(kind, flags, stream) for kind, flags, stream, _ in found] == [
         (1, 4, 3),
         (0, 1, 3),
         (4, 0, 0),
     ]
-    assert found[1][3] == b"\0\0\0\0\x03\x0a\x01s"
+    assert found[1][3] == message
     assert received == b""
 
 
