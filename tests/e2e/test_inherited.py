@@ -157,13 +157,17 @@ def inheriting(setup: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     "setup",
     [
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)",
-        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
-        "signal.signal(signal.SIGPIPE, signal.SIG_DFL)",
-        "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
-        "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')",
+        (
+            "for each in ('TERM', 'INT', 'CHLD'):\n"
+            "    signal.signal(getattr(signal, f'SIG{each}'), signal.SIG_IGN)"
+        ),
+        (
+            "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+            "signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n"
+            "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')"
+        ),
     ],
+    ids=["ignored", "blocked"],
 )
 def test_what_a_parent_leaves_behind_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setup: str
