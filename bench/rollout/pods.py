@@ -154,7 +154,6 @@ class Pod:
         self.configured = False
         self.hung = False
         self.drained_by_hand = False
-        self.states: list[tuple[float, str]] = []
         self._readiness = ports.readiness
         self._startup_probe = recipe.startup_probe
         self._random = random
@@ -185,7 +184,6 @@ class Pod:
         for bridge in started:
             bridge.start()
         await asyncio.to_thread(wait_until, lambda: all(bridge.listens for bridge in started))
-        self._note("starting")
         await asyncio.sleep(numbers.SIDECAR_START / SCALE)
         self._tasks = [
             asyncio.create_task(self._probe()),
@@ -199,26 +197,22 @@ class Pod:
     def sicken(self) -> None:
         """Answer 503 from now on, and still serve requests."""
         self._agent.state = SICK
-        self._note("503")
 
     def hang(self) -> None:
         """Stop Envoy by SIGSTOP."""
         self.hung = True
         self._signal(signal.SIGSTOP)
-        self._note("hung")
 
     async def drain_by_hand(self) -> None:
         """Drain Envoy as an operator does; 15021 still answers 200 (istio/istio#38065)."""
         await http_status(self.host, self.proxy.admin_port, "/healthcheck/fail", "POST")
         self.drained_by_hand = True
-        self._note("by hand")
 
     def heal(self) -> None:
         """Recover."""
         if self.hung:
             self._signal(signal.SIGCONT)
         self.hung, self._agent.state = False, READY
-        self._note("ready")
 
     async def terminate(self, prestop: float, drain: float) -> None:
         """End as with Kubernetes and pilot-agent; `deleting` is true at once.
@@ -227,10 +221,8 @@ class Pod:
         after the drain. Native sidecars get SIGTERM after that.
         """
         self.deleting = True
-        self._note("preStop")
         await asyncio.sleep(prestop / SCALE)
         self._agent.state = SICK
-        self._note("draining")
         with contextlib.suppress(OSError):
             path = "/drain_listeners?graceful"
             await http_status(self.host, self.proxy.admin_port, path, "POST")
@@ -240,7 +232,6 @@ class Pod:
     async def kill(self) -> None:
         """End at once, as when the machine fails."""
         self.deleting = self.gone = True
-        self._note("gone")
         self._agent.state = SICK
         for task in self._tasks:
             task.cancel()
@@ -288,6 +279,3 @@ class Pod:
     def _signal(self, signum: signal.Signals) -> None:
         if self.proxy.process is not None:
             self.proxy.process.send_signal(signum)
-
-    def _note(self, state: str) -> None:
-        self.states.append((asyncio.get_running_loop().time(), state))

@@ -110,7 +110,7 @@ def _rows(arguments: argparse.Namespace) -> dict[str, Any]:
 def _scale(arguments: argparse.Namespace) -> dict[str, Any]:
     costs: dict[str, Costs] = {}
     for number, name in enumerate(arguments.rows, 1):
-        print(f"plot {number} of {len(arguments.rows)}: {name}", file=sys.stderr)
+        print(f"table {number} of {len(arguments.rows)}: {name}", file=sys.stderr)
         costs[name] = scale.measured(name, arguments.rounds)
         print(report.scale_table(name, costs[name]), end="\n\n", flush=True)
     return {"machine": _machine(), "rounds": arguments.rounds, "scale": costs}
@@ -130,7 +130,7 @@ def _write(path: Path, found: dict[str, Any], *, write: bool) -> None:
 
 
 def _files() -> dict[Path, str]:
-    """Return the page and the pictures as the committed results make them."""
+    """Return the page and the picture as the committed results make them."""
     results = json.loads(RESULTS.read_text())
     costs = json.loads(SCALE.read_text())["scale"] if SCALE.exists() else {}
     return report.files(

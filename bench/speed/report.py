@@ -1,4 +1,4 @@
-"""The generated parts of docs/performance.md: tables, the goals, the pictures."""
+"""The generated parts of docs/performance.md: tables, the goals, the picture."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -160,19 +160,7 @@ def scale_table(name: str, costs: Costs) -> str:
     exponents = [scale.exponent(costs, f) for f in figures]
     cells = [f"{e:.2f}" + ("" if e <= scale.LINEAR else " **missed**") for e in exponents]
     lines.append(f"| *exponent of the last step* | {' | '.join(cells)} |")
-    title = SCALES[name].title
-    return "\n\n".join([f"### {title}", "\n".join(lines), f"![{title}](scale-{name}.svg)"])
-
-
-def scale_pictures(costs: Mapping[str, Costs]) -> dict[Path, str]:
-    """Return the plots by file."""
-    return {
-        DOCS / f"scale-{name}.svg": plots.curves(
-            SCALES[name].title,
-            {figure: scale.added(one, figure) for figure in SCALES[name].plotted},
-        )
-        for name, one in costs.items()
-    }
+    return "\n\n".join([f"### {SCALES[name].title}", "\n".join(lines)])
 
 
 _PICTURED: Final = (
@@ -219,7 +207,7 @@ def page(text: str, taken: str, results: Results, costs: Mapping[str, Costs]) ->
 
 
 def files(found: Mapping[str, Any], costs: Mapping[str, Costs]) -> dict[Path, str]:
-    """Return the page and the pictures by file.
+    """Return the page and the picture by file.
 
     Args:
         found: The content of results.json.
@@ -233,5 +221,4 @@ def files(found: Mapping[str, Any], costs: Mapping[str, Costs]) -> dict[Path, st
     return {
         PAGE: page(PAGE.read_text(), taken, results, costs),
         PICTURE: picture(results),
-        **scale_pictures(costs),
     }

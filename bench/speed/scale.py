@@ -34,16 +34,14 @@ class ScaleKind:
     """Something whose number grows.
 
     Args:
-        title: The heading of its plot.
+        title: The heading of its table.
         numbers: The numbers that are measured, beside 0.
         measure: Measures one number, in separate processes.
-        plotted: The figures that have a plot.
     """
 
     title: str
     numbers: tuple[int, ...]
     measure: Callable[[int], dict[str, float]]
-    plotted: tuple[str, ...] = (CPU, RESIDENT)
 
 
 def _over_time(contender: Contender, envoy: Gateway) -> dict[str, float]:
@@ -135,7 +133,6 @@ SCALES: Final[dict[str, ScaleKind]] = {
         "Checks that wait for one probe",
         (10, 100, 1000, 10_000),
         waiting_checks,
-        ("CPU ms in all", RESIDENT),
     ),
     "connections": ScaleKind("Open connections", (10, 100, 700), connections),
 }

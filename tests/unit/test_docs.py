@@ -453,7 +453,7 @@ def runs_of(event: str) -> list[dict[str, Any]]:
 
 
 def seconds_without_a_pod() -> float:
-    """Return for how long requests fail in the picture of a pod without preStop."""
+    """Return for how long requests fail in the first run of a pod without preStop."""
     drawn = next(run for run in runs_of("bare") if run["seed"] == 1)
     failures = drawn["contenders"]["ghealth"]["failures"]
     moments = [moment for moment, *_ in failures if moment > 0]  # 0: the pod is deleted
