@@ -135,7 +135,7 @@ def test_the_worse_gateway_counts(goal: Goal, values: tuple[float, float]) -> No
 
 
 def test_a_goal_that_was_not_measured_is_in_the_table() -> None:
-    """A row without the figure of a goal is no verdict."""
+    """A goal whose figure is missing has no verdict."""
     lines = report.goals({"memory": {ALONE: {GHEALTH: {"resident MiB": 50.0}, "ratios": {}}}})
     assert "| Resident MiB at the start | ≤ 59 | 50 | met |" in lines
     assert "| Resident MiB after all loads | ≤ 64 | | not measured yet |" in lines
