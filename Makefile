@@ -14,7 +14,7 @@ ENGINE ?= $(shell tools/find-engine)
 JOBS ?= $(shell expr $$(nproc) + 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test lint fmt page-test page-pictures interop probe-matrix interop-table soak flood deploy-check image image-test dist release-dry-run mutants bench bench-scale bench-against bench-check rollout rollout-smoke tables lock version clean
+.PHONY: help env run test lint fmt page-test page-pictures interop probe-matrix interop-table soak flood deploy-check image image-test dist release-dry-run mutants bench bench-scale bench-against rollout rollout-smoke tables lock version clean
 
 help: # list the targets: the usual ones, and after a line of "##" the others
 	@sed -n -e 's/^\([a-z-]*\):.*## /  make \1\t/p' -e 's/^##$$//p' $(MAKEFILE_LIST) | expand -t 22
@@ -120,9 +120,6 @@ bench-against: env .venv-bench/.installed ## compare with ghealth of COMMIT in w
 	git archive $(COMMIT) | tar -x -C build/$(COMMIT)
 	$(call image-venv,build/$(COMMIT)/venv,build/$(COMMIT))
 	$(BIN)/python -m bench.speed --rows cold,connection,ten,idle,command,start,storm --against $(COMMIT)=build/$(COMMIT)/venv/bin/python $(ARGS)
-
-bench-check: env .venv-bench/.installed ## compare with bench/speed/results.json: ratios in wide bands, counts exactly
-	$(BIN)/python -m bench.speed.check
 
 rollout: env ## count requests that fail behind a model of an ALB, in every event (30 min); ARGS='--events hang --seeds 2'
 	$(BIN)/python -m bench.rollout $(or $(ARGS),--write)

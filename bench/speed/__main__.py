@@ -20,11 +20,11 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from bench.speed import check, contenders, report, rows, scale
-from bench.speed.check import RESULTS
+from bench.speed import contenders, report, rows, scale
 from bench.speed.rows import ROWS
 from bench.speed.scale import SCALES, Costs
 
+RESULTS: Final = Path(__file__).parent / "results.json"
 SCALE: Final = Path(__file__).parent / "scale.json"
 
 
@@ -99,12 +99,7 @@ def _rows(arguments: argparse.Namespace) -> dict[str, Any]:
             results[name][kind] = rows.measured(name, kind, arguments.rounds)
         print(report.tables({name: results[name]}), end="\n\n", flush=True)
     print(report.goals(results))
-    return {
-        "machine": _machine(),
-        "rounds": arguments.rounds,
-        "counts": check.counts(),
-        "rows": results,
-    }
+    return {"machine": _machine(), "rounds": arguments.rounds, "rows": results}
 
 
 def _scale(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import pytest
 
 from bench.speed import report, scale
 from bench.speed.__main__ import main
-from bench.speed.check import COMPARED, RESULTS, regressions
 from bench.speed.contenders import FLOOR, GHEALTH
 from bench.speed.figures import by_turns, growth, medians, percentile, progress
 from bench.speed.gateways import ALONE, WITH_AGENT, config
@@ -145,30 +144,3 @@ def test_goals_are_of_rows_that_exist() -> None:
     """Each goal names a row, and contenders that the row measures."""
     for goal in GOALS:
         assert {goal.whose, goal.beside, goal.over} - {None} <= set(ROWS[goal.row].names)
-
-
-def test_what_is_as_good_as_the_results_passes() -> None:
-    """The committed results are no regression of themselves."""
-    committed = json.loads(RESULTS.read_text())
-    assert regressions(committed, committed) == []
-
-
-@pytest.mark.parametrize(("row", "peer", "figure", "more_is_worse"), COMPARED)
-def test_a_ratio_far_from_the_committed_one_is_told(
-    row: str, peer: str, figure: str, more_is_worse: bool
-) -> None:
-    """Each ratio is compared in the direction in which it is worse."""
-    committed = json.loads(RESULTS.read_text())
-    for factor, lines in ((2.0, more_is_worse), (0.5, not more_is_worse)):
-        now = json.loads(RESULTS.read_text())
-        now["rows"][row][ALONE]["ratios"][peer][figure] *= factor
-        assert len(regressions(committed, now)) == lines
-
-
-def test_a_count_that_differs_is_told() -> None:
-    """Counts have no band: one thread more is a line."""
-    committed = json.loads(RESULTS.read_text())
-    now = json.loads(RESULTS.read_text())
-    now["counts"]["threads"] += 1
-    (line,) = regressions(committed, now)
-    assert line.startswith("threads: ")
