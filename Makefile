@@ -10,8 +10,11 @@ REVISION = $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2> /d
 IMAGE ?= ghealth
 ENGINE ?= $(shell tools/find-engine)
 
+# Processes of `make test`: its tests wait for each other's programs, so one more than there are CPUs.
+JOBS ?= $(shell expr $$(nproc) + 1)
+
 .DEFAULT_GOAL := help
-.PHONY: help env run test lint fmt page-test page-pictures interop probe-matrix interop-table soak flood deploy-check image image-test dist release-dry-run mutants bench bench-scale bench-against bench-check cost rollout rollout-smoke tables lock version clean
+.PHONY: help env run test lint fmt page-test page-pictures interop probe-matrix interop-table soak flood deploy-check image image-test dist release-dry-run mutants bench bench-scale bench-against rollout rollout-smoke tables lock version clean
 
 help: # list the targets: the usual ones, and after a line of "##" the others
 	@sed -n -e 's/^\([a-z-]*\):.*## /  make \1\t/p' -e 's/^##$$//p' $(MAKEFILE_LIST) | expand -t 22
@@ -30,9 +33,8 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 run: env ## run a real Envoy on 15021 and ghealth on 25021, until Ctrl-C
 	@exec $(BIN)/python -m tools.run
 
-test: env ## run the tests: units, and the whole program beside a real Envoy, with branch coverage
-	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage report
+test: env ## run the tests, in parallel: units, and the whole program beside a real Envoy, with branch coverage
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadgroup --cov --cov-report=term $(ARGS)
 
 lint: env ## run ruff, mypy --strict, import-linter, codespell and the check of the prose
 	$(BIN)/ruff check
@@ -116,14 +118,7 @@ bench-against: env .venv-bench/.installed ## compare with ghealth of COMMIT in w
 	rm -rf build/$(COMMIT) && mkdir -p build/$(COMMIT)
 	git archive $(COMMIT) | tar -x -C build/$(COMMIT)
 	$(call image-venv,build/$(COMMIT)/venv,build/$(COMMIT))
-	$(BIN)/python -m bench.speed --rows connection,slow,requests,idle,ten --against $(COMMIT)=build/$(COMMIT)/venv/bin/python $(ARGS)
-
-bench-check: env .venv-bench/.installed ## compare with bench/speed/results.json: ratios in wide bands, counts exactly
-	$(BIN)/python -m bench.speed.check
-
-cost: env ## measure the cost of the admin port (needs h2load, of nghttp2-client)
-	$(BIN)/python -m bench.speed.cost
-	$(BIN)/python -m bench.speed.cost --hostile
+	$(BIN)/python -m bench.speed --rows cold,connection,ten,idle,command,start,storm --against $(COMMIT)=build/$(COMMIT)/venv/bin/python $(ARGS)
 
 rollout: env ## count requests that fail behind a model of an ALB, in every event (30 min); ARGS='--events hang --seeds 2'
 	$(BIN)/python -m bench.rollout $(or $(ARGS),--write)
@@ -134,9 +129,9 @@ rollout-smoke: env ## the same for a few events
 tables: env ## write the documentation's tables from the code
 	$(BIN)/python -m tools.tables
 
-lock: env ## write requirements/*.txt from pyproject.toml
+lock: env ## write requirements/*.txt from pyproject.toml; ARGS=--upgrade for the newest versions
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/python -m tools.lock
+	$(BIN)/python -m tools.lock $(ARGS)
 
 version: ## print the version
 	@echo $(VERSION)

@@ -1,4 +1,7 @@
-"""Writes requirements/*.txt: versions and hashes of all packages, without an index's address."""
+"""Writes requirements/*.txt: versions and hashes of all packages, without an index's address.
+
+What is locked stays as it is where pyproject.toml allows it; `--upgrade` takes the newest versions.
+"""
 
 import subprocess
 import sys
@@ -11,15 +14,20 @@ HEADER = "# Made by `make lock` from pyproject.toml: versions and hashes, for ev
 
 def lock(name: str, requirements: list[str], constraints: Path | None = None) -> Path:
     """Resolve requirements for every supported Python and platform into one file."""
+    upgrade = [option for option in sys.argv[1:] if option == "--upgrade"]
     target = ROOT / "requirements" / f"{name}.txt"
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
     command += ["--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate"]
-    command += ["--no-emit-index-url", "--no-emit-find-links", "--upgrade", "-"]
+    # pip installs by hashes only what has the extras that others require.
+    command += ["--no-strip-extras"]
+    command += ["--no-emit-index-url", "--no-emit-find-links", *upgrade]
+    # uv prefers the versions that its output file has already.
+    command += ["--output-file", str(target), "-"]
     command += ["--constraint", str(constraints)] if constraints else []
-    found = subprocess.run(
-        command, input="\n".join(requirements), text=True, check=True, stdout=subprocess.PIPE
+    subprocess.run(
+        command, input="\n".join(requirements), text=True, check=True, stdout=subprocess.DEVNULL
     )
-    target.write_text(HEADER + found.stdout)
+    target.write_text(HEADER + target.read_text())
     return target
 
 

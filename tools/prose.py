@@ -1,7 +1,6 @@
 """Finds words that make this project's prose hard to read; `make lint` runs it.
 
 It reads Markdown without code, docstrings, comments, and the messages of the program.
-`--count` counts the habits in all files of a commit or, without one, of the working tree.
 """
 
 import argparse
@@ -10,9 +9,7 @@ import io
 import re
 import subprocess
 import sys
-import tarfile
 import tokenize
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -105,56 +102,12 @@ def found(path: str, text: str) -> Iterator[tuple[int, str, str]]:
             yield number, match[0], advice[int(which.removeprefix("h"))]
 
 
-def _files(commit: str | None) -> Iterator[tuple[str, str]]:
+def _files() -> Iterator[tuple[str, str]]:
     """Yield the path and the content of each text file."""
-    if commit is None:
-        for path in _git("ls-files").decode().splitlines():
-            if (ROOT / path).is_file() and (ROOT / path).suffix not in (".png", ".svg"):
-                yield path, (ROOT / path).read_text(errors="replace")
-        return
-    with tarfile.open(fileobj=io.BytesIO(_git("archive", commit))) as files:
-        for member in files:
-            content = files.extractfile(member)
-            if content is not None and not member.name.endswith((".png", ".svg")):
-                yield member.name, content.read().decode(errors="replace")
-
-
-def _git(*arguments: str) -> bytes:
-    command = ["git", *arguments]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
-
-
-def count(files: Iterable[tuple[str, str]]) -> str:
-    """Return a table of the habits by kind of file.
-
-    Args:
-        files: Paths and contents.
-    """
-    kinds = ("pages", "src", "deploy", "tests", "other")
-    counts: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
-    words: Counter[str] = Counter()
-    for path, text in files:
-        folder = path.partition("/")[0]
-        is_page = path.endswith(".md") and folder in ("docs", path)
-        kind = "pages" if is_page else folder if folder in kinds else "other"
-        words[kind] += sum(len(line.split()) for _, line in prose(path, text))
-        counts[kind].update(plain for _, _, plain in found(path, text))
-
-    def row(title: str, *cells: object) -> str:
-        return f"{title:42}" + "".join(f"{cell:>8}" for cell in cells)
-
-    rows = [
-        row(plain, *(counts[kind][plain] for kind in kinds))
-        for plain in dict.fromkeys(HABITS.values())
-    ]
-    return "\n".join(
-        (
-            row("instead, write", *kinds),
-            *rows,
-            row("sum", *(counts[kind].total() for kind in kinds)),
-            row("words of prose", *(words[kind] for kind in kinds)),
-        )
-    )
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=True)  # noqa: S607
+    for path in listed.stdout.decode().splitlines():
+        if (ROOT / path).is_file() and (ROOT / path).suffix not in (".png", ".svg"):
+            yield path, (ROOT / path).read_text(errors="replace")
 
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:
@@ -164,15 +117,11 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
 def main() -> int:
     """Print what is found; 1 if there is any."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", nargs="?", const="", metavar="COMMIT", help="count everywhere")
     parser.add_argument("patterns", nargs="*", help="files to check, such as 'src/*'")
     arguments = parser.parse_args()
-    if arguments.count is not None:
-        print(count(_files(arguments.count or None)))
-        return 0
     lines = [
         f"{path}:{number}: {words!r}: {plain}"
-        for path, text in _files(None)
+        for path, text in _files()
         if not arguments.patterns or _matches(path, arguments.patterns)
         for number, words, plain in found(path, text)
     ]

@@ -1,13 +1,13 @@
 """Makes the tables of the documentation from the code; `test_docs.py` compares them."""
 
 import argparse
-import html
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Final
 
+from bench.speed import plots
 from ghealth import flags, process
 from ghealth.check import command
 from ghealth.events import OTHER, RequestAnswered
@@ -302,25 +302,8 @@ def out_after_picture() -> str:
     """Draw the table of `out_after` as bars."""
     seconds, runs = _seconds_until_out()
     heading = "Seconds until a gateway that answers 503 gets no more requests"
-    scale, row, left = 4.0, 34, 400
-    width, height = left + 400, row * len(seconds) + 44
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
-        "<style>text { font: 13px system-ui, sans-serif }</style>",
-        f"<title>{heading}</title>",
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        f'<text x="10" y="22">{heading} (median of {runs} runs of the model)</text>',
-    ]
-    for number, (title, value) in enumerate(seconds.items()):
-        y, bar = 36 + number * row, value * scale
-        colour = "#2e7d32" if round(value) == round(min(seconds.values())) else "#b3261e"
-        text = html.escape(title.replace("`", ""))
-        parts += [
-            f'<text x="{left - 10}" y="{y + 18}" text-anchor="end">{text}</text>',
-            f'<rect x="{left}" y="{y + 4}" width="{bar:.0f}" height="20" fill="{colour}"/>',
-            f'<text x="{left + bar + 8:.0f}" y="{y + 18}">{value:.0f} s</text>',
-        ]
-    return "\n".join([*parts, "</svg>", ""])
+    bars = {title.replace("`", ""): value for title, value in seconds.items()}
+    return plots.bars({f"{heading} (median of {runs} runs of the model)": bars}, left=360)
 
 
 TABLES: Final[Mapping[str, Callable[[], str]]] = {

@@ -32,12 +32,12 @@ TIMEOUT: Final = 180.0
 ATTEMPTS: Final = 3
 
 SMOKE: Final = ("scale-in", "sick", "hang", "restart")
+SMOKE_JOBS: Final = len(SMOKE)
+"""They mostly wait, and with three contenders each takes less than a quarter of a core."""
 SMOKE_CONTENDERS: Final = "ghealth,http,pass-through"
 
 SHOWN: Final = 20
 """Failures that are kept with details; above this number only counts are kept."""
-
-FOR_PICTURES: Final = ("checks",)
 
 
 async def make_run(event: Event, seed: int, slot: int, names: str) -> dict[str, Any]:
@@ -115,18 +115,14 @@ async def make_runs(
 
 
 def slim(run: dict[str, Any]) -> dict[str, Any]:
-    """Remove data that only pictures need, except from the runs that are drawn."""
-    if run["event"] in report.PICTURES and run["seed"] == 1:
-        return run
+    """Remove the details of runs with many failures."""
     contenders = {
         name: {
-            key: value
-            for key, value in result.items()
-            if key not in FOR_PICTURES and (key != "failures" or len(value) <= SHOWN)
+            key: value for key, value in result.items() if key != "failures" or len(value) <= SHOWN
         }
         for name, result in run["contenders"].items()
     }
-    return {**run, "contenders": contenders, "pods": {}}
+    return {**run, "contenders": contenders}
 
 
 def filled(page: str, runs: list[dict[str, Any]]) -> str:
@@ -135,26 +131,10 @@ def filled(page: str, runs: list[dict[str, Any]]) -> str:
     return f"{before}{BEGIN}\n{report.tables(runs)}\n{END}{rest.partition(END)[2]}"
 
 
-def pictures(runs: list[dict[str, Any]]) -> dict[Path, str]:
-    """Return the pictures by file."""
-    return {
-        ROOT / "docs" / f"rollout-{run['event']}.svg": report.picture(run)
-        for run in runs
-        if run["event"] in report.PICTURES and run["seed"] == 1
-    }
-
-
 def save(runs: list[dict[str, Any]]) -> None:
     """Write the results, one run a line."""
     lines = ",\n".join(json.dumps(run) for run in runs)
     RESULTS.write_text(f"[\n{lines}\n]\n")
-
-
-def write_page(runs: list[dict[str, Any]]) -> None:
-    """Write the tables and the pictures of the page."""
-    PAGE.write_text(filled(PAGE.read_text(), runs))
-    for path, drawing in pictures(runs).items():
-        path.write_text(drawing)
 
 
 def main() -> int:
@@ -163,7 +143,7 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="a few runs, nothing written")
     parser.add_argument("--events", help="their names, comma-separated; all of them by default")
     parser.add_argument("--seeds", help=f"N or FIRST-LAST; {SEEDS} by default")
-    parser.add_argument("--jobs", type=int, default=JOBS, help="runs at a time")
+    parser.add_argument("--jobs", type=int, help=f"runs at a time; {JOBS}, {SMOKE_JOBS} to smoke")
     parser.add_argument("--add", action="store_true", help="keep the other runs of results.json")
     parser.add_argument("--write", action="store_true", help="write results and page")
     arguments = parser.parse_args()
@@ -174,8 +154,9 @@ def main() -> int:
     few = [(event, seed) for event, seed in wanted if seed <= SEEDS_OF_ALL]
     more = [(event, seed) for event, seed in wanted if seed > SEEDS_OF_ALL]
     names_of_few = SMOKE_CONTENDERS if arguments.smoke else ""
-    runs = asyncio.run(make_runs(few, arguments.jobs, names_of_few))
-    runs += asyncio.run(make_runs(more, 3 * arguments.jobs, PAIR))
+    jobs = arguments.jobs or (SMOKE_JOBS if arguments.smoke else JOBS)
+    runs = asyncio.run(make_runs(few, jobs, names_of_few))
+    runs += asyncio.run(make_runs(more, 3 * jobs, PAIR))
     problems = report.broken(runs)
     if len(runs) < len(wanted):
         problems.append(f"{len(wanted) - len(runs)} runs failed: make them again with --add")
@@ -187,7 +168,7 @@ def main() -> int:
     runs.sort(key=lambda run: (order.index(run["event"]), run["seed"]))
     if arguments.write:
         save([slim(run) for run in runs])
-        write_page(runs)
+        PAGE.write_text(filled(PAGE.read_text(), runs))
     print(report.tables(runs))
     for problem in problems:
         print(problem, file=sys.stderr)

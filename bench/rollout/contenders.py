@@ -112,11 +112,5 @@ CONTENDERS: Final = (
         None,
         grpc_check(lambda ports: ports.traffic, "/AWS.ALB/healthcheck", "12"),
     ),
-    Contender(
-        "any",
-        "matcher 0-99",
-        None,
-        grpc_check(lambda ports: ports.traffic, "/AWS.ALB/healthcheck", "0-99"),
-    ),
     Contender(TWIN, "HTTP check, ghealth's pods", GHEALTH, http_check),
 )

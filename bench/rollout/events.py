@@ -127,7 +127,7 @@ async def image_missing(fleet: Fleet) -> None:
     await fleet.ended()
 
 
-ALL: Final = ("ghealth", "http", "pass-through", "stock", "default", "any")
+ALL: Final = ("ghealth", "http", "pass-through", "stock", "default")
 SIDECARS: Final = ("ghealth", "http", "pass-through", "stock", "twin")
 
 

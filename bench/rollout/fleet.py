@@ -60,7 +60,6 @@ class Member:
     group: TargetGroup[str]
     caller: Caller
     seen: Seen = field(default_factory=Seen)
-    checks: list[tuple[float, str, bool]] = field(default_factory=list)
 
 
 class Fleet:
@@ -98,15 +97,11 @@ class Fleet:
         self._kinds = [kind for kind in BRIDGES if kind in used]
 
     def _member(self, contender: Contender, seed: int) -> Member:
-        checks: list[tuple[float, str, bool]] = []
-
         async def check(host: str) -> bool:
-            passed = await contender.check(host, self._ports)
-            checks.append((asyncio.get_running_loop().time(), host, passed))
-            return passed
+            return await contender.check(host, self._ports)
 
         group = TargetGroup(list(ZONES), self._rules, check, Random(seed))
-        return Member(contender, group, Caller(group, self._ports, seed), checks=checks)
+        return Member(contender, group, Caller(group, self._ports, seed))
 
     # ---- for events ------------------------------------------------------------------------------
 

@@ -33,7 +33,9 @@ class Proxy(Gateway):
 
     def __init__(self, agent: Agent, host: str, ports: Ports, echo_port: int) -> None:
         drain_time = f"{numbers.ENVOY_DRAIN_TIME / SCALE:.0f}"
-        super().__init__(agent, ports.readiness, host, ("--drain-time-s", drain_time))
+        # As pilot-agent starts it (istio/istio, pkg/envoy/proxy.go).
+        options = ("--drain-time-s", drain_time, "--drain-strategy", "immediate")
+        super().__init__(agent, ports.readiness, host, options)
         self.admin_port = ports.envoy_admin
         config = json.loads(self._config)
         address = {"address": host, "port_value": self.admin_port}
@@ -149,14 +151,13 @@ class Pod:
         self.deleting = False
         self.gone = False
         self.proxy_ready = False
+        self.configured = False
         self.hung = False
         self.drained_by_hand = False
-        self.states: list[tuple[float, str]] = []
         self._readiness = ports.readiness
         self._startup_probe = recipe.startup_probe
         self._random = random
         self._agent = Agent()
-        self._agent.state = SICK
         self.proxy = Proxy(self._agent, host, ports, echo_port)
         url = recipe.probe_url.replace("localhost:15021", f"{host}:{ports.readiness}")
         url = url.replace("localhost:15000", f"{host}:{self.proxy.admin_port}")
@@ -166,10 +167,14 @@ class Pod:
     @property
     def well(self) -> bool:
         """The real state: configured, running, not terminating, and not drained by hand."""
-        return self._agent.state == READY and not self.hung and not self.drained_by_hand
+        is_ready = self.configured and self._agent.state == READY
+        return is_ready and not self.hung and not self.drained_by_hand
 
     async def start(self, configured_after: float = numbers.ENVOY_START) -> None:
         """Start the sidecars, then the gateway, which has its configuration after a while.
+
+        Until then an Envoy of Istio has no listener: both ports refuse, nothing answers 503. The
+        one here has its configuration at once, so it is started when the other would have it.
 
         The pod's time begins when the sidecars listen, less the time that this takes in a cluster:
         their start cannot be made five times as fast, and would last until the first checks.
@@ -179,41 +184,35 @@ class Pod:
         for bridge in started:
             bridge.start()
         await asyncio.to_thread(wait_until, lambda: all(bridge.listens for bridge in started))
-        self._note("starting")
         await asyncio.sleep(numbers.SIDECAR_START / SCALE)
         self._tasks = [
             asyncio.create_task(self._probe()),
             asyncio.create_task(self._look_after_bridges()),
         ]
-        begun = asyncio.get_running_loop().time()
+        await asyncio.sleep(configured_after / SCALE)
         await asyncio.to_thread(self.proxy.start)
-        took = asyncio.get_running_loop().time() - begun
-        await asyncio.sleep(max(0.0, configured_after / SCALE - took))
+        self.configured = True
         self.heal()
 
     def sicken(self) -> None:
         """Answer 503 from now on, and still serve requests."""
         self._agent.state = SICK
-        self._note("503")
 
     def hang(self) -> None:
         """Stop Envoy by SIGSTOP."""
         self.hung = True
         self._signal(signal.SIGSTOP)
-        self._note("hung")
 
     async def drain_by_hand(self) -> None:
         """Drain Envoy as an operator does; 15021 still answers 200 (istio/istio#38065)."""
         await http_status(self.host, self.proxy.admin_port, "/healthcheck/fail", "POST")
         self.drained_by_hand = True
-        self._note("by hand")
 
     def heal(self) -> None:
         """Recover."""
         if self.hung:
             self._signal(signal.SIGCONT)
         self.hung, self._agent.state = False, READY
-        self._note("ready")
 
     async def terminate(self, prestop: float, drain: float) -> None:
         """End as with Kubernetes and pilot-agent; `deleting` is true at once.
@@ -222,10 +221,8 @@ class Pod:
         after the drain. Native sidecars get SIGTERM after that.
         """
         self.deleting = True
-        self._note("preStop")
         await asyncio.sleep(prestop / SCALE)
         self._agent.state = SICK
-        self._note("draining")
         with contextlib.suppress(OSError):
             path = "/drain_listeners?graceful"
             await http_status(self.host, self.proxy.admin_port, path, "POST")
@@ -235,7 +232,6 @@ class Pod:
     async def kill(self) -> None:
         """End at once, as when the machine fails."""
         self.deleting = self.gone = True
-        self._note("gone")
         self._agent.state = SICK
         for task in self._tasks:
             task.cancel()
@@ -283,6 +279,3 @@ class Pod:
     def _signal(self, signum: signal.Signals) -> None:
         if self.proxy.process is not None:
             self.proxy.process.send_signal(signum)
-
-    def _note(self, state: str) -> None:
-        self.states.append((asyncio.get_running_loop().time(), state))

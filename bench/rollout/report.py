@@ -1,7 +1,6 @@
-"""The report of the runs: tables and pictures for the page, and broken promises."""
+"""The report of the runs: tables for the page, and broken promises."""
 
 from collections.abc import Callable, Iterable
-from html import escape
 from statistics import median
 from typing import Any, Final
 
@@ -14,13 +13,6 @@ Run = dict[str, Any]
 
 BOUND: Final = UNHEALTHY_THRESHOLD * INTERVAL + TIMEOUT
 """Seconds within which a broken pod must get no more requests."""
-
-PICTURES: Final = {
-    "restart": "A rolling restart with the recommended numbers",
-    "bare": "The end of a pod with Istio's own defaults: no preStop, 5 s of drain",
-    "sick": "A gateway that answers 503: how long each health check leaves it in",
-}
-"""The events that are drawn, each from its first seed."""
 
 NOT_ASKED: Final = "\u2013"
 
@@ -128,113 +120,3 @@ def broken(runs: Iterable[Run]) -> list[str]:
 def _both_can_meet(event: Event) -> bool:
     """Return whether an event does not come from the sidecar."""
     return "twin" not in event.contenders or event.planned
-
-
-# ---- pictures -----------------------------------------------------------------------------------
-
-_LEFT, _WIDTH, _ROW, _TOP = 170, 740, 30, 64
-_COLOURS: Final = {
-    "starting": "#d9d9d9",
-    "ready": "#8fce9b",
-    "preStop": "#f6d37a",
-    "draining": "#f0a35e",
-    "503": "#e77f7f",
-    "hung": "#b07fe7",
-    "by hand": "#e7c27f",
-}
-
-
-_BROKEN: Final = ("503", "hung", "by hand")
-
-
-def picture(run: Run) -> str:
-    """Draw a run: each pod's states, the answers to ghealth's checks, and every failed call.
-
-    If a gateway broke, a bar shows for how long each target group still sent requests to it.
-    """
-    pods = run["pods"]
-    broke = _first_failure(pods)
-    begin, end = -10.0, float(run["seconds"]) + 5
-    lanes = [name for name in run["contenders"] if name != "twin"]
-    height = _TOP + _ROW * (len(pods) + len(lanes)) + 60
-
-    def x(at: float) -> int:
-        return int(_LEFT + (min(max(at, begin), end) - begin) / (end - begin) * _WIDTH)
-
-    parts = [
-        (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDTH + 20} {height}" '
-            'font-family="sans-serif" font-size="12">'
-        ),
-        '<rect width="100%" height="100%" fill="white"/>',
-        _text(10, 20, PICTURES[run["event"]], size=15),
-    ]
-    at_x = _LEFT
-    for state, colour in _COLOURS.items():
-        if any(state == seen for states in pods.values() for _, seen in states):
-            parts.append(f'<rect x="{at_x}" y="32" width="12" height="12" fill="{colour}"/>')
-            parts.append(_text(at_x + 16, 42, state))
-            at_x += 90
-    for colour, word in (("#177a2d", "check passed"), ("#c00000", "check or call failed")):
-        parts.append(f'<circle cx="{at_x + 6}" cy="38" r="3" fill="{colour}"/>')
-        parts.append(_text(at_x + 14, 42, word))
-        at_x += 110
-    floor = _TOP + _ROW * (len(pods) + len(lanes))
-    step = 10 if end - begin < 150 else 20
-    for tick in range(0, int(end) + 1, step):
-        parts.append(
-            f'<line x1="{x(tick)}" x2="{x(tick)}" y1="{_TOP}" y2="{floor}" stroke="#eeeeee"/>'
-        )
-        parts.append(_text(x(tick) - 6, floor + 16, f"{tick}"))
-    y = _TOP
-    for number, (host, states) in enumerate(pods.items(), 1):
-        parts.append(_text(10, y + 16, f"pod {number}"))
-        for (since, state), (until, _) in zip(states, [*states[1:], (end, "")], strict=True):
-            if state != "gone" and x(until) > x(since):
-                parts.append(
-                    f'<rect x="{x(since)}" y="{y + 4}" width="{x(until) - x(since)}" '
-                    f'height="{_ROW - 12}" fill="{_COLOURS[state]}"/>'
-                )
-        parts += [
-            _dot(x(at), y + 13, passed=passed)
-            for at, asked, passed in run["contenders"][GHEALTH]["checks"]
-            if asked == host and begin <= at <= end
-        ]
-        y += _ROW
-    titles = {contender.name: contender.title for contender in CONTENDERS}
-    for name in lanes:
-        failures = [f for f in run["contenders"][name]["failures"] if not f[3]]
-        routed = run["contenders"][name]["out_after"]
-        parts.append(_text(10, y + 16, titles[name]))
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y + 13}" y2="{y + 13}" '
-            'stroke="#cccccc"/>'
-        )
-        parts += _bar(x(broke), x(broke + routed), y, f"{routed:.0f} s")
-        parts += [_dot(x(at), y + 13, passed=False) for at, *_ in failures]
-        parts.append(_text(_LEFT + _WIDTH - 60, y + 9, f"{len(failures)} failed"))
-        y += _ROW
-    parts.append(_text(_LEFT, y + 36, "seconds of the cluster; a dot on a pod is a node's check"))
-    return "\n".join([*parts, "</svg>", ""])
-
-
-def _first_failure(pods: dict[str, list[tuple[float, str]]]) -> float:
-    """Return when the first gateway broke, or 0, when the event begins."""
-    times = [at for states in pods.values() for at, state in states if state in _BROKEN]
-    return min(times, default=0.0)
-
-
-def _bar(x: int, end: int, y: int, text: str) -> list[str]:
-    if end == x:
-        return []
-    rect = f'<rect x="{x}" y="{y + 6}" width="{end - x}" height="14" fill="{_COLOURS["503"]}"/>'
-    return [rect, _text(end + 6, y + 9, text)]
-
-
-def _text(x: float, y: float, text: str, size: int = 12) -> str:
-    return f'<text x="{x}" y="{y}" font-size="{size}" fill="#222222">{escape(text)}</text>'
-
-
-def _dot(x: float, y: float, *, passed: bool) -> str:
-    colour = "#177a2d" if passed else "#c00000"
-    return f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>'

@@ -43,10 +43,6 @@ async def run(event: Event, seed: int, slot: int, names: tuple[str, ...]) -> dic
         "late_p99_ms": round(quantiles(late, n=100)[98] * 1000, 1),
         "longest_pause_ms": round(fleet.longest_pause * 1000, 1),
         "contenders": {member.contender.name: _result(member, began) for member in fleet.members},
-        "pods": {
-            pod.host: [(_cluster(at, began), state) for at, state in pod.states]
-            for pod in fleet.pods
-        },
     }
 
 
@@ -63,7 +59,6 @@ def _result(member: Member, began: float) -> dict[str, Any]:
         "sick_seconds": round(member.seen.sick, 1),
         "out_after": round(member.seen.out_after, 1),
         "left_out_seconds": round(member.seen.left_out, 1),
-        "checks": [(_cluster(at, began), host, passed) for at, host, passed in member.checks],
         "failures": [
             (_cluster(o.at, began), o.result, o.host, o.stream)
             for o in outcomes

@@ -1,12 +1,12 @@
 """Measures ghealth beside its peers, and how its cost grows.
 
 python -m bench.speed                          all rows, printed as tables
-python -m bench.speed --rows connection,slow   some rows
+python -m bench.speed --rows cold,connection   some rows
 python -m bench.speed --scale                  how cost grows with the number of services, …
 python -m bench.speed --write                  all rows, into results.json and docs/performance.md
 python -m bench.speed --scale --write          the same for the scale: scale.json
 python -m bench.speed --check                  exit code 1 if the page is not that of the results
-python -m bench.speed --rows connection,slow,requests,idle,ten --against 841874f=PYTHON
+python -m bench.speed --rows cold,idle --against 841874f=PYTHON
                                                compare with another version of ghealth
 """
 
@@ -15,15 +15,16 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
 
-from bench.speed import check, contenders, report, rows, scale
-from bench.speed.check import RESULTS
+from bench.speed import contenders, report, rows, scale
 from bench.speed.rows import ROWS
 from bench.speed.scale import SCALES, Costs
 
+RESULTS: Final = Path(__file__).parent / "results.json"
 SCALE: Final = Path(__file__).parent / "scale.json"
 
 
@@ -98,25 +99,22 @@ def _rows(arguments: argparse.Namespace) -> dict[str, Any]:
             results[name][kind] = rows.measured(name, kind, arguments.rounds)
         print(report.tables({name: results[name]}), end="\n\n", flush=True)
     print(report.goals(results))
-    return {
-        "machine": _machine(),
-        "rounds": arguments.rounds,
-        "counts": check.counts(),
-        "rows": results,
-    }
+    return {"machine": _machine(), "rounds": arguments.rounds, "rows": results}
 
 
 def _scale(arguments: argparse.Namespace) -> dict[str, Any]:
     costs: dict[str, Costs] = {}
     for number, name in enumerate(arguments.rows, 1):
-        print(f"plot {number} of {len(arguments.rows)}: {name}", file=sys.stderr)
+        print(f"table {number} of {len(arguments.rows)}: {name}", file=sys.stderr)
         costs[name] = scale.measured(name, arguments.rounds)
         print(report.scale_table(name, costs[name]), end="\n\n", flush=True)
     return {"machine": _machine(), "rounds": arguments.rounds, "scale": costs}
 
 
 def _machine() -> dict[str, Any]:
-    return {"cores": os.cpu_count(), "python": platform.python_version()}
+    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    return {"commit": commit, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def _write(path: Path, found: dict[str, Any], *, write: bool) -> None:
@@ -127,7 +125,7 @@ def _write(path: Path, found: dict[str, Any], *, write: bool) -> None:
 
 
 def _files() -> dict[Path, str]:
-    """Return the page and the pictures as the committed results make them."""
+    """Return the page and the picture as the committed results make them."""
     results = json.loads(RESULTS.read_text())
     costs = json.loads(SCALE.read_text())["scale"] if SCALE.exists() else {}
     return report.files(

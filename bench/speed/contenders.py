@@ -6,11 +6,10 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final
 
-from bench.speed import loads, reading
+from bench.speed import loads
 from bench.speed.gateways import BUILD, ROOT, process
 from tests.support.gateway import free_port, wait_until
 
@@ -18,19 +17,12 @@ PEERS: Final = Path(__file__).parent / "peers"
 PYTHON: Final = str(ROOT / ".venv-bench" / "bin" / "python")
 """Python of an environment with exactly the packages of the image (`make bench`)."""
 
-GHEALTH, UNCACHED = "ghealth", "ghealth, CACHE_TTL=0"
+GHEALTH: Final = "ghealth"
 CAREFUL, FRESH, SIMPLE = "careful Go bridge", "the same, fresh connections", "60-line Go bridge"
 STOCK, FLOOR, BARE = "stock servicer", "floor", "bare imports"
-LAYERS: Final = {
-    "floor that reads a stream": "stream",
-    "the same, in a task with a timeout": "task",
-    "the same, with ghealth's gRPC options": "options",
-}
-"""The floor with one more part of ghealth each."""
-
 BARE_IMPORTS: Final = (
-    "import grpc, grpc_health.v1.health, grpc_reflection.v1alpha.reflection, httpx, "
-    "pydantic_settings"
+    "import grpc, grpc_health.v1.health, grpc_reflection.v1alpha.reflection, h11, httpcore, httpx, "
+    "prometheus_client, pydantic_settings"
 )
 """Imports the packages that ghealth serves with, and does nothing else."""
 
@@ -84,15 +76,6 @@ def build() -> None:
     subprocess.run(command, cwd=PEERS, check=True, timeout=600)
 
 
-@cache
-def _has_admin_port(python: str) -> bool:
-    """Return whether this version of ghealth has an admin port, which is on by default."""
-    command = [python, "-I", "-m", "ghealth", "settings"]
-    environment = _environment({})
-    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return "GHEALTH_ADMIN_LISTEN" in shown.stdout
-
-
 @contextmanager
 def started(name: str, url: str, **settings: str) -> Iterator[Contender]:
     """Start a contender, which runs until the end of the block; it may not answer yet.
@@ -111,23 +94,17 @@ def started(name: str, url: str, **settings: str) -> Iterator[Contender]:
         SIMPLE: [str(BUILD / "bridge"), "-listen", address, "-url", url],
         STOCK: [PYTHON, "-I", str(PEERS / "stock.py"), address, url],
         FLOOR: [PYTHON, "-I", str(PEERS / "floor.py"), address],
-        **{
-            name: [PYTHON, "-I", str(PEERS / "layers.py"), address, layer]
-            for name, layer in LAYERS.items()
-        },
     }
     python = others.get(name, PYTHON)
-    ours = {"LISTEN": address, "PROBE_URL": url, "DRAIN_DELAY": "0"} | settings
-    if name == UNCACHED:
-        ours["CACHE_TTL"] = "0"
-    if name not in commands and _has_admin_port(python):
-        ours.setdefault("ADMIN_LISTEN", f"127.0.0.1:{free_port()}")
+    ours = {"LISTEN": address, "PROBE_URL": url, "DRAIN_DELAY": "0"}
+    ours |= {"ADMIN_LISTEN": f"127.0.0.1:{free_port()}"} | settings
     command = commands.get(name, [python, "-I", "-m", "ghealth"])
-    with process(*command, environment=_environment(ours)) as child:
+    with process(*command, environment=environment(ours)) as child:
         yield Contender(child, port)
 
 
-def _environment(settings: dict[str, str]) -> dict[str, str]:
+def environment(settings: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a ghealth, with only these settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GHEALTH_")}
     return kept | {f"GHEALTH_{name}": value for name, value in settings.items()}
 
@@ -148,16 +125,7 @@ def running(name: str, url: str, **settings: str) -> Iterator[Contender]:
 
 
 @contextmanager
-def all_running(names: Sequence[str], url: str) -> Iterator[dict[str, Contender]]:
+def all_running(names: Sequence[str], url: str, **settings: str) -> Iterator[dict[str, Contender]]:
     """Run several contenders with one gateway."""
     with ExitStack() as stack:
-        yield {name: stack.enter_context(running(name, url)) for name in names}
-
-
-def memory_of_bare_imports() -> reading.Memory:
-    """Return the memory of a process that has imported the five packages."""
-    script = f"{BARE_IMPORTS}; print(open('/proc/self/status').read())"
-    command = [PYTHON, "-I", "-c", script]
-    return reading.memory(
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    )
+        yield {name: stack.enter_context(running(name, url, **settings)) for name in names}

@@ -1,10 +1,12 @@
-"""The arithmetic of the bench: alternating rounds, medians, ratios and growth."""
+"""Figures: memory, CPU and wake-ups of a process; alternating rounds, medians, ratios, growth."""
 
 import math
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 Found = dict[str, dict[str, list[float]]]
@@ -16,6 +18,35 @@ Row = dict[str, Any]
 RATIOS: Final = "ratios"
 
 _POINTS: Final = 2  # of a line
+
+
+def status(pid: int, name: str) -> int:
+    """Return a number from the `status` of a process or a thread, such as VmRSS in KiB."""
+    (found,) = re.findall(
+        rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
+    )
+    return int(found)
+
+
+def resident(pid: int) -> float:
+    """Return the resident memory of a process in MiB."""
+    return status(pid, "VmRSS") / 1024
+
+
+def threads(pid: int) -> list[int]:
+    """Return the numbers of a process's threads."""
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def wake_ups(pid: int) -> int:
+    """Return how often the threads of a process have slept and woken again."""
+    return sum(status(thread, "voluntary_ctxt_switches") for thread in threads(pid))
+
+
+def cpu(pid: int) -> float:
+    """Return the seconds of CPU that the threads of a process have used, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def by_turns(

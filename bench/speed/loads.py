@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final, Self
 
-CHECK: Final = "/grpc.health.v1.Health/Check"
-WATCH: Final = "/grpc.health.v1.Health/Watch"
+from tests.support import frames
+from tests.support.frames import ACK, CHECK, END_STREAM, SETTINGS_ACK, WATCH, Kind
 
 WATCHES_EACH: Final = 24
 """Watches on one connection: ghealth's limit."""
@@ -31,60 +31,15 @@ WAITING_RATE: Final = 1000.0
 """Checks a second that a grpc.aio server accepts without a queue that is too long for gRPC."""
 
 _TIMEOUT: Final = 30.0
-_EMPTY_MESSAGE: Final = b"\0\0\0\0\0"
-_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _RESET, _SETTINGS = 0, 1, 3, 4
-_END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _MAX_CONCURRENT_STREAMS: Final = 3
-_FRAME_HEADER: Final = 9
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """Encode an HTTP/2 frame."""
-    length = len(payload).to_bytes(3, "big")
-    return length + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
-
-
-def frames(received: bytearray) -> Iterator[tuple[int, int, int, bytes]]:
-    """Remove the complete frames from the received bytes: kind, flags, stream and payload."""
-    while len(received) >= _FRAME_HEADER:
-        end = _FRAME_HEADER + int.from_bytes(received[:3], "big")
-        if len(received) < end:
-            break
-        stream = int.from_bytes(received[5:_FRAME_HEADER], "big")
-        kind, flags, payload = received[3], received[4], bytes(received[_FRAME_HEADER:end])
-        del received[:end]
-        yield kind, flags, stream, payload
-
-
-def _headers(*pairs: tuple[str, str]) -> bytes:
-    """Encode headers as literals without indexing (RFC 7541, 6.2.2)."""
-    return b"".join(
-        b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
-        for name, value in pairs
-    )
-
-
-def call(path: str, stream: int = 1, message: bytes = b"") -> bytes:
-    """Encode a gRPC call with an ALB's headers."""
-    data = b"\0" + len(message).to_bytes(4, "big") + message
-    headers = _headers(
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", path),
-        ("host", "AWSALB"),
-        ("content-length", str(len(data))),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-        ("user-agent", "ELB-HealthChecker/2.0"),
-    )
-    return frame(_HEADERS, _END_HEADERS, stream, headers) + frame(_DATA, _END_STREAM, stream, data)
-
+_ENDS: Final = (Kind.HEADERS, Kind.DATA)
+_HEADERS: Final = frames.block(
+    CHECK, [("content-length", "5"), ("user-agent", "ELB-HealthChecker/2.0")], host="host"
+)
 
 # Built once, and parsed with little work, since the client shares the cores with the server.
-_ALBS_REQUEST: Final = _PREFACE + frame(_SETTINGS, 0, 0, b"") + call(CHECK)
-_ACKNOWLEDGED: Final = frame(_SETTINGS, _ACK, 0, b"")
+_ALBS_REQUEST: Final = frames.hello() + frames.call(_HEADERS, 1, end=True)
 
 
 def check(port: int, timeout: float = _TIMEOUT) -> float:
@@ -106,10 +61,10 @@ def check(port: int, timeout: float = _TIMEOUT) -> float:
         connection.sendall(_ALBS_REQUEST)
         while data := connection.recv(65536):
             received += data
-            for kind, flags, _, _ in frames(received):
-                if kind == _SETTINGS and not flags & _ACK:
-                    connection.sendall(_ACKNOWLEDGED)
-                elif kind in (_HEADERS, _DATA) and flags & _END_STREAM:
+            for kind, flags, _, _ in frames.taken(received):
+                if kind == Kind.SETTINGS and not flags & ACK:
+                    connection.sendall(SETTINGS_ACK)
+                elif kind in _ENDS and flags & END_STREAM:
                     return time.perf_counter() - begin
     raise ConnectionResetError
 
@@ -136,7 +91,7 @@ class Connection:
         self.ended = 0
         self._received = bytearray()
         self._next = 1
-        self.socket.sendall(_PREFACE + frame(_SETTINGS, 0, 0, b""))
+        self.socket.sendall(frames.hello())
         self._greeted = False
         while not self._greeted:
             self.read()
@@ -145,7 +100,8 @@ class Connection:
         """Begin a call for each request message."""
         calls = []
         for message in messages:
-            calls.append(call(path, self._next, message))
+            data = b"\0" + len(message).to_bytes(4, "big") + message
+            calls.append(frames.call(frames.block(path), self._next, data, end=True))
             self._next += 2
         self.socket.sendall(b"".join(calls))
 
@@ -159,17 +115,15 @@ class Connection:
         if not data:
             raise ConnectionResetError
         self._received += data
-        for kind, flags, _, payload in frames(self._received):
-            if kind == _SETTINGS and not flags & _ACK:
+        for kind, flags, _, payload in frames.taken(self._received):
+            if kind == Kind.SETTINGS and not flags & ACK:
                 for name, value in struct.iter_unpack(">HI", payload):
                     if name == _MAX_CONCURRENT_STREAMS:
                         self.limit = min(self.limit, value)
-                self.socket.sendall(_ACKNOWLEDGED)
+                self.socket.sendall(SETTINGS_ACK)
                 self._greeted = True
-            self.messages += kind == _DATA and bool(payload)
-            self.ended += kind == _RESET or (
-                kind in (_HEADERS, _DATA) and bool(flags & _END_STREAM)
-            )
+            self.messages += kind == Kind.DATA and bool(payload)
+            self.ended += kind == Kind.RESET or (kind in _ENDS and bool(flags & END_STREAM))
 
     def __enter__(self) -> Self:
         return self
@@ -277,7 +231,7 @@ def leave(port: int, clients: int, rate: float = math.inf, at_a_time: int = 50) 
             if number % 2:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             client.sendall(_ALBS_REQUEST)
-            client.recv(_FRAME_HEADER)  # the server speaks HTTP/2 by now
+            client.recv(frames.HEAD)  # the server speaks HTTP/2 by now
             if len(still_open) > at_a_time:
                 still_open.popleft().close()
 
@@ -296,7 +250,7 @@ def storm(port: int, checks: int) -> float:
         RuntimeError: If a check was not answered.
     """
     with tempfile.NamedTemporaryFile() as message:
-        message.write(_EMPTY_MESSAGE)
+        message.write(frames.EMPTY_MESSAGE)
         message.flush()
         command = ["h2load", "-c10", "-m4", "-t1", f"-n{checks}", "-d", message.name]
         command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from bench.speed import loads, reading
+from bench.speed import figures, loads
 from bench.speed.contenders import GHEALTH, Contender, running
 from bench.speed.figures import growth, progress
 from bench.speed.gateways import ALONE, HANG, Gateway, gateway
+from tests.support.frames import CHECK
 
 Costs = dict[int, dict[str, float]]
 """Figures by number; those of 0 are the cost of none."""
@@ -33,25 +34,23 @@ class ScaleKind:
     """Something whose number grows.
 
     Args:
-        title: The heading of its plot.
+        title: The heading of its table.
         numbers: The numbers that are measured, beside 0.
         measure: Measures one number, in separate processes.
-        plotted: The figures that have a plot.
     """
 
     title: str
     numbers: tuple[int, ...]
     measure: Callable[[int], dict[str, float]]
-    plotted: tuple[str, ...] = (CPU, RESIDENT)
 
 
 def _over_time(contender: Contender, envoy: Gateway) -> dict[str, float]:
     time.sleep(_SETTLE)
-    used, asked = reading.cpu(contender.pid), envoy.requests()
+    used, asked = figures.cpu(contender.pid), envoy.requests()
     time.sleep(_WINDOW)
     return {
-        CPU: (reading.cpu(contender.pid) - used) / _WINDOW * 1e3,
-        RESIDENT: reading.memory_of(contender.pid).resident,
+        CPU: (figures.cpu(contender.pid) - used) / _WINDOW * 1e3,
+        RESIDENT: figures.resident(contender.pid),
         REQUESTS: (envoy.requests() - asked) / _WINDOW,
     }
 
@@ -94,15 +93,15 @@ def waiting_checks(number: int) -> dict[str, float]:
     ):
         envoy.delay(_LONG_PROBE + HANG)
         time.sleep(_SETTLE)
-        used, begin = reading.cpu(contender.pid), time.perf_counter()
+        used, begin = figures.cpu(contender.pid), time.perf_counter()
         with loads.waiting(contender.port, number) as opened:
             time.sleep(max(0.0, begin + _LONG_PROBE - 0.2 - time.perf_counter()))
-            resident = reading.memory_of(contender.pid).resident
+            resident = figures.resident(contender.pid)
             first, last = loads.answers(opened, number)
             if number and first - begin < _LONG_PROBE - 0.1:
                 raise RuntimeError(f"a check was refused after {first - begin:.1f} s")
         return {
-            "CPU ms in all": (reading.cpu(contender.pid) - used) * 1e3,
+            "CPU ms in all": (figures.cpu(contender.pid) - used) * 1e3,
             RESIDENT: resident,
             "last answer, ms after PROBE_TIMEOUT": max(0.0, last - begin - _LONG_PROBE) * 1e3,
         }
@@ -116,14 +115,14 @@ def connections(number: int) -> dict[str, float]:
         loads.connections(contender.port, number) as opened,
     ):
         for connection in opened:
-            connection.call(loads.CHECK, [b""])
+            connection.call(CHECK, [b""])
         loads.answers(opened, number)
         found = _over_time(contender, envoy)
         del found[REQUESTS]
-        used = reading.cpu(contender.pid)
+        used = figures.cpu(contender.pid)
         for _ in range(_CHECKS):
             loads.check(contender.port)
-        used = reading.cpu(contender.pid) - used
+        used = figures.cpu(contender.pid) - used
         return found | {"CPU us a check on a new connection": used / _CHECKS * 1e6}
 
 
@@ -134,7 +133,6 @@ SCALES: Final[dict[str, ScaleKind]] = {
         "Checks that wait for one probe",
         (10, 100, 1000, 10_000),
         waiting_checks,
-        ("CPU ms in all", RESIDENT),
     ),
     "connections": ScaleKind("Open connections", (10, 100, 700), connections),
 }

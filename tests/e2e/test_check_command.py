@@ -3,66 +3,39 @@
 import signal
 import subprocess
 
-import pytest
-
 from tests.support import processes
 from tests.support.peers import nobody
 
 
-@pytest.mark.parametrize("dashes", ["-", "--"])
-def test_flags_of_grpc_health_probe(dashes: str) -> None:
-    """The names are grpc-health-probe's, with one dash or two, `=` or not."""
+def test_a_check_finds_its_server() -> None:
+    """Flags are grpc-health-probe's, with one dash or two; by default it is this machine's."""
     with processes.server() as ghealth:
-        done = processes.run(
-            "check",
-            f"{dashes}addr=127.0.0.1:{ghealth.port}",
-            f"{dashes}service",
-            "liveness",
-            f"{dashes}connect-timeout=20s",
-            f"{dashes}rpc-timeout",
-            "20000ms",
-        )
-    assert (done.returncode, done.stdout) == (0, "status: SERVING\n")
-
-
-def test_a_check_asks_its_own_environments_ghealth() -> None:
-    """Without --addr, a check asks this machine on the port of GHEALTH_LISTEN."""
-    with processes.server() as ghealth:
-        listen = f"[::]:{ghealth.port}"
-        done = processes.run("check", "--service=liveness", *processes.TIMES, LISTEN=listen)
-    assert (done.returncode, done.stdout) == (0, "status: SERVING\n")
-
-
-def test_an_address_without_a_host_is_this_machine() -> None:
-    """`-addr=:PORT`, the usual form for grpc-health-probe, works."""
-    with processes.server() as ghealth:
-        addr = f"-addr=:{ghealth.port}"
-        done = processes.run("check", addr, "-service=liveness", *processes.TIMES)
-    assert (done.returncode, done.stdout) == (0, "status: SERVING\n")
+        times, port = processes.TIMES, ghealth.port
+        for arguments, listen in (
+            ([f"-addr=127.0.0.1:{port}", "-connect-timeout", "20s", "-rpc-timeout=20000ms"], ":1"),
+            ([f"--addr=127.0.0.1:{port}", "--connect-timeout=20s", "--rpc-timeout", "20s"], ":1"),
+            ([f"-addr=:{port}", *times], ":1"),
+            (times, f"[::]:{port}"),
+        ):
+            done = processes.run("check", "-service", "liveness", *arguments, LISTEN=listen)
+            assert (done.returncode, done.stdout) == (0, "status: SERVING\n"), arguments
 
 
 def test_exit_codes_of_a_check() -> None:
-    """Not serving is 4, an RPC that failed 3, no connection 2."""
+    """Not serving is 4, an RPC that failed 3, no connection 2; the same as an ALB."""
     with processes.server(PROBE_URL="http://127.0.0.1:1/") as ghealth:
         assert ghealth.check().returncode == 4
         assert ghealth.check("--service", "nobody").returncode == 3
+        done = ghealth.check("--as", "alb")
+        assert (done.returncode, done.stderr) == (4, "")
+        assert "'connection refused'" in done.stdout
+        assert done.stdout.splitlines()[-1] == "unhealthy"
+        done = ghealth.check("--as=alb", "--path=/AWS.ALB/healthcheck", "--matcher=0-99")
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "healthy")
+        assert done.stderr.startswith("ghealth: warning: the matcher 0-99 accepts every code")
     with nobody() as port:
         done = processes.run("check", "--addr", f"127.0.0.1:{port}", "--connect-timeout=200ms")
     assert done.returncode == 2
-
-
-def test_a_check_as_an_alb() -> None:
-    """The conclusion is the exit code and the last line; warnings are on stderr."""
-    with processes.server(PROBE_URL="http://127.0.0.1:1/") as ghealth:
-        done = ghealth.check("--as", "alb")
-        assert done.returncode == 4
-        assert done.stdout.splitlines()[-1] == "unhealthy"
-        assert "'connection refused'" in done.stdout
-        assert done.stderr == ""
-        done = ghealth.check("--as=alb", "--path=/AWS.ALB/healthcheck", "--matcher=0-99")
-        assert done.returncode == 0
-        assert done.stdout.splitlines()[-1] == "healthy"
-        assert done.stderr.startswith("ghealth: warning: the matcher 0-99 accepts every code")
 
 
 def test_watch_prints_changes_until_interrupted() -> None:

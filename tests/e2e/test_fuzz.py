@@ -17,6 +17,7 @@ import h2.connection
 import pytest
 
 from tests.support import processes, wire
+from tests.support.frames import PREFACE, frame
 from tests.support.gateway import SICK, Agent
 from tests.support.stopwatch import Stopwatch
 
@@ -26,18 +27,9 @@ IN_TIME = 1.0
 SERVING = b"\0\0\0\0\2\x08\1"
 SICK_SERVICE = b"\0\0\0\0\6\x0a\4sick"
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE = range(6)
 PING, GOAWAY, WINDOW_UPDATE, CONTINUATION, UNKNOWN = range(6, 11)
 END_STREAM, END_HEADERS, PADDED = 0x1, 0x4, 0x8
-
-
-def frame(
-    kind: int, payload: bytes = b"", *, stream: int = 0, flags: int = 0, length: int | None = None
-) -> bytes:
-    """Return a frame, with any length in its header."""
-    size = len(payload) if length is None else length
-    return size.to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
 
 
 START = PREFACE + frame(SETTINGS)

@@ -1,7 +1,6 @@
 """Inherited state of a process, and output that cannot be written: one line and an exit code."""
 
 import contextlib
-import itertools
 import json
 import os
 import signal
@@ -59,53 +58,64 @@ def ended(
     )
 
 
+@contextlib.contextmanager
+def abandoned() -> Iterator[int]:
+    """Yield the end to write of a pipe that nothing reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+
+
 def closing(*descriptors: int) -> tuple[str, ...]:
     """Return the command that runs another with closed descriptors."""
     redirections = " ".join(f"{descriptor}>&-" for descriptor in descriptors)
     return ("sh", "-c", f'exec "$0" "$@" {redirections}')
 
 
+FULL_DISK = (1, "ghealth: cannot write: No space left on device\n")
+CLOSED_OUTPUT = (1, "ghealth: cannot write: standard output is closed\n")
+BROKEN_PIPE = (128 + signal.SIGPIPE, "")
+
+
 @pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
 def test_output_that_cannot_be_written_has_an_exit_code(arguments: list[str]) -> None:
-    """A full disk and a closed output are 1 and one line, a closed pipe 128 + SIGPIPE and none."""
+    """A full disk is 1 and one line, whatever the command."""
     with Path("/dev/full").open("w") as full:
         done = ended(arguments, stdout=full)
-        assert (done.returncode, done.stderr) == (
-            1,
-            "ghealth: cannot write: No space left on device\n",
-        )
-        assert ended(arguments, stdout=full, stderr=full).returncode == 1
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = ended(arguments, stdout=writer)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    assert (done.returncode, done.stderr) == FULL_DISK
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["settings"], PRINTING[-1]], ids=" ".join)
+def test_an_output_that_is_gone_has_an_exit_code(arguments: list[str]) -> None:
+    """A closed output is 1 and one line, a closed pipe 128 + SIGPIPE and none."""
+    with abandoned() as pipe:
+        done = ended(arguments, stdout=pipe)
+    assert (done.returncode, done.stderr) == BROKEN_PIPE
     done = ended(arguments, prefix=closing(1))
-    assert (done.returncode, done.stderr) == (
-        1,
-        "ghealth: cannot write: standard output is closed\n",
-    )
+    assert (done.returncode, done.stderr) == CLOSED_OUTPUT
+    with Path("/dev/full").open("w") as full:
+        assert ended(arguments, stdout=full, stderr=full).returncode == 1
 
 
 @pytest.mark.parametrize("arguments", MISTAKEN, ids=" ".join)
 def test_a_mistake_that_cannot_be_written_keeps_its_exit_code(arguments: list[str]) -> None:
-    """With a full, closed or abandoned standard error, only the exit code is left."""
+    """With an abandoned standard error, only the exit code is left."""
+    with abandoned() as pipe:
+        done = ended(arguments, stderr=pipe)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_standard_error_that_is_full_or_closed_keeps_the_exit_code() -> None:
+    """With a full or closed standard error, a mistake is still 1."""
     with Path("/dev/full").open("w") as full:
-        done = ended(arguments, stderr=full)
-    assert (done.returncode, done.stdout) == (1, "")
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = ended(arguments, stderr=writer)
-    os.close(writer)
-    assert (done.returncode, done.stdout) == (1, "")
-    done = ended(arguments, prefix=closing(2))
-    assert (done.returncode, done.stdout) == (1, "")
+        assert ended(MISTAKEN[0], stderr=full).returncode == 1
+    assert ended(MISTAKEN[0], prefix=closing(2)).returncode == 1
 
 
-CLOSED = [streams for number in (1, 2, 3) for streams in itertools.combinations((0, 1, 2), number)]
-
-
-@pytest.mark.parametrize("streams", CLOSED, ids=str)
+@pytest.mark.parametrize("streams", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
 def test_closed_standard_streams_are_no_sockets(streams: tuple[int, ...]) -> None:
     """With any streams closed, a taken port is exit code 2, and a free one is served."""
     with socket.socket() as held:
@@ -147,13 +157,17 @@ def inheriting(setup: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     "setup",
     [
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)",
-        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
-        "signal.signal(signal.SIGPIPE, signal.SIG_DFL)",
-        "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
-        "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')",
+        (
+            "for each in ('TERM', 'INT', 'CHLD'):\n"
+            "    signal.signal(getattr(signal, f'SIG{each}'), signal.SIG_IGN)"
+        ),
+        (
+            "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+            "signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n"
+            "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')"
+        ),
     ],
+    ids=["ignored", "blocked"],
 )
 def test_what_a_parent_leaves_behind_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setup: str
@@ -168,21 +182,45 @@ def test_what_a_parent_leaves_behind_changes_nothing(
 @pytest.mark.parametrize(
     "variables",
     [
-        {"GRPC_VERBOSITY": "debug", "GRPC_TRACE": "all"},
-        {"GRPC_POLL_STRATEGY": "none"},
-        {"GRPC_EXPERIMENTS": "rubbish", "GRPC_ENABLE_FORK_SUPPORT": "1"},
-        {"GRPC_ASYNCIO_ENGINE": "custom_io_manager", "GRPC_DNS_RESOLVER": "rubbish"},
-        {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "rubbish"},
-        {"PYTHONWARNINGS": "error", "PYTHONASYNCIODEBUG": "1", "PYTHONUNBUFFERED": "1"},
-        {"PYTHONOPTIMIZE": "2", "PYTHONPATH": "/nonexistent:rubbish:/etc/passwd"},
-        {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
-        {"PYTHONIOENCODING": "ascii", "LC_ALL": "xx", "LANG": "xx", "TZ": "xx", "TERM": "xx"},
-        {"HOME": "/nonexistent", "TMPDIR": "/nonexistent", "COLUMNS": "1"},
-        {"http_proxy": "http://127.0.0.1:1", "all_proxy": "x", "grpc_proxy": "http://x:1"},
-        {"SSLKEYLOGFILE": "/nonexistent/keys", "GHEALTH_PROBE_URL": "https://localhost:1/"},
+        {
+            "GRPC_VERBOSITY": "debug",
+            "GRPC_TRACE": "all",
+            "GRPC_EXPERIMENTS": "rubbish",
+            "GRPC_ENABLE_FORK_SUPPORT": "1",
+            "GRPC_POLL_STRATEGY": "none",
+            "GRPC_ASYNCIO_ENGINE": "custom_io_manager",
+            "GRPC_DNS_RESOLVER": "rubbish",
+        },
+        {
+            "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "rubbish",
+            "http_proxy": "http://127.0.0.1:1",
+            "all_proxy": "x",
+            "grpc_proxy": "http://x:1",
+            "PYTHONWARNINGS": "error",
+            "PYTHONUNBUFFERED": "1",
+        },
+        {
+            "PYTHONOPTIMIZE": "2",
+            "PYTHONPATH": "/nonexistent:rubbish:/etc/passwd",
+            "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0",
+            "LC_ALL": "C",
+            "HOME": "/nonexistent",
+            "TMPDIR": "/nonexistent",
+        },
+        {
+            "PYTHONIOENCODING": "ascii",
+            "LC_ALL": "xx",
+            "LANG": "xx",
+            "TZ": "xx",
+            "TERM": "xx",
+            "COLUMNS": "1",
+            "SSLKEYLOGFILE": "/nonexistent/keys",
+            "GHEALTH_PROBE_URL": "https://localhost:1/",
+        },
         {"GHEALTH_SERVICE_HOST": "\udcff", "\udcff": "\udcff"},
     ],
-    ids=str,
+    ids=lambda variables: next(iter(variables)),
 )
 def test_variables_of_libraries_and_the_interpreter_change_nothing(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
@@ -265,7 +303,7 @@ def serves_or_says_why(command: Sequence[str]) -> str:
 THREADS_NEEDED = 5 + min(max(os.sysconf("SC_NPROCESSORS_CONF"), 4), 16)
 
 
-@pytest.mark.parametrize("most", [1, 3, 5, 8, THREADS_NEEDED, THREADS_NEEDED + 1])
+@pytest.mark.parametrize("most", [1, 5, THREADS_NEEDED, THREADS_NEEDED + 1])
 def test_with_few_threads_it_says_so(most: int) -> None:
     """Without enough threads for gRPC, whose core would hang or crash, it is exit code 2."""
     with processes_of(most) as command:
@@ -282,7 +320,7 @@ def test_with_few_descriptors_it_serves_or_says_so(most: int) -> None:
 
 
 @pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
-@pytest.mark.parametrize("mebibytes", [50, 150, 500, 4000])
+@pytest.mark.parametrize("mebibytes", [50, 150, 4000])
 def test_with_little_memory_it_serves_or_says_so(limit: str, mebibytes: int) -> None:
     """Without enough memory for gRPC's threads, it is exit code 2."""
     mistake = serves_or_says_why(limited(limit, mebibytes << 20))

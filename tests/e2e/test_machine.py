@@ -51,7 +51,7 @@ async def test_without_cpu_answers_are_right_and_in_time() -> None:
         for _ in range(os.cpu_count() or 1):
             stack.enter_context(busy())
         took = []
-        for _ in range(300):
+        for _ in range(50):
             started = time.monotonic()
             (without_the_loops,) = await asks(1, ghealth)
             took.append(time.monotonic() - started)
@@ -80,7 +80,7 @@ def memory_of(mib: int) -> Iterator[tuple[str, ...]]:
 
 
 async def test_in_96_mib_it_serves_checks_and_watches() -> None:
-    """Under a limit of 96 MiB it survives a thousand checks and a hundred watches."""
+    """Under a limit of 96 MiB it survives 300 checks and 100 watches."""
     with (
         memory_of(96) as limited,
         gateway() as (envoy, _),
@@ -89,7 +89,7 @@ async def test_in_96_mib_it_serves_checks_and_watches() -> None:
         together = asyncio.Barrier(5)
         connections = [wire.watching(ghealth.port, 20, together=together) for _ in range(5)]
         await asyncio.gather(*connections)
-        await asks(1000, ghealth)
+        await asks(300, ghealth)
         assert ghealth.process.poll() is None
         assert ghealth.ended_by(signal.SIGINT) == 0
 
@@ -113,7 +113,8 @@ def test_a_full_disk_under_the_log_changes_nothing() -> None:
     with Path("/dev/full").open("w") as full, gateway() as (envoy, agent):
         port = free_port()
         agent.state = SICK
-        settings = processes.environment(LISTEN=f"127.0.0.1:{port}", PROBE_URL=envoy.url)
+        listen = {"LISTEN": f"127.0.0.1:{port}", "ADMIN_LISTEN": "off"}
+        settings = processes.environment(PROBE_URL=envoy.url, **listen)
         with subprocess.Popen(processes.COMMAND, stdout=full, env=settings) as process:
             done = processes.run("check", "--addr", f"127.0.0.1:{port}", *processes.TIMES)
             process.send_signal(signal.SIGINT)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tests.flood import frames
-from tests.flood.frames import Kind
+from tests.support import frames
+from tests.support.frames import Kind
 
 HOST: Final = "127.0.0.1"
 SOURCE: Final = "127.0.0.2"

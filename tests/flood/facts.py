@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.flood import attacks, control_group, frames, honest, house
-from tests.flood.frames import Kind
+from tests.flood import attacks, control_group, honest, house
 from tests.flood.rows import SLOW
+from tests.support import frames
+from tests.support.frames import Kind
 from tests.support.gateway import SICK, Agent
 
 MIB: Final = 1 << 20

@@ -10,9 +10,9 @@ from typing import Final
 
 import hpack
 
-from tests.flood import frames
-from tests.flood.frames import Kind
 from tests.flood.starvation import Wait
+from tests.support import frames
+from tests.support.frames import Kind
 
 TIMEOUT: Final = 20.0
 PAUSE: Final = 0.1

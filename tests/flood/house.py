@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Final
 
-from tests.flood import frames, honest
+from tests.flood import honest
 from tests.flood.control_group import Group
+from tests.support import frames
 
 PATIENCE: Final = 30.0
 """Seconds that ghealth may take to start or to stop."""

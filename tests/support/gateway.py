@@ -25,8 +25,8 @@ from typing import Any, Self
 READY, SICK, SILENT = "ready", "sick", "silent"
 ENVOY = Path(sys.prefix) / "bin" / "envoy"
 START_TIMEOUT = 60.0
-PORTS = range(20_000, 30_000)
-"""Below the ports that Linux assigns (net.ipv4.ip_local_port_range)."""
+PORTS = range(20_000, 25_000)
+"""Below ghealth's own, and below those that Linux assigns (net.ipv4.ip_local_port_range)."""
 
 
 class Agent:

@@ -146,7 +146,7 @@ def test_white_space_around_a_value_is_ignored(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n", " \t\r\n"])
-@pytest.mark.parametrize("name", [*VALUES, *TLS])
+@pytest.mark.parametrize("name", [*VALUES, *sorted(TLS)])
 def test_a_blank_value_is_unset(monkeypatch: pytest.MonkeyPatch, name: str, blank: str) -> None:
     """Every variable has its default if it is empty or white space."""
     found = settings(monkeypatch, **{name: blank})

@@ -157,6 +157,7 @@ async def test_a_taken_port_that_was_set_is_a_mistake() -> None:
     assert done.stderr == f"ghealth: cannot listen on {address}: Address already in use\n"
 
 
+@pytest.mark.xdist_group("port-25022")
 async def test_a_taken_default_port_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """Health checks are answered all the same."""
     with socket.socket() as taken:

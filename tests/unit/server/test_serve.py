@@ -907,6 +907,7 @@ async def test_a_silent_name_server_does_not_keep_it_from_stopping(
     hung_up.set()
 
 
+@pytest.mark.xdist_group("port-25022")
 @pytest.mark.parametrize("is_set", [False, True])
 async def test_a_taken_admin_port_is_a_mistake_only_if_it_was_set(
     run: Run, caplog: pytest.LogCaptureFixture, is_set: bool

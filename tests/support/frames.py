@@ -1,7 +1,7 @@
 """HTTP/2 frames from bytes, for clients that break the rules (RFC 9113, RFC 7541)."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Final
 
@@ -34,9 +34,24 @@ class Kind(IntEnum):
     UNKNOWN = 0xEE
 
 
-def frame(kind: Kind, payload: bytes = b"", *, stream: int = 0, flags: int = 0) -> bytes:
-    """Return a frame."""
-    return struct.pack("!IBI", len(payload) << 8 | kind, flags, stream) + payload
+def frame(
+    kind: int, payload: bytes = b"", *, stream: int = 0, flags: int = 0, length: int | None = None
+) -> bytes:
+    """Return a frame, with any length in its header."""
+    size = len(payload) if length is None else length
+    return struct.pack("!IBI", size << 8 | kind, flags, stream) + payload
+
+
+def taken(received: bytearray) -> Iterator[tuple[int, int, int, bytes]]:
+    """Remove the complete frames from the received bytes: kind, flags, stream and payload."""
+    while len(received) >= HEAD:
+        end = HEAD + int.from_bytes(received[:3], "big")
+        if len(received) < end:
+            break
+        stream = int.from_bytes(received[5:HEAD], "big")
+        kind, flags, payload = received[3], received[4], bytes(received[HEAD:end])
+        del received[:end]
+        yield kind, flags, stream, payload
 
 
 def settings(window: int | None = None) -> bytes:
