@@ -12,6 +12,7 @@ from ghealth.checker import Checker
 from ghealth.events import Sink
 from ghealth.observe.history import History
 from ghealth.observe.metrics import Metrics
+from ghealth.printable import printable
 from ghealth.settings import Row
 
 __all__ = ["Admin"]
@@ -43,7 +44,7 @@ class Admin:
         self._metrics = Metrics(targets, probe_timeout=probe_timeout, now=now)
         self._history = History(targets, now=now, clock=clock)
         self._about = About(
-            host=socket.gethostname() if host is None else host,
+            host=printable(socket.gethostname()) if host is None else host,
             started=now(),
             settings=settings,
             targets=targets,
