@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import re
+import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -202,8 +203,8 @@ def _url(text: str) -> httpx.URL:
         url = httpx.URL(text)
     except (httpx.InvalidURL, UnicodeError):
         raise ValueError("not a URL") from None
-    has_port = url.port is None or url.port in _PORTS
-    if not (has_port and url.scheme in PROBES and _HOST.fullmatch(url.raw_host)):
+    valid_port = url.port is None or url.port in _PORTS
+    if not (valid_port and url.scheme in PROBES and _HOST.fullmatch(url.raw_host)):
         raise ValueError("not a URL that can be probed")
     return url
 
@@ -538,14 +539,16 @@ def _explain(name: str, value: object, error: ErrorDetails) -> str:
     if name not in Settings.model_fields:
         return _unknown(name)
     syntax = _syntax(name)
-    shown = _cut(syntax.mask(value if isinstance(value, str) else repr(value)))
+    if isinstance(value, str):
+        shown = repr(_cut(syntax.mask(value)))
+    else:
+        shown = reprlib.repr(value) if syntax.mask is str else MASK
     where = [part for part in error["loc"][1:] if isinstance(part, str) and part != "[key]"]
     if error["type"] == "value_error":
         where.append(str(error["ctx"]["error"]))
     elif where:  # for other values, "expected" has it
         where.append(error["msg"])
     hint = _cut(": ".join(filter(None, where)))
-    shown = repr(shown) if isinstance(value, str) else shown
     return f"invalid value {shown}; expected {syntax.expected}{f' ({hint})' if hint else ''}"
 
 

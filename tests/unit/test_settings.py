@@ -1,3 +1,4 @@
+import functools
 import json
 import re
 from datetime import timedelta
@@ -251,7 +252,7 @@ WRONG: dict[str, list[object]] = {
     "services": [5, ["a"], {"a": 5}, {"a": Target("s3cret")}, {"a\ud800": "http://b/"}],  # type: ignore[arg-type]
     "cache_ttl": NOT_SECONDS,
     "watch_interval": [*NOT_SECONDS, timedelta(0)],
-    "answer": [5, []],
+    "answer": [5, functools.reduce(lambda inner, _: [inner], range(5000), [0])],
     "status_callers": [5, ["a b"]],
     "reflection": ["", 5],
     "drain_delay": NOT_SECONDS,
