@@ -1,4 +1,3 @@
-import functools
 import json
 import re
 from datetime import timedelta
@@ -238,6 +237,9 @@ NOT_SECONDS: list[object] = [
     timedelta(hours=2),
     httpx.URL("http://a"),
 ]
+DEEP: list[object] = []
+for _ in range(5000):
+    DEEP = [DEEP]
 WRONG: dict[str, list[object]] = {
     "listen": [5, {}, [Address("gw", 1)], [Address(5, "x")]],  # type: ignore[arg-type]
     "tls_listen": [5],
@@ -252,7 +254,7 @@ WRONG: dict[str, list[object]] = {
     "services": [5, ["a"], {"a": 5}, {"a": Target("s3cret")}, {"a\ud800": "http://b/"}],  # type: ignore[arg-type]
     "cache_ttl": NOT_SECONDS,
     "watch_interval": [*NOT_SECONDS, timedelta(0)],
-    "answer": [5, functools.reduce(lambda inner, _: [inner], range(5000), [0])],
+    "answer": [5, DEEP],
     "status_callers": [5, ["a b"]],
     "reflection": ["", 5],
     "drain_delay": NOT_SECONDS,
@@ -341,7 +343,7 @@ def test_several_urls_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -
     [
         ("http://a/ http://b/", "white space, or several URLs in one"),
         ("http://a/\nhttp://b/", "white space, or several URLs in one"),
-        ("http://a/;http://b/", "white space, or several URLs in one"),
+        ("http://a/;HTTP://b/", "white space, or several URLs in one"),
         ("http://a/|https://b/", "white space, or several URLs in one"),
         ("http://a/ ; http://b/", "white space, or several URLs in one"),
         ("http://a/,,http://b/", "nothing, or no http:// or https://, after a comma"),
@@ -467,21 +469,15 @@ NOT_HEADERS = [
 
 @pytest.mark.parametrize("text", NOT_HEADERS)
 def test_a_mistake_in_headers_shows_no_secrets(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Other texts than an object of headers are refused without the secrets in them."""
-    (line,) = mistakes(monkeypatch, GHEALTH_PROBE_HEADERS=text)
-    assert line.startswith("GHEALTH_PROBE_HEADERS: invalid value '***'; expected a JSON object")
-    assert "s3cr" not in line
-
-
-@pytest.mark.parametrize("text", NOT_HEADERS)
-def test_headers_of_a_service_have_the_same_rules(
-    monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    """What is refused for the gateway is refused for a service, without the secrets in it."""
-    services = f'{{"a": {{"url": "http://b/", "headers": {text}}}}}'
-    (line,) = mistakes(monkeypatch, GHEALTH_SERVICES=services)
-    assert line.startswith("GHEALTH_SERVICES: invalid value '***'; expected a JSON object")
-    assert "s3cr" not in line
+    """Other texts than an object of headers are refused, for services too, without secrets."""
+    for variable, value in [
+        ("GHEALTH_PROBE_HEADERS", text),
+        ("GHEALTH_SERVICES", f'{{"a": {{"url": "http://b/", "headers": {text}}}}}'),
+    ]:
+        with monkeypatch.context() as patch:
+            (line,) = mistakes(patch, **{variable: value})
+        assert line.startswith(f"{variable}: invalid value '***'; expected a JSON object")
+        assert "s3cr" not in line
 
 
 @pytest.mark.parametrize(
@@ -503,22 +499,8 @@ def test_headers_about_the_connection_are_refused(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The HTTP library decides them: `Upgrade` has hung the whole process."""
-    for variable, text in [
-        ("GHEALTH_PROBE_HEADERS", json.dumps({name: "h2c"})),
-        ("GHEALTH_SERVICES", json.dumps({"a": {"url": "http://b/", "headers": {name: "h2c"}}})),
-    ]:
-        with monkeypatch.context() as patch:
-            (line,) = mistakes(patch, **{variable: text})
-        assert line.startswith(f"{variable}: invalid value '***'; expected a JSON object")
-        assert f"the header {name} cannot be set)" in line
-
-
-def test_names_of_headers_that_differ_in_case_are_one_header(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """HTTP would send both: one of them is meant."""
-    (line,) = mistakes(monkeypatch, GHEALTH_PROBE_HEADERS='{"Host": "a", "host": "b"}')
-    assert "two headers' names differ only in case" in line
+    (line,) = mistakes(monkeypatch, GHEALTH_PROBE_HEADERS=json.dumps({name: "h2c"}))
+    assert line.endswith(f"(the header {name} cannot be set)")
 
 
 def test_a_mistake_in_a_service_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -704,10 +686,11 @@ def test_a_file_that_cannot_be_read_is_a_mistake(
 ) -> None:
     """The cause is the system's."""
     for path, why in [(tmp_path, "Is a directory"), (tmp_path / "x", "No such file or directory")]:
-        (line,) = mistakes(monkeypatch, GHEALTH_TLS_CERT_FILE=str(path), GHEALTH_TLS_LISTEN="x:1")[
-            1:
-        ]
-        assert line.endswith(f"; expected a file that can be read ({why})")
+        cert, key = mistakes(
+            monkeypatch, GHEALTH_TLS_CERT_FILE=str(path), GHEALTH_TLS_LISTEN="[::1]:1"
+        )
+        assert cert.endswith(f"; expected a file that can be read ({why})")
+        assert key.startswith("GHEALTH_TLS_KEY_FILE: unset; ")
 
 
 def test_what_is_shown_is_utf_8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -152,8 +152,9 @@ def test_the_default_admin_port_gives_way(caplog: pytest.LogCaptureFixture) -> N
     ]
 
 
-def test_the_admin_port_can_be_off() -> None:
-    """`off` opens nothing, and is not worth a line."""
+def test_an_admin_port_that_was_set_is_bound() -> None:
+    """It may have the number of another address's port; `off` opens nothing."""
     assert admin_sockets(settings(admin_listen="off")) == []
-    for one in admin_sockets(settings(admin_listen="127.0.0.1:0")):
+    with held("127.0.0.1") as port:
+        (one,) = admin_sockets(settings(listen=f"127.0.0.1:{port}", admin_listen=f"[::1]:{port}"))
         one.close()
