@@ -6,7 +6,6 @@ import os
 import re
 import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -98,8 +97,12 @@ class Mistakes:
 def _show(value: object) -> str:
     if value is None:
         return ""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text.encode(errors="backslashreplace").decode()  # a path may have other bytes than UTF-8
+    return _utf_8(str(value).lower() if isinstance(value, bool) else str(value))
+
+
+def _utf_8(text: str) -> str:
+    """Escape what is not UTF-8: a path and a name may have any bytes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,15 +175,18 @@ PositiveSeconds = Annotated[
 ]
 
 
+def _whole_number(value: object) -> object:
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else value
+
+
 def _word(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return {"warn": "warning"}.get(value.lower(), value.lower())
+    word = value.lower() if isinstance(value, str) else value
+    return "warning" if word == "warn" else word
 
 
 _HOST: Final = re.compile(rb"[0-9A-Za-z._:-]+")  # httpx escapes what cannot be in a host
-_PORTS: Final = range(1, 65536)
 
+_PORTS: Final = range(1, 65536)
 _SCHEME: Final = "[a-z][a-z0-9+.-]*://"
 _NEXT_URL: Final = re.compile(rf"\s*,\s*(?={_SCHEME})", re.IGNORECASE)
 """A comma before a scheme separates URLs; any other belongs to one of them."""
@@ -296,7 +302,8 @@ def _target(value: object) -> object:
 def _service_name(name: str) -> str:
     if name in (GATEWAY, LIVENESS):
         raise ValueError(f"the empty name and {LIVENESS} are reserved")
-    name.encode()  # raises a ValueError for other texts than UTF-8
+    if _utf_8(name) != name:
+        raise ValueError("a name is not UTF-8")
     return name
 
 
@@ -308,10 +315,8 @@ def _show_services(services: Mapping[str, Target]) -> str:
     return json.dumps({name: show(found) for name, found in services.items()}, ensure_ascii=False)
 
 
-_PrefixWord = Annotated[
-    str,  # printable ASCII without comma and space
-    StringConstraints(strip_whitespace=True, pattern=r"^[!-+\--~]+$"),
-]
+_Word = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[!-+\--~]+$")]
+"""Printable ASCII without comma and space."""
 
 
 class Settings(BaseSettings):
@@ -409,7 +414,7 @@ class Settings(BaseSettings):
     others"""
 
     status_callers: Annotated[
-        tuple[_PrefixWord, ...],
+        tuple[_Word, ...],
         BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value),
         _Syntax("comma-separated prefixes, such as grpc-,Envoy/HC", show=",".join),
     ] = ("grpc-", "Envoy/HC")
@@ -427,7 +432,7 @@ class Settings(BaseSettings):
 
     max_watches: Annotated[
         int,
-        BeforeValidator(lambda value: int(value) if isinstance(value, str) else value),
+        BeforeValidator(_whole_number),
         Field(strict=True, ge=0, le=100_000),
         _Syntax("a whole number from 0 to 100000"),
     ] = 100
@@ -487,17 +492,20 @@ class Settings(BaseSettings):
             return settings
         errors: list[InitErrorDetails] = []
         for name, text in mistakes.items():
-            kind = PydanticCustomError(_MISTAKE, "{text}", {"text": text, "rest": settings})
+            # A function: pydantic would show a model's secrets in the error's JSON.
+            context = {"text": text, "rest": lambda: settings}
+            kind = PydanticCustomError(_MISTAKE, "{text}", context)
             errors.append({"type": kind, "loc": (name,), "input": None})
         raise ValidationError.from_exception_data(cls.__name__, errors, hide_input=True)
 
-    def _conflicts(self, invalid: AbstractSet[str]) -> Iterator[tuple[str, str]]:
+    def _conflicts(self, invalid: Collection[str]) -> Iterator[tuple[str, str]]:
         """Yield the mistakes between valid settings: a name, and what is wrong."""
-        if not (self.listen or self.tls_listen or {"listen", "tls_listen"} & invalid):
+        lists = ("listen", "tls_listen")
+        if not any(name in invalid or getattr(self, name) for name in lists):
             yield "listen", "off; expected an address, or GHEALTH_TLS_LISTEN too"
         used: list[Address] = []
-        for name in ("listen", "tls_listen", "admin_listen"):
-            for address in getattr(self, name):
+        for name in (*lists, "admin_listen"):
+            for address in () if name in invalid else getattr(self, name):
                 if address.port and address in used and name in self.model_fields_set:
                     yield name, f"{address} occurs twice; expected different addresses"
                 used.append(address)
@@ -548,7 +556,7 @@ def _explain(name: str, value: object, error: ErrorDetails) -> str:
         where.append(str(error["ctx"]["error"]))
     elif where:  # for other values, "expected" has it
         where.append(error["msg"])
-    hint = _cut(": ".join(filter(None, where)))
+    hint = _cut(_utf_8(": ".join(filter(None, where))))
     return f"invalid value {shown}; expected {syntax.expected}{f' ({hint})' if hint else ''}"
 
 
@@ -583,7 +591,7 @@ def _environment() -> dict[str, str]:
             if text:
                 texts[field_name] = text
         elif not _SERVICE_LINK.fullmatch(variable) or (variable == _PORT and text.isdigit()):
-            texts[name.encode(errors="backslashreplace").decode()] = text
+            texts[_utf_8(name)] = text
     return texts
 
 
@@ -598,4 +606,4 @@ def load() -> Settings | Mistakes:
         name = str(one["loc"][0])
         variable = f"{PREFIX}{name.upper()}" if name in Settings.model_fields else name
         lines.append(f"{variable}: {one['msg']}")
-    return Mistakes(tuple(lines), rest=found[0]["ctx"]["rest"])
+    return Mistakes(tuple(lines), rest=found[0]["ctx"]["rest"]())

@@ -91,9 +91,9 @@ def test_addresses_to_listen_on_are_a_list(text: str, shown: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("gw.example:1", "gw.example is neither an IP address nor localhost"),
-        ("127.1:1", "127.1 is neither an IP address nor localhost"),
-        ("localhost.:1", "localhost. is neither an IP address nor localhost"),
+        ("gw.example:1", "gw.example is not an IP address, and names are not looked up"),
+        ("127.1:1", "127.1 is not an IP address, and names are not looked up"),
+        ("localhost.:1", "localhost. is not an IP address, and names are not looked up"),
         (":1,off", "no port"),
         (":1,", "no port"),
         *(

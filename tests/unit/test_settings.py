@@ -449,6 +449,8 @@ def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, variable: str, t
     assert line.startswith(f"{variable}: invalid value {shown}")
     assert "; expected " in line
     assert "\n" not in line
+    assert line.encode()
+    assert not re.search("invalid literal|Errno|Error", line)  # Python's own words
     assert len(line) < 300
 
 
@@ -549,6 +551,14 @@ def test_a_mistake_brings_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
         GHEALTH_TLS_KEY_FILE="/gone",
     )
     assert [line.split()[0] for line in lines] == ["GHEALTH_TLS_LISTEN:", "GHEALTH_TLS_KEY_FILE:"]
+
+
+def test_the_default_in_place_of_an_invalid_value_is_no_mistake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The address of a LISTEN that is invalid is not in use."""
+    lines = mistakes(monkeypatch, GHEALTH_LISTEN="x", GHEALTH_ADMIN_LISTEN="[::]:25021")
+    assert [line.split()[0] for line in lines] == ["GHEALTH_LISTEN:"]
 
 
 def test_an_unknown_name_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -662,7 +672,7 @@ def test_secrets_are_masked_in_exceptions(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("GHEALTH_CACHE_TTL", "x")
     with pytest.raises(ValidationError) as raised:
         Settings()
-    assert "s3cret" not in f"{raised.value}{raised.value.errors()}"
+    assert "s3cret" not in f"{raised.value}{raised.value.errors()}{raised.value.json()}"
 
 
 def test_off_needs_a_port_with_tls(monkeypatch: pytest.MonkeyPatch) -> None:
