@@ -1,5 +1,5 @@
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,3 +24,13 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 async def _one_loop(anyio_backend: object) -> AsyncGenerator[None, None]:  # noqa: ARG001 - anyio's way
     """Run all tests on one loop: grpc.aio's poller would wake the loops of earlier tests."""
     yield  # noqa: PT022 - a fixture that returned would not hold the loop
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make captured output UTF-8: a worker cannot send anything else."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report

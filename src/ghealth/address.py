@@ -8,6 +8,14 @@ from typing import Final
 ANY_IPV4: Final = "0.0.0.0"  # noqa: S104 - health checks come from other machines
 ANY_IPV6: Final = "::"
 
+LOOPBACK: Final = ("127.0.0.1", "::1")
+"""The addresses of `localhost`, whatever /etc/hosts contains."""
+
+OFF: Final = "off"
+"""Stands for no address."""
+
+_BROADCAST: Final = "255.255.255.255"
+LOCALHOST: Final = "localhost"
 _MAX_PORT: Final = 65535
 _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
 _NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
@@ -65,20 +73,39 @@ class Address:
         except ValueError:
             return None
 
-    def covers(self, other: "Address") -> bool:
-        """Whether listening here also uses the port of another address.
-
-        Args:
-            other: The other address.
-        """
-        if not self.port or self.port != other.port or self.host == other.host:
-            return False
-        is_ipv4 = isinstance(other.ip, ipaddress.IPv4Address)
-        return self.host == ANY_IPV6 or (self.host == ANY_IPV4 and is_ipv4)
-
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+
+def listen_addresses(text: str) -> tuple[Address, ...]:
+    """Parse comma-separated addresses to listen on, or `off`.
+
+    Args:
+        text: The text.
+
+    Raises:
+        ValueError: If it is anything else. The message is a hint.
+    """
+    return () if text.lower() == OFF else tuple(map(listen_address, text.split(",")))
+
+
+def listen_address(text: str) -> Address:
+    """Parse one address to listen on.
+
+    Args:
+        text: The text.
+
+    Raises:
+        ValueError: As `listen_addresses`.
+    """
+    address = Address.parse(text)
+    if address.ip is None and address.host != LOCALHOST:
+        raise ValueError(f"{address.host} is not an IP address, and names are not looked up")
+    if address.host == _BROADCAST or (address.ip is not None and address.ip.is_multicast):
+        # The kernel may listen there, but no client can connect.
+        raise ValueError("multicast and broadcast addresses cannot be connected to")
+    return address
 
 
 def _ip(text: str) -> str:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 from ghealth import __version__, flags, output, process
 from ghealth.check import command as check
@@ -24,7 +24,7 @@ _EXIT_CODES: Final = f"""\
 exit codes:
   0  stopped by SIGTERM or SIGINT
   1  invalid settings, or output cannot be written
-  2  cannot start: an address is in use or missing, or too few threads, files or too little memory
+  2  cannot start: an address is in use or missing, or too few threads
   {KILLED_BY} + n  ended at once by a second signal n
 """
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        parsed = _parser().parse_args(arguments)
+        parsed = _parse(arguments)
         command: Callable[[argparse.Namespace], int] = parsed.command
         return command(parsed)
     except KeyboardInterrupt:
@@ -53,30 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return KILLED_BY + signal.SIGPIPE
     except output.OutputError as error:
         return _report(MISTAKE, f"cannot write: {error}")
-    except (ImportError, process.ResourceError) as error:
+    except process.ResourceError as error:
         return _report(CANNOT_START, f"cannot start: {error}")
-    except MemoryError:
-        return _report(CANNOT_START, "cannot start: not enough memory")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, with the exit code of grpc-health-probe."""
-
-    def error(self, message: str) -> NoReturn:
-        output.report(f"{message} (see {self.prog} --help)")
-        sys.exit(MISTAKE)
-
-    def _print_message(self, message: str, _file: Any = None) -> None:
-        output.write(message.removesuffix("\n"))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = flags.Parser(
         prog="ghealth",
         description="Answer gRPC health checks for a gateway that offers only HTTP readiness.",
         epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        keep_rest=True,
     )
     parser.add_argument("--version", action="version", version=f"ghealth {__version__}")
     parser.set_defaults(command=_serve)
@@ -85,20 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve",
         help="serve health checks until SIGTERM or SIGINT (the default command)",
-        description="Serve health checks until SIGTERM or SIGINT. The settings are environment "
-        "variables: see ghealth settings.",
+        description="Serve health checks until SIGTERM or SIGINT.\n"
+        "The settings are environment variables: see ghealth settings.",
         epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     serve.set_defaults(command=_serve)
 
     settings = commands.add_parser(
         "settings",
-        help="show every variable with its value, default and meaning",
-        description="Show every variable with its value, default and meaning; secrets are masked. "
-        "A * marks values that differ from the default.",
-        allow_abbrev=False,
+        help="show every variable with its value, default and meaning; check them",
+        description="Show every variable with its value, default and meaning; secrets are masked.\n"
+        "A * marks values that differ from the default.\n"
+        "If there is any mistake that ghealth serve would refuse, show the mistakes and exit with "
+        "1.",
     )
     settings.add_argument(
         "--output", choices=["text", "json"], default="text", help="output format (default: text)"
@@ -106,7 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     settings.set_defaults(command=_settings)
 
     check.add_parser(commands)
-    return parser
+    parsed: argparse.Namespace = parser.parse_args(arguments)
+    if not parsed.rest:
+        return parsed
+    name, *rest = parsed.rest
+    if name not in commands.choices:
+        parser.error(f"unknown command {name!r}; expected {', '.join(commands.choices)}")
+    return commands.choices[name].parse_args(rest)
 
 
 def _serve(_arguments: argparse.Namespace) -> int:
@@ -119,16 +110,19 @@ def _serve(_arguments: argparse.Namespace) -> int:
     import asyncio
 
     from ghealth.observe.log import logging_to
-    from ghealth.server.serve import ListenError, serve
-    from ghealth.settings import Mistakes, load
+    from ghealth.server.listen import ListenError
+    from ghealth.server.prepare import configure
+    from ghealth.server.serve import serve_prepared
+    from ghealth.settings import Mistakes
 
-    settings = load()
-    if isinstance(settings, Mistakes):
-        return _report(MISTAKE, *settings.lines)
+    prepared = configure()
+    if isinstance(prepared, Mistakes):
+        return _report(MISTAKE, *prepared.lines)
+    settings = prepared.settings
 
     async def run() -> None:
         stop = _stop_by_signal()
-        await serve(settings, shutdown_trigger=lambda: stop)
+        await serve_prepared(prepared, shutdown_trigger=lambda: stop)
 
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     as_json = settings.log_format == "json" or (settings.log_format is None and not is_terminal)
@@ -159,26 +153,20 @@ def _stop_by_signal() -> "asyncio.Future[bool]":
 
 def _settings(arguments: argparse.Namespace) -> int:
     import json
+    from dataclasses import asdict
 
-    from ghealth.settings import Mistakes, load
+    from ghealth.server.prepare import configure
+    from ghealth.settings import Mistakes
 
-    settings = load()
-    if isinstance(settings, Mistakes):
-        return _report(MISTAKE, *settings.lines)
+    prepared = configure()
+    if isinstance(prepared, Mistakes):
+        return _report(MISTAKE, *prepared.lines)
+    rows = prepared.settings.rows()
     if arguments.output == "json":
-        rows = [
-            {
-                "variable": row.variable,
-                "value": row.value,
-                "default": row.default,
-                "meaning": row.meaning,
-                "changed": row.changed,
-            }
-            for row in settings.rows()
-        ]
-        output.write(json.dumps(rows, ensure_ascii=False, indent=1))
+        shown = [asdict(row) | {"changed": row.changed} for row in rows]
+        output.write(json.dumps(shown, ensure_ascii=False, indent=1))
         return OK
-    for row in settings.rows():
+    for row in rows:
         mark = "*" if row.changed else " "
         output.write(
             f"{mark} {row.variable}={row.value}\n"

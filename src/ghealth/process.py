@@ -9,23 +9,13 @@ import warnings
 from contextlib import suppress
 from typing import Final
 
-SERVING_DESCRIPTORS: Final = 32
-"""File descriptors that serving needs: 14, 2 for each further address, and some for callers."""
-
 MAX_DESCRIPTORS: Final = 1024
 """File descriptors that are used: they bound the connections. gRPC leaves further ones in the
 listen queue until there is room, where its own limit of connections would close them."""
 
-_MIB: Final = 1 << 20
-_BASE_MEMORY: Final = 128 * _MIB
-_ARENA: Final = 64 * _MIB
-"""The address range that glibc reserves for each thread's memory (malloc/arena.c)."""
-
 _MAX_ARENAS: Final = 2
 _M_ARENA_MAX: Final = -8
 """The number of `M_ARENA_MAX` in malloc.h of glibc."""
-
-_USUAL_STACK: Final = 8 * _MIB
 
 _REMOVED_VARIABLES: Final = ("GRPC_", "PROTOCOL_BUFFERS_", "SSLKEYLOGFILE")
 """Beginnings of the names of variables that change how libraries work. OpenSSL's secrets belong
@@ -64,18 +54,18 @@ def reset_inherited() -> None:
 
 
 def require_resources() -> None:
-    """Take what serving needs, and raise if it is not to be had.
+    """Set the limit of descriptors, and try whether the threads that serving needs can be started.
 
-    gRPC's core hangs or aborts without a word where it may not start threads or open descriptors.
+    gRPC's core hangs or aborts without a word where it may not start threads.
 
     Raises:
         ResourceError: If there are too few.
     """
-    threads = _serving_threads()
-    _require_memory(threads)
-    _set_descriptor_limit()
-    _require_descriptors()
-    _require_threads(threads)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Where the hard limit is infinite (macOS), the kernel may have a lower one.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_at_most_max(hard), hard))
+    _require_threads(_serving_threads())
 
 
 def _serving_threads() -> int:
@@ -85,19 +75,6 @@ def _serving_threads() -> int:
     name look-up have one each.
     """
     return 5 + min(max(os.sysconf("SC_NPROCESSORS_CONF"), 4), 16)
-
-
-def _require_memory(threads: int) -> None:
-    """Compare the memory limits with what the threads reserve."""
-    stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
-    data = _BASE_MEMORY + threads * (_USUAL_STACK if stack == resource.RLIM_INFINITY else stack)
-    for name, needed in {"RLIMIT_DATA": data, "RLIMIT_AS": data + threads * _ARENA}.items():
-        limit, _ = resource.getrlimit(getattr(resource, name))
-        if resource.RLIM_INFINITY != limit < needed:
-            raise ResourceError(
-                f"serving needs {needed // _MIB} MiB of memory, only {limit // _MIB} MiB are "
-                f"allowed ({name})"
-            )
 
 
 def limit_arenas() -> None:
@@ -117,29 +94,6 @@ def descriptor_limit() -> int:
 
 def _at_most_max(limit: int) -> int:
     return MAX_DESCRIPTORS if limit == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, limit)
-
-
-def _set_descriptor_limit() -> None:
-    """Use `MAX_DESCRIPTORS`, or all that the process may have: untrusted connections take them."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Where the hard limit is infinite (macOS), the kernel may have a lower one.
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_at_most_max(hard), hard))
-
-
-def _require_descriptors() -> None:
-    opened: list[int] = []
-    try:
-        while len(opened) < SERVING_DESCRIPTORS:
-            opened.append(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        raise ResourceError(
-            f"cannot open {SERVING_DESCRIPTORS} file descriptors, only {len(opened)}: "
-            f"{error.strerror} (RLIMIT_NOFILE)"
-        ) from None
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
 
 
 def _require_threads(threads: int) -> None:

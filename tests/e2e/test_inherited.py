@@ -16,21 +16,14 @@ import pytest
 from tests.support import processes
 from tests.support.processes import COMMAND, TIMEOUT
 
+CHECK = ["check", "--addr=127.0.0.1:1", "--connect-timeout=1ms"]
 PRINTING = [
     ["--help"],
-    ["--version"],
-    ["serve", "--help"],
-    ["settings"],
     ["settings", "--output=json"],
-    ["settings", "--help"],
-    ["check", "--help"],
-    ["check", "--version"],
-    ["check", "--addr=127.0.0.1:1", "--connect-timeout=1ms"],
-    ["check", "--addr=127.0.0.1:1", "--connect-timeout=1ms", "--output=json"],
+    CHECK,
+    [*CHECK, "--watch"],
     ["check", "--addr=127.0.0.1:1", "--as=alb"],
-    ["check", "--addr=127.0.0.1:1", "--connect-timeout=1ms", "--watch"],
 ]
-MISTAKEN = [["nonsense"], ["serve", "--port=1"], ["check", "--nonsense"], ["settings", "-x"]]
 
 
 def clean(**variables: str) -> dict[str, str]:
@@ -82,40 +75,33 @@ BROKEN_PIPE = (128 + signal.SIGPIPE, "")
 
 @pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
 def test_output_that_cannot_be_written_has_an_exit_code(arguments: list[str]) -> None:
-    """A full disk is 1 and one line, whatever the command."""
+    """A full disk and a closed output are 1 and one line, a closed pipe 128 + SIGPIPE and none."""
+    cannot_write = "ghealth: cannot write: "
     with Path("/dev/full").open("w") as full:
         done = ended(arguments, stdout=full)
-    assert (done.returncode, done.stderr) == FULL_DISK
-
-
-@pytest.mark.parametrize("arguments", [["--version"], ["settings"], PRINTING[-1]], ids=" ".join)
-def test_an_output_that_is_gone_has_an_exit_code(arguments: list[str]) -> None:
-    """A closed output is 1 and one line, a closed pipe 128 + SIGPIPE and none."""
-    with abandoned() as pipe:
-        done = ended(arguments, stdout=pipe)
-    assert (done.returncode, done.stderr) == BROKEN_PIPE
+        assert (done.returncode, done.stderr) == (1, f"{cannot_write}No space left on device\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = ended(arguments, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
     done = ended(arguments, prefix=closing(1))
-    assert (done.returncode, done.stderr) == CLOSED_OUTPUT
+    assert (done.returncode, done.stderr) == (1, f"{cannot_write}standard output is closed\n")
+
+
+def test_a_mistake_that_cannot_be_written_keeps_its_exit_code() -> None:
+    """With a full, closed or abandoned standard error, only the exit code is left."""
     with Path("/dev/full").open("w") as full:
-        assert ended(arguments, stdout=full, stderr=full).returncode == 1
+        found = [ended(["nonsense"], stderr=full)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    found.append(ended(["nonsense"], stderr=writer))
+    os.close(writer)
+    found.append(ended(["nonsense"], prefix=closing(2)))
+    assert [(done.returncode, done.stdout) for done in found] == [(1, "")] * 3
 
 
-@pytest.mark.parametrize("arguments", MISTAKEN, ids=" ".join)
-def test_a_mistake_that_cannot_be_written_keeps_its_exit_code(arguments: list[str]) -> None:
-    """With an abandoned standard error, only the exit code is left."""
-    with abandoned() as pipe:
-        done = ended(arguments, stderr=pipe)
-    assert (done.returncode, done.stdout) == (1, "")
-
-
-def test_a_standard_error_that_is_full_or_closed_keeps_the_exit_code() -> None:
-    """With a full or closed standard error, a mistake is still 1."""
-    with Path("/dev/full").open("w") as full:
-        assert ended(MISTAKEN[0], stderr=full).returncode == 1
-    assert ended(MISTAKEN[0], prefix=closing(2)).returncode == 1
-
-
-@pytest.mark.parametrize("streams", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("streams", [(0,), (2,), (0, 1, 2)], ids=str)
 def test_closed_standard_streams_are_no_sockets(streams: tuple[int, ...]) -> None:
     """With any streams closed, a taken port is exit code 2, and a free one is served."""
     with socket.socket() as held:
@@ -154,87 +140,78 @@ def inheriting(setup: str) -> tuple[str, ...]:
     return (sys.executable, "-c", program)
 
 
-@pytest.mark.parametrize(
-    "setup",
-    [
-        (
-            "for each in ('TERM', 'INT', 'CHLD'):\n"
-            "    signal.signal(getattr(signal, f'SIG{each}'), signal.SIG_IGN)"
-        ),
-        (
-            "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
-            "signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n"
-            "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')"
-        ),
-    ],
-    ids=["ignored", "blocked"],
-)
+INHERITED = """
+for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+    signal.signal(signum, signal.SIG_IGN)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.mkdir("gone"); os.chdir("gone"); os.rmdir("../gone")
+"""
+
+
 def test_what_a_parent_leaves_behind_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setup: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Ignored and blocked signals work, and a working directory is not needed."""
     monkeypatch.chdir(tmp_path)
-    with processes.server(*inheriting(setup), DRAIN_DELAY="0") as ghealth:
+    with processes.server(*inheriting(INHERITED), DRAIN_DELAY="0") as ghealth:
         assert ghealth.check("--service=liveness").returncode == 0
         assert ghealth.ended_by(signal.SIGTERM) == 0
 
 
+LIBRARIES = {
+    "GRPC_VERBOSITY": "debug",
+    "GRPC_TRACE": "all",
+    "GRPC_POLL_STRATEGY": "none",
+    "GRPC_EXPERIMENTS": "rubbish",
+    "GRPC_ENABLE_FORK_SUPPORT": "1",
+    "GRPC_ASYNCIO_ENGINE": "custom_io_manager",
+    "GRPC_DNS_RESOLVER": "rubbish",
+    "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "rubbish",
+    "http_proxy": "http://127.0.0.1:1",
+    "all_proxy": "x",
+    "grpc_proxy": "http://x:1",
+    "SSLKEYLOGFILE": "/nonexistent/keys",
+    "GHEALTH_SERVICE_HOST": "\udcff",
+    "\udcff": "\udcff",
+}
+INTERPRETER = {
+    "PYTHONWARNINGS": "error",
+    "PYTHONASYNCIODEBUG": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONOPTIMIZE": "2",
+    "PYTHONPATH": "/nonexistent:rubbish:/etc/passwd",
+    "PYTHONUTF8": "0",
+    "PYTHONCOERCECLOCALE": "0",
+    "PYTHONIOENCODING": "ascii",
+    "LC_ALL": "xx",
+    "TZ": "xx",
+    "TERM": "xx",
+    "HOME": "/nonexistent",
+    "TMPDIR": "/nonexistent",
+    "COLUMNS": "1",
+}
+
+
 @pytest.mark.parametrize(
-    "variables",
-    [
-        {
-            "GRPC_VERBOSITY": "debug",
-            "GRPC_TRACE": "all",
-            "GRPC_EXPERIMENTS": "rubbish",
-            "GRPC_ENABLE_FORK_SUPPORT": "1",
-            "GRPC_POLL_STRATEGY": "none",
-            "GRPC_ASYNCIO_ENGINE": "custom_io_manager",
-            "GRPC_DNS_RESOLVER": "rubbish",
-        },
-        {
-            "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "rubbish",
-            "http_proxy": "http://127.0.0.1:1",
-            "all_proxy": "x",
-            "grpc_proxy": "http://x:1",
-            "PYTHONWARNINGS": "error",
-            "PYTHONUNBUFFERED": "1",
-        },
-        {
-            "PYTHONOPTIMIZE": "2",
-            "PYTHONPATH": "/nonexistent:rubbish:/etc/passwd",
-            "PYTHONUTF8": "0",
-            "PYTHONCOERCECLOCALE": "0",
-            "LC_ALL": "C",
-            "HOME": "/nonexistent",
-            "TMPDIR": "/nonexistent",
-        },
-        {
-            "PYTHONIOENCODING": "ascii",
-            "LC_ALL": "xx",
-            "LANG": "xx",
-            "TZ": "xx",
-            "TERM": "xx",
-            "COLUMNS": "1",
-            "SSLKEYLOGFILE": "/nonexistent/keys",
-            "GHEALTH_PROBE_URL": "https://localhost:1/",
-        },
-        {"GHEALTH_SERVICE_HOST": "\udcff", "\udcff": "\udcff"},
-    ],
-    ids=lambda variables: next(iter(variables)),
+    ("variables", "url"),
+    [(LIBRARIES, "https://localhost:1/"), (INTERPRETER, "http://127.0.0.1:1/")],
+    ids=["libraries", "interpreter"],
 )
 def test_variables_of_libraries_and_the_interpreter_change_nothing(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], url: str
 ) -> None:
     """It serves and answers, and writes nothing but its own lines."""
     for name in set(os.environ) - {"PATH"}:
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    url = variables.get("GHEALTH_PROBE_URL", "http://127.0.0.1:1/")
     with processes.server(PROBE_URL=url, DRAIN_DELAY="0") as ghealth:
         assert ghealth.check().returncode == 4
         assert ghealth.ended_by(signal.SIGTERM) == 0
-        assert {line["event"] for line in ghealth.rest()} == {
+        events = {line["event"] for line in ghealth.rest()}
+        # In asyncio's debug mode, a slow machine has messages about slow callbacks.
+        assert events - {"message"} == {
             "status_changed",
             "reason_changed",
             "draining",
@@ -265,11 +242,6 @@ def processes_of(most: int) -> Iterator[tuple[str, ...]]:
         yield ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$0" "$@"')
     finally:
         group.rmdir()
-
-
-def limited(limit: str, value: int) -> tuple[str, ...]:
-    """Return the command that runs another with a limit of the kernel."""
-    return inheriting(f"import resource; resource.setrlimit(resource.{limit}, ({value}, {value}))")
 
 
 def serves_or_says_why(command: Sequence[str]) -> str:
@@ -303,53 +275,10 @@ def serves_or_says_why(command: Sequence[str]) -> str:
 THREADS_NEEDED = 5 + min(max(os.sysconf("SC_NPROCESSORS_CONF"), 4), 16)
 
 
-@pytest.mark.parametrize("most", [1, 5, THREADS_NEEDED, THREADS_NEEDED + 1])
+@pytest.mark.parametrize("most", [1, THREADS_NEEDED, THREADS_NEEDED + 1])
 def test_with_few_threads_it_says_so(most: int) -> None:
     """Without enough threads for gRPC, whose core would hang or crash, it is exit code 2."""
     with processes_of(most) as command:
         mistake = serves_or_says_why(command)
     assert ("" if most > THREADS_NEEDED else "threads, only") in mistake
     assert bool(mistake) is (most <= THREADS_NEEDED)
-
-
-@pytest.mark.parametrize("most", [8, 16, 40])
-def test_with_few_descriptors_it_serves_or_says_so(most: int) -> None:
-    """Without enough descriptors, it is exit code 2."""
-    mistake = serves_or_says_why(limited("RLIMIT_NOFILE", most))
-    assert ("RLIMIT_NOFILE" in mistake) is (most < 40)
-
-
-@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
-@pytest.mark.parametrize("mebibytes", [50, 150, 4000])
-def test_with_little_memory_it_serves_or_says_so(limit: str, mebibytes: int) -> None:
-    """Without enough memory for gRPC's threads, it is exit code 2."""
-    mistake = serves_or_says_why(limited(limit, mebibytes << 20))
-    assert (limit in mistake) is bool(mistake)
-    assert not (mebibytes == 4000 and mistake)
-
-
-def test_a_silent_name_server_does_not_keep_it_from_ending(tmp_path: Path) -> None:
-    """While a name in LISTEN is looked up, SIGTERM works at once, with exit code 0."""
-    resolv = tmp_path / "resolv.conf"
-    resolv.write_text("nameserver 127.0.0.53\noptions timeout:30\n")
-    script = f"ip link set lo up && mount --bind {resolv} /etc/resolv.conf"
-    enter = processes.in_namespaces("--net", "--mount", script=script)
-    program = """
-import socket, subprocess, sys
-server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-server.bind(("127.0.0.53", 53))
-process = subprocess.Popen(sys.argv[1:])
-server.recv(512)
-process.terminate()
-try:
-    sys.exit(process.wait(5))
-except subprocess.TimeoutExpired:
-    process.kill()
-    sys.exit("it still waits for the name server")
-"""
-    done = ended(
-        [],
-        prefix=(*enter, sys.executable, "-c", program),
-        environment=clean(GHEALTH_LISTEN="silent.example:1", GHEALTH_ADMIN_LISTEN="off"),
-    )
-    assert (done.returncode, done.stderr) == (0, "")

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 from typing import Any
 from unittest.mock import patch
 
@@ -13,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghealth.names import Addresses
-from ghealth.server import serve
-from ghealth.settings import Mistakes, Settings, load
+from ghealth.server.listen import ListenError, bind
+from ghealth.server.prepare import Prepared, configure
+from ghealth.settings import Mistakes
 
 PARTS = (
     "http https :// / a gw.test localhost 127.0.0.1 [::1] [::ffff:1.2.3.4] @ me:secret@ : :80 :0 "
@@ -51,38 +51,24 @@ async def answer(*_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
     return httpcore.AsyncMockStream([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
 
 
-look_up = socket.getaddrinfo
-
-
-def only_numeric(host: str, port: int, *, flags: int, **options: Any) -> Any:
-    """Look up as a machine without a name server."""
-    return look_up(host, port, flags=flags | socket.AI_NUMERICHOST, **options)
-
-
 async def find(_: Addresses) -> list[str]:
     """Find an address for any host."""
     return ["127.0.0.1"]
 
 
-async def use(found: Settings) -> None:
+async def use(found: Prepared) -> None:
     """Probe every target once, and listen on every address."""
     with (
         patch.object(Addresses, "find", find),
         patch.object(httpcore.AnyIOBackend, "connect_tcp", answer),
     ):
-        probes = serve._probes(found, serve._targets(found))
-        results = await asyncio.gather(*(probe() for probe in probes.values()))
+        results = await asyncio.gather(*(probe() for probe in found.probes.values()))
     assert all(result.ready for result in results)
-    with patch("socket.getaddrinfo", only_numeric):
+    for address in found.settings.listen + found.settings.admin_listen:
         try:
-            places = await serve._look_up_all(found)
-        except serve.ListenError:
-            return
-    for address, sockets in places.items():
-        try:
-            for bound in serve._bound(address, sockets):
+            for bound in bind(address):
                 bound.close()
-        except serve.ListenError:
+        except ListenError:
             pass
 
 
@@ -91,12 +77,12 @@ async def use(found: Settings) -> None:
 def test_what_is_accepted_works(variables: dict[str, str]) -> None:
     """Whatever is accepted can be shown, probed and listened on; a mistake is one line each."""
     with patch.dict(os.environ, variables):
-        found = load()
+        found = configure()
     if isinstance(found, Mistakes):
         assert found.lines
         assert not any("\n" in line for line in found.lines)
         return
-    assert json.dumps([row.value for row in found.rows()])
+    assert json.dumps([row.value for row in found.settings.rows()], ensure_ascii=False).encode()
     asyncio.run(use(found))
 
 
@@ -107,6 +93,6 @@ def test_what_is_accepted_works(variables: dict[str, str]) -> None:
 def test_examples_that_are_accepted_work(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Odd URLs are probed as they are."""
     monkeypatch.setenv("GHEALTH_PROBE_URL", url)
-    found = load()
-    assert isinstance(found, Settings)
+    found = configure()
+    assert isinstance(found, Prepared)
     asyncio.run(use(found))

@@ -1,6 +1,6 @@
 import pytest
 
-from ghealth.address import Address
+from ghealth.address import Address, listen_addresses
 
 
 @pytest.mark.parametrize(
@@ -75,22 +75,35 @@ def test_other_texts_are_refused_with_a_hint(text: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wildcard", "other", "covers"),
+    ("text", "shown"),
     [
-        ("[::]:1", "0.0.0.0:1", True),
-        ("[::]:1", "[::1]:1", True),
-        ("[::]:1", "localhost:1", True),
-        ("0.0.0.0:1", "127.0.0.1:1", True),
-        ("0.0.0.0:1", "[::]:1", False),
-        ("0.0.0.0:1", "localhost:1", False),
-        ("[::]:1", "[::1]:2", False),
-        ("[::]:0", "[::1]:0", False),
-        ("[::]:1", "[::]:1", False),
-        ("127.0.0.1:1", "127.0.0.2:1", False),
+        ("127.0.0.1:1, [::]:2,localhost:3", ["127.0.0.1:1", "[::]:2", "localhost:3"]),
+        ("*:1,:2", ["[::]:1", "[::]:2"]),
+        ("off", []),
+        ("OFF", []),
     ],
 )
-def test_a_wildcard_takes_the_port_of_other_addresses(
-    wildcard: str, other: str, covers: bool
-) -> None:
-    """`[::]` accepts IPv4 too; a name may be of either family, and port 0 is a free one each."""
-    assert Address.parse(wildcard).covers(Address.parse(other)) is covers
+def test_addresses_to_listen_on_are_a_list(text: str, shown: list[str]) -> None:
+    """They are separated by commas; `off` is none."""
+    assert list(map(str, listen_addresses(text))) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("gw.example:1", "gw.example is not an IP address, and names are not looked up"),
+        ("127.1:1", "127.1 is not an IP address, and names are not looked up"),
+        ("localhost.:1", "localhost. is not an IP address, and names are not looked up"),
+        (":1,off", "no port"),
+        (":1,", "no port"),
+        *(
+            (text, "multicast and broadcast addresses cannot be connected to")
+            for text in ("224.0.0.1:1", "[ff02::1%lo]:1", "255.255.255.255:1")
+        ),
+    ],
+)
+def test_other_addresses_cannot_be_listened_on(text: str, hint: str) -> None:
+    """Nothing is looked up, and clients can connect to every address."""
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the message is compared below
+        listen_addresses(text)
+    assert str(raised.value) == hint

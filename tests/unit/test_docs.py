@@ -3,7 +3,9 @@ import asyncio
 import json
 import logging
 import math
+import os
 import re
+import signal
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -305,8 +307,8 @@ def test_the_examples_of_settings_are_valid() -> None:
             assert Settings.model_validate({name.lower(): value.strip("'")})
 
 
-async def test_the_example_of_embedding_runs() -> None:
-    """The program in docs/embedding.md serves its own probe, and ends."""
+async def test_the_example_of_embedding_runs(caplog: pytest.LogCaptureFixture) -> None:
+    """The program in docs/embedding.md serves its own probe, and drains on SIGTERM."""
     example = re.search(r"```python\n(.*?)```", page("docs/embedding.md"), re.DOTALL)
     assert example is not None
     started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -324,13 +326,18 @@ async def test_the_example_of_embedding_runs() -> None:
                 answer = await stub.Check(health_pb2.HealthCheckRequest())
                 found.append(answer.status)
                 await asyncio.sleep(DEFAULTS.cache_ttl)  # a result is fresh for that long
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
 
     source = example[1].replace("[::]:25021", "127.0.0.1:0")
     program: dict[str, Any] = {"__name__": "example", "print": note}
     exec(compile(source, "docs/embedding.md", "exec"), program)  # noqa: S102
     program["work"] = ask
+    caplog.set_level(logging.INFO)
     async with asyncio.timeout(30):
         await program["main"]()
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+    assert "draining for 0.5 s" in caplog.messages
     assert found == [Status.SERVING, Status.NOT_SERVING]
 
 

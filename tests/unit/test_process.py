@@ -13,8 +13,6 @@ import pytest
 
 from ghealth import process
 
-MIB = 1 << 20
-
 
 @pytest.fixture(autouse=True)
 def _signals_are_restored() -> Iterator[None]:
@@ -82,13 +80,7 @@ Limits = dict[int, tuple[int, int]]
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
     """The limits of the process; changing them changes nothing else."""
-    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    found: Limits = {
-        resource.RLIMIT_AS: unlimited,
-        resource.RLIMIT_DATA: unlimited,
-        resource.RLIMIT_STACK: (8 * MIB, resource.RLIM_INFINITY),
-        resource.RLIMIT_NOFILE: (64, 256),
-    }
+    found: Limits = {resource.RLIMIT_NOFILE: (64, 256)}
     monkeypatch.setattr(resource, "getrlimit", found.__getitem__)
     monkeypatch.setattr(resource, "setrlimit", found.__setitem__)
     return found
@@ -129,29 +121,6 @@ def test_a_limit_of_descriptors_that_cannot_be_raised_stays(
 
 
 @pytest.mark.usefixtures("limits")
-def test_too_few_descriptors_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was opened to try is closed again."""
-    opened: list[int] = []
-
-    def open_few(_path: str, _flags: int) -> int:
-        if len(opened) == 5:
-            raise OSError(errno.EMFILE, "Too many open files")
-        opened.append(100 + len(opened))
-        return opened[-1]
-
-    closed: list[int] = []
-    monkeypatch.setattr(os, "open", open_few)
-    monkeypatch.setattr(os, "close", closed.append)
-    with pytest.raises(process.ResourceError) as raised:
-        process.require_resources()
-    monkeypatch.undo()
-    assert str(raised.value) == (
-        "cannot open 32 file descriptors, only 5: Too many open files (RLIMIT_NOFILE)"
-    )
-    assert closed == opened
-
-
-@pytest.mark.usefixtures("limits")
 @pytest.mark.parametrize(("processors", "threads"), [(1, 9), (4, 9), (8, 13), (16, 21), (64, 21)])
 def test_too_few_threads_are_an_error(
     monkeypatch: pytest.MonkeyPatch, processors: int, threads: int
@@ -175,28 +144,3 @@ def test_too_few_threads_are_an_error(
         "or memory)"
     )
     assert not any(thread.is_alive() for thread in started)
-
-
-@pytest.mark.parametrize(
-    ("limit", "name", "needed", "stack"),
-    [
-        (resource.RLIMIT_AS, "RLIMIT_AS", 776, 8 * MIB),
-        (resource.RLIMIT_AS, "RLIMIT_AS", 776, resource.RLIM_INFINITY),
-        (resource.RLIMIT_AS, "RLIMIT_AS", 1280, 64 * MIB),
-        (resource.RLIMIT_DATA, "RLIMIT_DATA", 200, 8 * MIB),
-    ],
-)
-def test_too_little_memory_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, limits: Limits, limit: int, name: str, needed: int, stack: int
-) -> None:
-    """Each thread needs its stack, and reserves 64 MiB of addresses."""
-    monkeypatch.setattr(os, "sysconf", {"SC_NPROCESSORS_CONF": 2}.__getitem__)
-    limits[resource.RLIMIT_STACK] = (stack, stack)
-    limits[limit] = (needed * MIB, needed * MIB)
-    process.require_resources()
-    limits[limit] = ((needed - 1) * MIB, needed * MIB)
-    with pytest.raises(process.ResourceError) as raised:
-        process.require_resources()
-    assert str(raised.value) == (
-        f"serving needs {needed} MiB of memory, only {needed - 1} MiB are allowed ({name})"
-    )

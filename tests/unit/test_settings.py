@@ -1,24 +1,17 @@
 import json
-import ssl
+import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import trustme
 from pydantic import ValidationError
 
 from ghealth.address import Address
 from ghealth.matcher import Matcher
-from ghealth.probe import PROBES, _request
+from ghealth.probe import _request
 from ghealth.settings import MASK, Mistakes, Settings, Target, load
-
-
-@pytest.fixture(autouse=True)
-def _no_certificates_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's own choice of certificates is not what is tested."""
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
 
 
 def loaded(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings | Mistakes:
@@ -76,14 +69,15 @@ def test_the_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None
     assert {row.variable: row.value for row in found.rows()} == DEFAULTS
     assert {row.variable: row.default for row in found.rows()} == DEFAULTS
     assert changed(found) == {}
-    assert found.tls_files is None
     assert all(row.meaning for row in found.rows())
 
 
+URLS = (httpx.URL("http://a/"), httpx.URL("http://b/"))
+
 VALUES: dict[str, tuple[str, Any]] = {
     "LISTEN": (
-        "127.0.0.1:0, [::1]:25021,pod-1.local:80",
-        (Address("127.0.0.1", 0), Address("::1", 25021), Address("pod-1.local", 80)),
+        "127.0.0.1:0, [::1]:25021,localhost:80",
+        (Address("127.0.0.1", 0), Address("::1", 25021), Address("localhost", 80)),
     ),
     "PROBE_URL": ("https://gw:15021/ready", (httpx.URL("https://gw:15021/ready"),)),
     "PROBE_TIMEOUT": ("500ms", 0.5),
@@ -106,7 +100,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "MAX_WATCHES": ("0", 0),
     "LOG_LEVEL": ("debug", "debug"),
     "LOG_FORMAT": ("json", "json"),
-    "ADMIN_LISTEN": ("[::]:25022", Address("::", 25022)),
+    "ADMIN_LISTEN": ("[::]:25022", (Address("::", 25022),)),
 }
 
 TLS = {"TLS_LISTEN", "TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE"}
@@ -120,32 +114,17 @@ def test_every_variable_has_a_test_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", VALUES)
 def test_a_variable_sets_its_field(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Each variable is read, and shows as changed."""
+    """Each variable is read, in any case and with white space around it, and shows as changed."""
     text, value = VALUES[name]
-    found = settings(monkeypatch, **{name: text})
-    assert getattr(found, name.lower()) == value
-    assert list(changed(found)) == [f"GHEALTH_{name}"]
-
-
-@pytest.mark.parametrize("name", VALUES)
-def test_names_are_case_insensitive(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A name in lower or mixed case sets the same field."""
-    text, value = VALUES[name]
-    for variable in (f"ghealth_{name.lower()}", f"Ghealth_{name.title()}"):
+    for variable in (f"GHEALTH_{name}", f"ghealth_{name.lower()}", f"Ghealth_{name.title()}"):
         with monkeypatch.context() as patch:
-            found = loaded(patch, **{variable: text})
+            found = loaded(patch, **{variable: f" \t{text}\r\n"})
             assert isinstance(found, Settings)
             assert getattr(found, name.lower()) == value
+            assert list(changed(found)) == [f"GHEALTH_{name}"]
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_white_space_around_a_value_is_ignored(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A Secret or an env file may end with a newline."""
-    text, value = VALUES[name]
-    assert getattr(settings(monkeypatch, **{name: f" \t{text}\r\n"}), name.lower()) == value
-
-
-@pytest.mark.parametrize("blank", ["", " ", "\n", " \t\r\n"])
+@pytest.mark.parametrize("blank", ["", " \t\r\n"])
 @pytest.mark.parametrize("name", [*VALUES, *sorted(TLS)])
 def test_a_blank_value_is_unset(monkeypatch: pytest.MonkeyPatch, name: str, blank: str) -> None:
     """Every variable has its default if it is empty or white space."""
@@ -161,6 +140,7 @@ def test_a_blank_value_is_unset(monkeypatch: pytest.MonkeyPatch, name: str, blan
         ("ANSWER", "CODE", "code"),
         ("LOG_LEVEL", "INFO", "info"),
         ("LOG_LEVEL", "Warning", "warning"),
+        ("LOG_LEVEL", "WARN", "warning"),
         ("LOG_FORMAT", "JSON", "json"),
         ("REFLECTION", "True", True),
         ("REFLECTION", "FALSE", False),
@@ -170,7 +150,7 @@ def test_a_blank_value_is_unset(monkeypatch: pytest.MonkeyPatch, name: str, blan
         ("REFLECTION", "no", False),
         ("REFLECTION", "ON", True),
         ("REFLECTION", "Off", False),
-        ("ADMIN_LISTEN", "OFF", None),
+        ("ADMIN_LISTEN", "OFF", ()),
         ("TLS_LISTEN", "Off", ()),
     ],
 )
@@ -182,13 +162,12 @@ def test_words_are_case_insensitive(
 
 
 def test_the_same_name_twice_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two spellings of one name are one line, even with the same value; the order is fixed."""
-    (line,) = mistakes(
+    """Every further spelling of a name is a line, even with the same or no value."""
+    assert mistakes(
         monkeypatch, GHEALTH_CACHE_TTL="1s", ghealth_cache_ttl="1s", Ghealth_Cache_Ttl=""
-    )
-    assert line == (
-        "GHEALTH_CACHE_TTL and Ghealth_Cache_Ttl and ghealth_cache_ttl: the same setting; "
-        "expected one of them"
+    ) == tuple(
+        f"{name}: GHEALTH_CACHE_TTL is set twice, in different case; expected one of them"
+        for name in ("Ghealth_Cache_Ttl", "ghealth_cache_ttl")
     )
 
 
@@ -213,14 +192,114 @@ def test_settings_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_can_be_made_by_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arguments are texts or values, and precede the environment, which fills the rest."""
-    monkeypatch.setenv("GHEALTH_CACHE_TTL", "7s")
+    """Arguments precede the environment, which fills the rest."""
+    monkeypatch.setenv("GHEALTH_CACHE_TTL", "x")
     monkeypatch.setenv("GHEALTH_DRAIN_DELAY", "7s")
-    made = Settings(cache_ttl="2s", listen=(Address("127.0.0.1", 0),))  # type: ignore[arg-type]
-    assert (made.cache_ttl, made.drain_delay) == (2, 7)
-    assert made.listen == (Address("127.0.0.1", 0),)
-    with pytest.raises(ValidationError, match="GHEALTH_LISTEN: off"):
-        Settings(listen=())
+    for made in (Settings(cache_ttl=2), Settings.model_validate({"cache_ttl": "2s"})):
+        assert (made.cache_ttl, made.drain_delay) == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field"),
+    [
+        ("cache_ttl", 2, 2.0),
+        ("cache_ttl", timedelta(milliseconds=1500), 1.5),
+        ("listen", "127.0.0.1:0", (Address("127.0.0.1", 0),)),
+        (
+            "listen",
+            ["127.0.0.1:0", Address("::1", 1)],
+            (Address("127.0.0.1", 0), Address("::1", 1)),
+        ),
+        ("admin_listen", (), ()),
+        ("probe_url", [httpx.URL("http://a/"), "http://b/"], URLS),
+        ("probe_success_codes", Matcher(((200, 204),)), Matcher(((200, 204),))),
+        ("probe_headers", {"a": "b"}, {"a": "b"}),
+        ("services", {"a": URLS[0]}, {"a": Target(URLS[0])}),
+        ("services", {"a": Target(URLS[0], {"b": "c"})}, {"a": Target(URLS[0], {"b": "c"})}),
+        ("status_callers", ("a", "b"), ("a", "b")),
+        ("max_watches", 5, 5),
+        ("reflection", False, False),
+        ("log_format", None, None),
+        ("tls_cert_file", None, None),
+    ],
+)
+def test_values_from_python_are_right(name: str, value: object, field: object) -> None:
+    """Values of Python's types are as right as texts."""
+    found = getattr(Settings.model_validate({name: value}), name)
+    assert (found, type(found)) == (field, type(field))
+
+
+NOT_SECONDS: list[object] = [
+    -1,
+    3601,
+    float("nan"),
+    True,
+    timedelta(hours=2),
+    httpx.URL("http://a"),
+]
+DEEP: list[object] = []
+for _ in range(5000):
+    DEEP = [DEEP]
+WRONG: dict[str, list[object]] = {
+    "listen": [5, {}, [Address("gw", 1)], [Address(5, "x")]],  # type: ignore[arg-type]
+    "tls_listen": [5],
+    "admin_listen": [5, Address("::1", 1), ["127.0.0.1:1", "127.0.0.1:2"]],
+    "tls_cert_file": [5, "\0"],
+    "tls_key_file": [{}],
+    "tls_client_ca_file": [[]],
+    "probe_url": [5, {}, (), ["x"], httpx.URL("http://a/")],
+    "probe_timeout": [*NOT_SECONDS, 0],
+    "probe_success_codes": [200, Matcher(((1, 2),)), Matcher(5)],  # type: ignore[arg-type]
+    "probe_headers": [5, {"a": 1}, {1: "a"}, {"a": "s3cret\n"}],
+    "services": [5, ["a"], {"a": 5}, {"a": Target("s3cret")}, {"a\ud800": "http://b/"}],  # type: ignore[arg-type]
+    "cache_ttl": NOT_SECONDS,
+    "watch_interval": [*NOT_SECONDS, timedelta(0)],
+    "answer": [5, DEEP],
+    "status_callers": [5, ["a b"]],
+    "reflection": ["", 5],
+    "drain_delay": NOT_SECONDS,
+    "shutdown_grace": NOT_SECONDS,
+    "max_watches": [-5, 2.5, True, timedelta(1)],
+    "log_level": [5],
+    "log_format": [5],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_other_values_from_python_are_validation_errors(name: str) -> None:
+    """Each value is right or a ValidationError that names it; None is right as a default only."""
+    is_optional = Settings.model_fields[name].default is None
+    for value in WRONG[name] + ([] if is_optional else [None]):
+        with pytest.raises(ValidationError) as raised:
+            Settings.model_validate({name: value})
+        (error,) = raised.value.errors()
+        assert error["loc"] == (name,)
+        assert error["msg"].startswith("invalid value ")
+        assert "; expected " in error["msg"]
+        assert "s3cret" not in f"{raised.value}{raised.value.errors()}"
+
+
+def test_every_setting_has_wrong_values() -> None:
+    """A new setting is not forgotten here."""
+    assert WRONG.keys() == Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"drain_dely": 1}, "unknown setting; did you mean drain_delay?"),
+        ({"port": 1}, "unknown setting; 'ghealth settings' lists all settings"),
+        ({"listen": ()}, "off; expected an address, or GHEALTH_TLS_LISTEN too"),
+        ({"\ud800": 1}, "Input should be a valid string"),
+        (5, "Input should be a valid dictionary"),
+    ],
+)
+def test_mistakes_of_a_program_are_explained(values: Any, text: str) -> None:
+    """An unknown argument has the nearest known one, as in the environment."""
+    with pytest.raises(ValidationError) as raised:
+        Settings.model_validate(values)
+    (error,) = raised.value.errors()
+    assert error["msg"].startswith(text)
 
 
 @pytest.mark.parametrize(
@@ -253,22 +332,70 @@ def test_a_url_is_taken_apart(
 
 
 def test_several_urls_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A comma before a scheme separates; any other comma belongs to a URL."""
-    found = settings(monkeypatch, PROBE_URL="http://a/x,y?z=1,2 ,\n HTTPS://b:1/, http://c/")
-    assert found.probe_url == (
-        httpx.URL("http://a/x,y?z=1,2"),
-        httpx.URL("https://b:1/"),
-        httpx.URL("http://c/"),
-    )
+    """A comma before a scheme separates; other characters belong to a URL."""
+    text = "http://a/x,y;z|b?z=1,2;3|4&n=1.5,2.5/,3:4 ,\n HTTPS://b:1/, http://c/"
+    found = settings(monkeypatch, PROBE_URL=text)
+    assert found.probe_url == tuple(map(httpx.URL, re.split(r"\s*,\s*(?=h)", text.lower())))
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("http://a/ http://b/", "white space, or several URLs in one"),
+        ("http://a/\nhttp://b/", "white space, or several URLs in one"),
+        ("http://a/;HTTP://b/", "white space, or several URLs in one"),
+        ("http://a/|https://b/", "white space, or several URLs in one"),
+        ("http://a/ ; http://b/", "white space, or several URLs in one"),
+        ("http://a/,,http://b/", "nothing, or no http:// or https://, after a comma"),
+        ("http://a/, ,http://b/", "nothing, or no http:// or https://, after a comma"),
+        ("http://a/x,", "nothing, or no http:// or https://, after a comma"),
+        (",http://a/", "not a URL that can be probed"),
+        *(
+            (f"http://a/ready,{rest}", "nothing, or no http:// or https://, after a comma")
+            for rest in (
+                "localhost:15000/ready",
+                "localhost:15000",
+                "localhost/ready",
+                "127.0.0.1/ready",
+                "127.0.0.1:15000/ready",
+                "[::1]:15000/ready",
+                "gw.example:80/",
+                "gw:80,http://b/",
+            )
+        ),
+    ],
+)
+def test_other_separators_of_urls_are_mistakes(
+    monkeypatch: pytest.MonkeyPatch, text: str, hint: str
+) -> None:
+    """Folded YAML lists make them, and all but the first URL would never be probed."""
+    (line,) = mistakes(monkeypatch, GHEALTH_PROBE_URL=text)
+    assert line.endswith(f"expected comma-separated http:// or https:// URLs ({hint})")
+
+
+def test_a_service_has_one_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two of them, the second would never be probed."""
+    (line,) = mistakes(monkeypatch, GHEALTH_SERVICES='{"a": "http://b/,http://c/"}')
+    assert line.endswith("(a: url: white space, or several URLs in one)")
 
 
 MISTAKES = {
-    "GHEALTH_LISTEN": ["25021", "::1:25021", "[::]:65536", "a:1,", "[gw]:1", "a:-1", "a:1,off"],
+    "GHEALTH_LISTEN": [
+        "25021",
+        "::1:25021",
+        "[::]:65536",
+        "[::1]:1,",
+        "[gw]:1",
+        ":-1",
+        ":1,off",
+        "gw:1",
+        "0:1",
+    ],
     "GHEALTH_TLS_LISTEN": ["25021", "[::]:65536"],
     "GHEALTH_TLS_CERT_FILE": ["/nowhere/tls.crt"],
     "GHEALTH_TLS_KEY_FILE": ["/"],
     "GHEALTH_TLS_CLIENT_CA_FILE": ["/nowhere/ca.crt"],
-    "GHEALTH_ADMIN_LISTEN": ["25022", "a:1,b:2", "[::]:65536"],
+    "GHEALTH_ADMIN_LISTEN": ["25022", ":1,:2", "[::]:65536", "localhost.:1"],
     "GHEALTH_PROBE_URL": [
         "gw:15021",
         "ftp://gw/",
@@ -322,6 +449,8 @@ def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, variable: str, t
     assert line.startswith(f"{variable}: invalid value {shown}")
     assert "; expected " in line
     assert "\n" not in line
+    assert line.encode()
+    assert not re.search("invalid literal|Errno|Error", line)  # Python's own words
     assert len(line) < 300
 
 
@@ -342,21 +471,15 @@ NOT_HEADERS = [
 
 @pytest.mark.parametrize("text", NOT_HEADERS)
 def test_a_mistake_in_headers_shows_no_secrets(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Other texts than an object of headers are refused without the secrets in them."""
-    (line,) = mistakes(monkeypatch, GHEALTH_PROBE_HEADERS=text)
-    assert line.startswith("GHEALTH_PROBE_HEADERS: invalid value '***'; expected a JSON object")
-    assert "s3cr" not in line
-
-
-@pytest.mark.parametrize("text", NOT_HEADERS)
-def test_headers_of_a_service_have_the_same_rules(
-    monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    """What is refused for the gateway is refused for a service, without the secrets in it."""
-    services = f'{{"a": {{"url": "http://b/", "headers": {text}}}}}'
-    (line,) = mistakes(monkeypatch, GHEALTH_SERVICES=services)
-    assert line.startswith("GHEALTH_SERVICES: invalid value '***'; expected a JSON object")
-    assert "s3cr" not in line
+    """Other texts than an object of headers are refused, for services too, without secrets."""
+    for variable, value in [
+        ("GHEALTH_PROBE_HEADERS", text),
+        ("GHEALTH_SERVICES", f'{{"a": {{"url": "http://b/", "headers": {text}}}}}'),
+    ]:
+        with monkeypatch.context() as patch:
+            (line,) = mistakes(patch, **{variable: value})
+        assert line.startswith(f"{variable}: invalid value '***'; expected a JSON object")
+        assert "s3cr" not in line
 
 
 @pytest.mark.parametrize(
@@ -378,29 +501,14 @@ def test_headers_about_the_connection_are_refused(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The HTTP library decides them: `Upgrade` has hung the whole process."""
-    for variable, text in [
-        ("GHEALTH_PROBE_HEADERS", json.dumps({name: "h2c"})),
-        ("GHEALTH_SERVICES", json.dumps({"a": {"url": "http://b/", "headers": {name: "h2c"}}})),
-    ]:
-        with monkeypatch.context() as patch:
-            (line,) = mistakes(patch, **{variable: text})
-        assert line.startswith(f"{variable}: invalid value '***'; expected a JSON object")
-        assert f"the header {name} cannot be set)" in line
-
-
-def test_names_of_headers_that_differ_in_case_are_one_header(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """HTTP would send both: one of them is meant."""
-    (line,) = mistakes(monkeypatch, GHEALTH_PROBE_HEADERS='{"Host": "a", "host": "b"}')
-    assert "two headers' names differ only in case" in line
+    (line,) = mistakes(monkeypatch, GHEALTH_PROBE_HEADERS=json.dumps({name: "h2c"}))
+    assert line.endswith(f"(the header {name} cannot be set)")
 
 
 def test_a_mistake_in_a_service_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The value is a secret, the service's name is not."""
     (line,) = mistakes(monkeypatch, GHEALTH_SERVICES='{"a": "http://b/", "c": "s3cret"}')
-    assert "'c'" in line
-    assert "s3cret" not in line
+    assert line.endswith("(c: url: not a URL that can be probed)")
 
 
 def test_a_long_value_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,15 +527,15 @@ def test_all_mistakes_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         GHEALTH_PROBE_HEADERS="[",
         GHEALTH_DRAIN_DELAY="1s",
         ghealth_drain_delay="1s",
-        GHEALTH_LISTEN="0.0.0.0:1,[::]:1",
+        GHEALTH_LISTEN="[::]:1,[::]:1",
         GHEALTH_TLS_KEY_FILE="/dev/null",
     )
     assert [line.split()[0].rstrip(":") for line in lines] == [
-        "GHEALTH_PROBE_TIMOUT",
-        "GHEALTH_DRAIN_DELAY",
         "GHEALTH_PROBE_TIMEOUT",
         "GHEALTH_PROBE_HEADERS",
         "GHEALTH_CACHE_TTL",
+        "GHEALTH_PROBE_TIMOUT",
+        "ghealth_drain_delay",
         "GHEALTH_LISTEN",
         "GHEALTH_TLS_KEY_FILE",
     ]
@@ -440,19 +548,32 @@ def test_a_mistake_brings_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
         GHEALTH_LISTEN="off",
         GHEALTH_TLS_LISTEN="x",
         GHEALTH_TLS_CERT_FILE="/dev/null",
-        GHEALTH_TLS_KEY_FILE="/dev/null",
+        GHEALTH_TLS_KEY_FILE="/gone",
     )
-    assert [line.split()[0] for line in lines] == ["GHEALTH_TLS_LISTEN:"]
+    assert [line.split()[0] for line in lines] == ["GHEALTH_TLS_LISTEN:", "GHEALTH_TLS_KEY_FILE:"]
+
+
+def test_the_default_in_place_of_an_invalid_value_is_no_mistake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The address of a LISTEN that is invalid is not in use."""
+    lines = mistakes(monkeypatch, GHEALTH_LISTEN="x", GHEALTH_ADMIN_LISTEN="[::]:25021")
+    assert [line.split()[0] for line in lines] == ["GHEALTH_LISTEN:"]
 
 
 def test_an_unknown_name_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown name is refused, with the nearest known one if there is one."""
     lines = mistakes(
-        monkeypatch, GHEALTH_PROB_URL="http://s3cret/", GHEALTH_QUUX="1", ghealth_lisen="1"
+        monkeypatch,
+        GHEALTH_PROB_URL="http://s3cret/",
+        GHEALTH_QUUX="1",
+        ghealth_lisen="1",
+        **{"GHEALTH_\udcff": ""},
     )
     assert lines == (
         "GHEALTH_PROB_URL: unknown setting; did you mean GHEALTH_PROBE_URL?",
         "GHEALTH_QUUX: unknown setting; 'ghealth settings' lists all settings",
+        "GHEALTH_\\udcff: unknown setting; 'ghealth settings' lists all settings",
         "ghealth_lisen: unknown setting; did you mean GHEALTH_LISTEN?",
     )
 
@@ -546,10 +667,12 @@ def test_secrets_are_masked_in_mistakes_too(
 
 def test_secrets_are_masked_in_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that reads the settings itself does not show secrets either."""
-    monkeypatch.setenv("GHEALTH_PROBE_HEADERS", '{"a b": "s3cret"}')
+    monkeypatch.setenv("GHEALTH_PROBE_HEADERS", '{"a": "s3cret"}')
+    assert "s3cret" not in repr(Settings())
+    monkeypatch.setenv("GHEALTH_CACHE_TTL", "x")
     with pytest.raises(ValidationError) as raised:
         Settings()
-    assert "s3cret" not in str(raised.value)
+    assert "s3cret" not in f"{raised.value}{raised.value.errors()}{raised.value.json()}"
 
 
 def test_off_needs_a_port_with_tls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,49 +682,35 @@ def test_off_needs_a_port_with_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> dict[str, str]:
-    """A certificate and its key, as variables."""
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost")
-    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
-    certificate.private_key_pem.write_to_path(tmp_path / "tls.key")
-    for part in certificate.cert_chain_pems:
-        part.write_to_path(tmp_path / "tls.crt", append=True)
-    return {
-        "GHEALTH_TLS_LISTEN": "127.0.0.1:0",
-        "GHEALTH_TLS_CERT_FILE": str(tmp_path / "tls.crt"),
-        "GHEALTH_TLS_KEY_FILE": str(tmp_path / "tls.key"),
-        "GHEALTH_TLS_CLIENT_CA_FILE": str(tmp_path / "ca.crt"),
-    }
-
-
-def test_tls_has_a_certificate_and_may_verify_clients(
-    monkeypatch: pytest.MonkeyPatch, pair: dict[str, str]
-) -> None:
-    """With a certificate and its key, TLS is served, beside the plain port or instead of it."""
-    found = loaded(monkeypatch, GHEALTH_LISTEN="off", **pair)
-    assert isinstance(found, Settings)
-    assert found.listen == ()
-    assert found.tls_listen == (Address("127.0.0.1", 0),)
-    assert found.tls_files is not None
-    assert [found.tls_files.cert, found.tls_files.key, found.tls_files.client_ca] == [
-        found.tls_cert_file,
-        found.tls_key_file,
-        found.tls_client_ca_file,
-    ]
-    assert changed(found) == {**pair, "GHEALTH_LISTEN": "off"}
-
-
 @pytest.mark.parametrize("name", ["CERT", "KEY", "CLIENT_CA"])
-def test_a_tls_file_needs_tls_listen(
-    monkeypatch: pytest.MonkeyPatch, pair: dict[str, str], name: str
-) -> None:
+def test_a_tls_file_needs_tls_listen(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A certificate that would serve nothing is a mistake."""
     variable = f"GHEALTH_TLS_{name}_FILE"
-    assert mistakes(monkeypatch, **{variable: pair[variable]}) == (
+    assert mistakes(monkeypatch, **{variable: "/dev/null"}) == (
         f"{variable}: set without GHEALTH_TLS_LISTEN; expected both",
     )
+
+
+def test_a_file_that_cannot_be_read_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The cause is the system's."""
+    for path, why in [(tmp_path, "Is a directory"), (tmp_path / "x", "No such file or directory")]:
+        cert, key = mistakes(
+            monkeypatch, GHEALTH_TLS_CERT_FILE=str(path), GHEALTH_TLS_LISTEN="[::1]:1"
+        )
+        assert cert.endswith(f"; expected a file that can be read ({why})")
+        assert key.startswith("GHEALTH_TLS_KEY_FILE: unset; ")
+
+
+def test_what_is_shown_is_utf_8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A path may have other bytes; the status page could not show them."""
+    path = tmp_path / "\udcff"
+    path.touch()
+    files = {"TLS_CERT_FILE": str(path), "TLS_KEY_FILE": str(path)}
+    found = settings(monkeypatch, TLS_LISTEN="[::1]:0", **files)
+    assert found.tls_cert_file == path
+    assert changed(found)["GHEALTH_TLS_CERT_FILE"] == f"{tmp_path}/\\udcff"
 
 
 def test_tls_listen_needs_a_certificate_and_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -612,129 +721,24 @@ def test_tls_listen_needs_a_certificate_and_its_key(monkeypatch: pytest.MonkeyPa
     )
 
 
-def test_a_certificate_that_cannot_be_used_is_a_mistake(
-    monkeypatch: pytest.MonkeyPatch, pair: dict[str, str]
-) -> None:
-    """Nothing that is accepted at the start fails at the first handshake."""
-    Path(pair["GHEALTH_TLS_CERT_FILE"]).write_text("x")
-    (line,) = mistakes(monkeypatch, **pair)
-    assert line.startswith("GHEALTH_TLS_CERT_FILE: ")
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({"GHEALTH_LISTEN": "0.0.0.0:1,[::]:1"}, "GHEALTH_LISTEN: 0.0.0.0:1 is part of [::]:1"),
-        ({"GHEALTH_LISTEN": "[::]:1,0.0.0.0:1"}, "GHEALTH_LISTEN: 0.0.0.0:1 is part of [::]:1"),
-        (
-            {"GHEALTH_LISTEN": ":1", "GHEALTH_ADMIN_LISTEN": "[::1]:1"},
-            "GHEALTH_ADMIN_LISTEN: [::1]:1 is part of [::]:1",
-        ),
-    ],
-)
-def test_two_wildcards_have_a_hint(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
-) -> None:
-    """`0.0.0.0` beside `[::]`, a habit from nginx, and others that a wildcard includes."""
-    (line,) = mistakes(monkeypatch, **variables)
-    assert line == f"{expected}; expected one of them, [::] accepts IPv4 too"
-
-
-def test_an_address_beside_a_wildcard_of_ipv4_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`0.0.0.0` includes every other IPv4 address."""
-    assert mistakes(monkeypatch, GHEALTH_LISTEN="127.0.0.1:1,0.0.0.0:1") == (
-        "GHEALTH_LISTEN: 127.0.0.1:1 is part of 0.0.0.0:1; expected one of them",
-    )
-
-
 def test_an_address_that_occurs_twice_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second one would find its port taken; a free port can be had twice."""
-    assert mistakes(monkeypatch, GHEALTH_LISTEN="a:1,b:1", GHEALTH_ADMIN_LISTEN="a:1") == (
-        "GHEALTH_ADMIN_LISTEN: a:1 occurs twice; expected different addresses",
+    lines = mistakes(
+        monkeypatch,
+        GHEALTH_LISTEN="[::1]:1,127.0.0.1:1",
+        GHEALTH_TLS_LISTEN="127.0.0.1:1",
+        GHEALTH_ADMIN_LISTEN="[0::1]:1",
     )
-    found = loaded(monkeypatch, GHEALTH_LISTEN="[::1]:0,[::1]:0", GHEALTH_ADMIN_LISTEN="[::1]:0")
-    assert isinstance(found, Settings)
-
-
-NO_CERTIFICATES = ssl.DefaultVerifyPaths(
-    "", "", "SSL_CERT_FILE", "/gone/cert.pem", "SSL_CERT_DIR", "/gone/certs"
-)
+    assert [line for line in lines if "twice" in line] == [
+        "GHEALTH_TLS_LISTEN: 127.0.0.1:1 occurs twice; expected different addresses",
+        "GHEALTH_ADMIN_LISTEN: [::1]:1 occurs twice; expected different addresses",
+    ]
+    monkeypatch.delenv("GHEALTH_TLS_LISTEN")
+    settings(monkeypatch, LISTEN="[::1]:0,[::1]:0", ADMIN_LISTEN="[::1]:0")
 
 
 def test_the_default_admin_port_may_be_taken_by_another_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It gives way: only one that was set is a mistake."""
-    assert isinstance(loaded(monkeypatch, GHEALTH_LISTEN="[::]:25022"), Settings)
-
-
-@pytest.mark.parametrize("address", ["224.0.0.1:1", "[ff02::1%lo]:1", "255.255.255.255:1"])
-@pytest.mark.parametrize("name", ["LISTEN", "TLS_LISTEN", "ADMIN_LISTEN"])
-def test_an_address_of_many_machines_is_a_mistake(
-    monkeypatch: pytest.MonkeyPatch, name: str, address: str
-) -> None:
-    """The kernel may listen on a multicast or broadcast address, but no client can connect."""
-    (line,) = mistakes(monkeypatch, **{f"GHEALTH_{name}": address})
-    assert line.endswith("(multicast and broadcast addresses cannot be connected to)")
-
-
-HTTPS = [
-    {"GHEALTH_PROBE_URL": "http://a/,https://gw/"},
-    {"GHEALTH_SERVICES": '{"a": "https://gw/"}'},
-]
-
-
-@pytest.mark.parametrize("variables", HTTPS)
-def test_a_trust_store_that_cannot_be_read_is_a_mistake(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str]
-) -> None:
-    """OpenSSL ignores it silently, and every probe by https would fail."""
-    no_pem = tmp_path / "no.pem"
-    no_pem.write_text("x")
-    for path, why in [
-        (tmp_path / "none", "No such file or directory"),
-        (no_pem, "no certificates in it"),
-    ]:
-        with monkeypatch.context() as patch:
-            (line,) = mistakes(patch, SSL_CERT_FILE=str(path), **variables)
-        assert line == (
-            f"SSL_CERT_FILE: {path}: {why}; expected a PEM file, since a target has an https URL"
-        )
-    with monkeypatch.context() as patch:
-        (line,) = mistakes(patch, SSL_CERT_DIR=str(no_pem), **variables)
-    assert line == (
-        f"SSL_CERT_DIR: {no_pem}: not a folder; expected one with certificates, since a target "
-        "has an https URL"
-    )
-
-
-@pytest.mark.parametrize("variables", HTTPS)
-def test_a_system_without_certificates_is_a_mistake(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
-) -> None:
-    """A small image may have none."""
-    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: NO_CERTIFICATES)
-    (line,) = mistakes(monkeypatch, **variables)
-    assert line.startswith("SSL_CERT_FILE: unset, and the system has no certificates in /gone")
-
-
-def test_certificates_matter_only_to_https(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With http targets, nothing reads them."""
-    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: NO_CERTIFICATES)
-    assert isinstance(loaded(monkeypatch, SSL_CERT_FILE="/gone"), Settings)
-
-
-def test_a_probe_that_cannot_be_made_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the HTTP library would refuse at the first probe is refused at the start."""
-
-    def refuse(url: httpx.URL, **_: object) -> Any:
-        raise ValueError(f"not {url.host}")
-
-    monkeypatch.setitem(PROBES, "http", refuse)
-    lines = mistakes(
-        monkeypatch, GHEALTH_PROBE_URL=SECRET_URL, GHEALTH_SERVICES='{"a": "http://b/"}'
-    )
-    assert lines == (
-        "GHEALTH_PROBE_URL: http://***@gw/ready?*** cannot be probed: not gw",
-        "GHEALTH_SERVICES: http://b/ cannot be probed: not b",
-    )
+    settings(monkeypatch, LISTEN="127.0.0.1:25022")

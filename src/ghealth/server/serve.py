@@ -1,10 +1,8 @@
 """Creates the parts of ghealth, serves, and shuts down in the right order."""
 
 import asyncio
-import errno
 import functools
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -12,23 +10,27 @@ from typing import Final
 
 import grpc
 
-from ghealth import __version__, names, process
-from ghealth.address import ANY_IPV4, ANY_IPV6, Address
+from ghealth import __version__, process
+from ghealth.address import Address
 from ghealth.admin import Admin
 from ghealth.checker import Checker
 from ghealth.events import DrainStarted, fan_out, log_event
-from ghealth.health import ALB_USER_AGENT, DRAINING, GATEWAY, LIVENESS, POLICIES, Code
-from ghealth.names import AddressInfo
+from ghealth.health import ALB_USER_AGENT, DRAINING, POLICIES, Code
 from ghealth.observe.log import Log
-from ghealth.probe import PROBES, AllOf, Probe, WithTimeout
+from ghealth.probe import Probe
 from ghealth.server import reflection
 from ghealth.server.guard import Guard
+from ghealth.server.listen import admin_sockets, listen
+from ghealth.server.prepare import Prepared, prepare
 from ghealth.server.servicer import MAX_WATCHES_PER_CONNECTION, AllPaths, HealthServicer
-from ghealth.server.tls import CertificateError, ServerCertificate, trust_store
-from ghealth.settings import Settings, Target, show_url
+from ghealth.settings import Mistakes, Settings
 
 _log = logging.getLogger(__name__)
 _GRPC_LOG: Final = logging.getLogger("grpc._cython.cygrpc")
+
+LOAD_BALANCER_TIMEOUT: Final = 5.0
+"""Seconds that an ALB waits for an answer by default (ELBv2 API reference,
+`HealthCheckTimeoutSeconds`)."""
 
 RESERVED_STREAMS: Final = 8
 """Calls that a connection may have open in addition to its watches."""
@@ -92,12 +94,6 @@ OPTIONS: Final = (
 """gRPC's options. They limit how much an untrusted client can use of this process, and for how
 long."""
 
-_NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-
-
-class ListenError(Exception):
-    """ghealth cannot listen; the message has the address or the certificate, and the cause."""
-
 
 @dataclass(frozen=True, slots=True)
 class Ports:
@@ -133,48 +129,47 @@ async def serve(
         on_started: Called once, when the server accepts calls.
 
     Raises:
-        ListenError: An address is in use, does not resolve or does not belong to this machine, or
-            the certificate cannot be loaded. Everything that was opened is closed.
+        ValueError: A probe or a certificate cannot be used; the message has a line for each.
+        ListenError: An address is in use or does not belong to this machine. Everything that was
+            opened is closed.
+    """
+    prepared = prepare(settings, probes or {})
+    if isinstance(prepared, Mistakes):
+        raise ValueError("\n".join(prepared.lines))  # noqa: TRY004 - about values, not types
+    await serve_prepared(prepared, shutdown_trigger=shutdown_trigger, on_started=on_started)
+
+
+async def serve_prepared(
+    prepared: Prepared,
+    *,
+    shutdown_trigger: Callable[[], Awaitable[bool]],
+    on_started: Callable[[Ports], None] = lambda _ports: None,
+) -> None:
+    """Serve as `serve` does.
+
+    Args:
+        prepared: The settings, probes and certificate.
+        shutdown_trigger: As for `serve`.
+        on_started: As for `serve`.
     """
     trigger = asyncio.ensure_future(shutdown_trigger())
-    looking_up = asyncio.ensure_future(_look_up_all(settings))
     try:
-        # The server must be able to stop although a name server does not answer.
-        await asyncio.wait((looking_up, trigger), return_when=asyncio.FIRST_COMPLETED)
-        if looking_up.done():
-            async with AsyncExitStack() as stack:
-                await _serve(
-                    settings, trigger, looking_up.result(), probes or {}, on_started, stack
-                )
-        else:
-            trigger.result()
+        async with AsyncExitStack() as stack:
+            await _serve(prepared, trigger, on_started, stack)
         log_event(_log, logging.INFO, "stopped", "stopped")
     finally:
         trigger.cancel()
-        looking_up.cancel()
 
 
 async def _serve(
-    settings: Settings,
+    prepared: Prepared,
     trigger: "asyncio.Future[bool]",
-    places: Mapping[Address, Sequence[AddressInfo]],
-    own_probes: Mapping[str, Probe],
     on_started: Callable[[Ports], None],
     stack: AsyncExitStack,
 ) -> None:
-    targets = {
-        name: several for name, several in _targets(settings).items() if name not in own_probes
-    }
-    probes = _probes(settings, targets) | {
-        name: WithTimeout(probe, settings.probe_timeout) for name, probe in own_probes.items()
-    }
-    probes = {GATEWAY: probes[GATEWAY]} | probes
-    services = (*probes, LIVENESS)
-    admin = Admin(
-        settings.rows(),
-        {name: tuple(show_url(found.url) for found in targets.get(name, ())) for name in services},
-        probe_timeout=settings.probe_timeout,
-    )
+    settings = prepared.settings
+    services = tuple(prepared.urls)
+    admin = Admin(settings.rows(), prepared.urls, probe_timeout=settings.probe_timeout)
     log = Log(services)
     stack.callback(log.close)
     emit = fan_out((log, *admin.sinks))
@@ -183,7 +178,10 @@ async def _serve(
     )
     stack.callback(guard.close)
     checker = Checker(
-        probes, cache_ttl=settings.cache_ttl, watch_interval=settings.watch_interval, emit=emit
+        prepared.probes,
+        cache_ttl=settings.cache_ttl,
+        watch_interval=settings.watch_interval,
+        emit=emit,
     )
     stack.push_async_callback(checker.close)
     policy = functools.partial(POLICIES[settings.answer], status_callers=settings.status_callers)
@@ -198,17 +196,15 @@ async def _serve(
         server.add_generic_rpc_handlers(reflection.handlers(servicer.guarded))
     server.add_generic_rpc_handlers((AllPaths(servicer),))
 
-    sockets = _admin_sockets(settings, places)
+    sockets = admin_sockets(settings)
     await stack.enter_async_context(admin.serving(sockets, checker, lambda: servicer.watches))
     # gRPC waits for open streams until the grace is over, so they must end before the stop.
     stack.push_async_callback(_stop, server, guard, settings.shutdown_grace)
     stack.callback(servicer.end_streams)
-    certificate = _certificate(settings)
     ports = Ports(
-        listen=tuple(_listen(server, address, places[address]) for address in settings.listen),
+        listen=tuple(listen(server, address) for address in settings.listen),
         tls_listen=tuple(
-            _listen(server, address, places[address], certificate)
-            for address in settings.tls_listen
+            listen(server, address, prepared.certificate) for address in settings.tls_listen
         ),
         admin=sockets[0].getsockname()[1] if sockets else None,
     )
@@ -216,7 +212,7 @@ async def _serve(
     await server.start()
     guarding = asyncio.create_task(guard.run())
     stack.callback(guarding.cancel)
-    _log_start(settings, ports, targets)
+    _log_start(prepared, ports)
     on_started(ports)
 
     drains = await trigger
@@ -257,44 +253,21 @@ def _is_worth_a_line(servicer: HealthServicer, record: logging.LogRecord) -> boo
     return True
 
 
-def _targets(settings: Settings) -> dict[str, tuple[Target, ...]]:
-    """Return the targets of each service."""
-    gateway = tuple(Target(url, settings.probe_headers) for url in settings.probe_url)
-    return {GATEWAY: gateway} | {name: (target,) for name, target in settings.services.items()}
-
-
-def _probes(settings: Settings, targets: Mapping[str, Sequence[Target]]) -> dict[str, Probe]:
-    """Create the probe of each service."""
-    trust = trust_store() if settings.has_https else None
-
-    def probe_of(target: Target) -> Probe:
-        probe = PROBES[target.url.scheme](
-            target.url,
-            success_codes=settings.probe_success_codes,
-            headers=target.headers,
-            trust=trust,
-        )
-        return WithTimeout(probe, settings.probe_timeout)
-
-    return {
-        name: AllOf(list(map(probe_of, several))) if len(several) > 1 else probe_of(several[0])
-        for name, several in targets.items()
-    }
-
-
-def _log_start(settings: Settings, ports: Ports, targets: Mapping[str, Sequence[Target]]) -> None:
+def _log_start(prepared: Prepared, ports: Ports) -> None:
     """Log the addresses, the URLs that are probed, and the settings that are not the default.
 
-    Log a warning if an ALB would count a gateway that is not ready as healthy.
+    Log a warning if an ALB would count a gateway that is not ready as healthy, and if a probe may
+    take longer than a load balancer waits.
     """
+    settings = prepared.settings
     places = {
         "listen": _with_ports(settings.listen, ports.listen),
         "tls_listen": _with_ports(settings.tls_listen, ports.tls_listen),
     }
-    if settings.admin_listen is not None and ports.admin is not None:
-        places["admin_listen"] = _with_ports((settings.admin_listen,), (ports.admin,))
+    if ports.admin is not None:
+        places["admin_listen"] = _with_ports(settings.admin_listen, (ports.admin,))
     changed = {row.variable: row.value for row in settings.rows() if row.changed}
-    probed = [show_url(target.url) for several in targets.values() for target in several]
+    probed = [url for urls in prepared.urls.values() for url in urls]
     parts = [
         f"ghealth {__version__} serves gRPC on {', '.join(places['listen']) or 'no plain port'}",
         *(f"with TLS on {place}" for place in places["tls_listen"]),
@@ -322,117 +295,15 @@ def _log_start(settings: Settings, ports: Ports, targets: Mapping[str, Sequence[
             "GHEALTH_ANSWER or GHEALTH_STATUS_CALLERS sends it the status in the message",
         )
 
-
-def _certificate(settings: Settings) -> ServerCertificate | None:
-    try:
-        return None if settings.tls_files is None else ServerCertificate(settings.tls_files)
-    except CertificateError as error:  # the files have changed since the settings were read
-        raise ListenError(f"cannot serve with TLS: {error}") from None
+    if settings.probe_timeout > LOAD_BALANCER_TIMEOUT:
+        log_event(
+            _log,
+            logging.WARNING,
+            "probe_timeout_long",
+            f"a probe may take {settings.probe_timeout:g} s (GHEALTH_PROBE_TIMEOUT), longer than a "
+            f"load balancer waits by default, {LOAD_BALANCER_TIMEOUT:g} s",
+        )
 
 
 def _with_ports(addresses: Sequence[Address], ports: Sequence[int]) -> list[str]:
     return [str(replace(a, port=port)) for a, port in zip(addresses, ports, strict=True)]
-
-
-async def _look_up_all(settings: Settings) -> dict[Address, Sequence[AddressInfo]]:
-    """Look up the names of all addresses concurrently."""
-    addresses = [*settings.listen, *settings.tls_listen]
-    if settings.admin_listen is not None:
-        addresses.append(settings.admin_listen)
-    found = await asyncio.gather(*map(_look_up, addresses))
-    return dict(zip(addresses, found, strict=True))
-
-
-async def _look_up(address: Address) -> Sequence[AddressInfo]:
-    try:
-        return await names.look_up(address.host, address.port, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
-
-
-def _listen(
-    server: grpc.aio.Server,
-    address: Address,
-    places: Sequence[AddressInfo],
-    certificate: ServerCertificate | None = None,
-) -> int:
-    """Make gRPC listen on an address, and return the port.
-
-    The address is bound without gRPC first, because gRPC does not report why it cannot listen. And
-    if a name has two addresses and one is in use, gRPC would listen on the other one only.
-    """
-    bound = _bound(address, places)
-    literals = [_literal(trial) for trial in bound]
-    for trial in bound:
-        trial.close()
-    for literal in literals:
-        try:
-            if certificate is None:
-                server.add_insecure_port(str(literal))
-            else:
-                server.add_secure_port(str(literal), certificate.credentials())
-        except RuntimeError:
-            raise ListenError(f"cannot listen on {address}") from None
-    return literals[0].port
-
-
-def _literal(bound: socket.socket) -> Address:
-    """Return the address of a socket, with an IP address as its host."""
-    host, port, *flow_and_scope = bound.getsockname()
-    scope = flow_and_scope[1] if flow_and_scope else 0
-    return Address(f"{host}%{scope}" if scope else host, port)
-
-
-def _admin_sockets(
-    settings: Settings, places: Mapping[Address, Sequence[AddressInfo]]
-) -> list[socket.socket]:
-    """Bind the admin port.
-
-    If the default one cannot be bound, log a warning and return no sockets: ghealth works without
-    it.
-    """
-    address = settings.admin_listen
-    if address is None:
-        return []
-    is_default = "admin_listen" not in settings.model_fields_set
-    if is_default and address.port in {used.port for used in settings.listen + settings.tls_listen}:
-        problem = f"{address} has the port of another address"
-    else:
-        try:
-            return _bound(address, places[address])
-        except ListenError as error:
-            if not is_default:
-                raise
-            problem = str(error)
-    log_event(
-        _log, logging.WARNING, "admin_unavailable", f"no status page and no metrics: {problem}"
-    )
-    return []
-
-
-def _bound(address: Address, places: Sequence[AddressInfo]) -> list[socket.socket]:
-    """Bind an address, and return a socket for each IP address of its host."""
-    sockets = []
-    port = address.port
-    try:
-        for family, kind, protocol, _, place in places:
-            bound = socket.socket(family, kind, protocol)
-            sockets.append(bound)
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                is_any = address.host == ANY_IPV6
-                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not is_any)
-            bound.bind((place[0], port, *place[2:]))
-            port = bound.getsockname()[1]  # with port 0, all sockets use the port of the first
-    except OSError as error:
-        for bound in sockets:
-            bound.close()
-        # On a node without IPv6, [::] means 0.0.0.0, as in gRPC, and localhost can still have the
-        # address ::1 in /etc/hosts.
-        ipv4 = [place for place in places if place[0] == socket.AF_INET]
-        if address.host == ANY_IPV6:
-            ipv4 = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (ANY_IPV4, address.port))]
-        if error.errno in _NO_IPV6 and ipv4 and ipv4 != places:
-            return _bound(address, ipv4)
-        raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
-    return sockets

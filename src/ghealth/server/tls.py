@@ -54,16 +54,6 @@ class CertificateError(Exception):
         self.variable = variable
 
 
-def mistakes(files: Files | None) -> list[str]:
-    """Return the mistake in a server's certificate files, if there is one."""
-    try:
-        if files is not None:
-            ServerCertificate(files)
-    except CertificateError as error:
-        return [f"{error.variable}: {error}"]
-    return []
-
-
 class ServerCertificate:
     """A server's certificate that follows its files.
 

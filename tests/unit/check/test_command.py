@@ -387,8 +387,8 @@ def test_mistakes_in_the_settings(
     assert run() == ExitCode.MISTAKE
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[:2] for line in lines] == [
-        ["ghealth", "GHEALTH_LISTEM"],
         ["ghealth", "GHEALTH_CACHE_TTL"],
+        ["ghealth", "GHEALTH_LISTEM"],
     ]
 
 

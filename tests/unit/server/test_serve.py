@@ -19,11 +19,11 @@ import h2.settings
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ghealth.address import Address
 from ghealth.probe import Probe, ProbeResult
-from ghealth.server import guard, servicer
+from ghealth.server import guard, listen, servicer
 from ghealth.server import serve as serving_module
-from ghealth.server.serve import ListenError, Ports, serve
+from ghealth.server.listen import ListenError
+from ghealth.server.serve import Ports, serve
 from ghealth.server.servicer import MAX_WATCHES_PER_CONNECTION
 from ghealth.settings import Settings, load
 from tests.support import wire
@@ -179,24 +179,13 @@ async def test_it_listens_on_every_address(run: Run) -> None:
                 assert (await stub.Check(LIVENESS)).status == 1
 
 
-@pytest.mark.parametrize(
-    ("held", "wanted"),
-    [
-        ("127.0.0.1", "127.0.0.1"),
-        ("127.0.0.1", "0.0.0.0"),
-        ("127.0.0.1", "[::]"),
-        ("127.0.0.1", "localhost"),
-        ("::1", "[::1]"),
-        ("::1", "[::]"),
-    ],
-)
-async def test_a_taken_port_is_a_mistake(run: Run, held: str, wanted: str) -> None:
-    """A port in use is an error, even if only one IP address of a name or a wildcard has it."""
-    async with target(is_silent, host=held) as other:
+async def test_a_taken_port_is_a_mistake(run: Run) -> None:
+    """A port in use is an error with its cause."""
+    async with target(is_silent) as other:
         with pytest.raises(ListenError) as raised:
-            async with run(LISTEN=f"{wanted}:{other.port}"):
+            async with run(LISTEN=f"127.0.0.1:{other.port}"):
                 pass
-    assert str(raised.value) == (f"cannot listen on {wanted}:{other.port}: Address already in use")
+    assert str(raised.value) == f"cannot listen on 127.0.0.1:{other.port}: Address already in use"
 
 
 async def test_two_servers_do_not_share_a_port(run: Run) -> None:
@@ -207,56 +196,27 @@ async def test_two_servers_do_not_share_a_port(run: Run) -> None:
                 pass
 
 
-async def test_a_port_that_only_grpc_cannot_bind_is_a_mistake(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A port that another process binds just before gRPC does is reported as an error too."""
-    async with target(is_silent) as other:
-        trial = SimpleNamespace(getsockname=lambda: ("127.0.0.1", other.port), close=lambda: None)
-        monkeypatch.setattr(serving_module, "_bound", lambda *_: [trial])
+async def test_grpc_itself_does_not_share_a_port(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port of another ghealth cannot be bound by gRPC, even without the check before it."""
+    async with run() as running:
+        trial = SimpleNamespace(getsockname=lambda: ("127.0.0.1", running.port), close=lambda: None)
+        monkeypatch.setattr(listen, "bind", lambda _: [trial])
         with pytest.raises(ListenError) as raised:
-            async with run(LISTEN=f"127.0.0.1:{other.port}"):
+            async with run(LISTEN=f"127.0.0.1:{running.port}"):
                 pass
-    assert str(raised.value) == f"cannot listen on 127.0.0.1:{other.port}"
+        assert str(raised.value) == f"cannot listen on 127.0.0.1:{running.port}"
 
 
-async def test_an_address_of_another_machine_is_a_mistake(run: Run) -> None:
-    """An address of another machine or a name that does not resolve is reported with its cause."""
-    with pytest.raises(ListenError, match=r"192\.0\.2\.1:25021: Cannot assign"):
-        async with run(LISTEN="192.0.2.1:25021"):
-            pass
-
-    with pytest.raises(ListenError, match=r"cannot listen on gateway\.invalid:25021: "):
-        async with run(LISTEN="gateway.invalid:25021"):
-            pass
-
-
-def test_a_node_without_ipv6_is_tried_on_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without IPv6 in the kernel, `[::]` is bound as 0.0.0.0, as in gRPC; `[::1]` is an error."""
-    real = socket.socket
-
-    def without_ipv6(family: int, *rest: Any) -> socket.socket:
-        if family == socket.AF_INET6:
-            raise OSError(97, "Address family not supported by protocol")
-        return real(family, *rest)
-
-    with real() as holder:
-        holder.bind(("0.0.0.0", 0))
-        holder.listen()
-        port = holder.getsockname()[1]
-        monkeypatch.setattr(socket, "socket", without_ipv6)
-        with pytest.raises(ListenError, match="Address already in use"):
-            bound("::", port)
-    (trial,) = bound("::", port)
-    assert trial.getsockname() == ("0.0.0.0", port)
-    trial.close()
-    with pytest.raises(ListenError, match="not supported"):
-        bound("::1", port)
-
-
-def bound(host: str, port: int) -> list[socket.socket]:
-    places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return serving_module._bound(Address(host, port), places)
+async def test_embedded_mistakes_are_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of the exception has the lines that the command prints; nothing is opened."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/gone")
+    settings = Settings.model_validate({"listen": "192.0.2.1:1", "probe_url": "https://gw/"})
+    with pytest.raises(ValueError, match="reserved") as raised:
+        await serve(settings, shutdown_trigger=asyncio.Event().wait, probes={"liveness": Own()})
+    assert [line.split(":")[0] for line in str(raised.value).splitlines()] == [
+        "probes",
+        "SSL_CERT_FILE",
+    ]
 
 
 async def test_drain_reaches_every_caller_and_then_it_ends(run: Run) -> None:
@@ -543,17 +503,6 @@ async def test_a_look_up_that_fails_too_late_is_no_bug(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_grpc_itself_does_not_share_a_port(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port of another ghealth cannot be bound by gRPC, even without the check before it."""
-    async with run() as running:
-        port = running.port
-        trial = SimpleNamespace(getsockname=lambda: ("127.0.0.1", port), close=lambda: None)
-        monkeypatch.setattr(serving_module, "_bound", lambda *_: [trial])
-        with pytest.raises(ListenError):
-            async with run(LISTEN=f"127.0.0.1:{running.port}"):
-                pass
-
-
 def test_the_server_pings_its_clients() -> None:
     """A connection whose client does not answer a ping is closed after 30 s to 60 s."""
     options = dict(serving_module.OPTIONS)
@@ -639,6 +588,21 @@ async def test_settings_that_give_up_the_promise_are_warned_of(
     assert [line.levelno for line in lines(caplog, "alb_answer_unsafe")] == (
         [logging.WARNING] if warned else []
     )
+
+
+@pytest.mark.parametrize(("timeout", "warned"), [("5s", False), ("5001ms", True)])
+async def test_a_long_timeout_of_the_probe_is_warned_of(
+    run: Run, caplog: pytest.LogCaptureFixture, timeout: str, warned: bool
+) -> None:
+    """3000, meant as milliseconds, is 50 minutes; a load balancer waits 5 s by default."""
+    async with run(PROBE_TIMEOUT=timeout):
+        pass
+    found = [(line.levelno, line.getMessage()) for line in lines(caplog, "probe_timeout_long")]
+    expected = (
+        "a probe may take 5.001 s (GHEALTH_PROBE_TIMEOUT), longer than a load balancer waits by "
+        "default, 5 s"
+    )
+    assert found == ([(logging.WARNING, expected)] if warned else [])
 
 
 async def test_a_caller_that_goes_away_leaves_no_line_of_grpcs(
@@ -880,79 +844,7 @@ async def test_embedding_touches_neither_signals_nor_the_executor(
         monkeypatch.undo()
 
 
-async def test_a_silent_name_server_does_not_keep_it_from_stopping(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """During the look-up of a name in LISTEN, the trigger stops it; its exception is raised."""
-    real, hung_up = socket.getaddrinfo, threading.Event()
-
-    def look_up(host: Any, *rest: Any, **options: Any) -> Any:
-        if host == "slow.example" and not options.get("flags", 0) & socket.AI_NUMERICHOST:
-            hung_up.wait(60)
-        return real(host, *rest, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    settings = settings_of(monkeypatch, LISTEN="slow.example:0")
-
-    async def stops() -> bool:
-        return True
-
-    async def breaks() -> bool:
-        raise ZeroDivisionError
-
-    async with asyncio.timeout(30):
-        await serve(settings, shutdown_trigger=stops)
-        with pytest.raises(ZeroDivisionError):
-            await serve(settings, shutdown_trigger=breaks)
-    hung_up.set()
-
-
-@pytest.mark.xdist_group("port-25022")
-@pytest.mark.parametrize("is_set", [False, True])
-async def test_a_taken_admin_port_is_a_mistake_only_if_it_was_set(
-    run: Run, caplog: pytest.LogCaptureFixture, is_set: bool
-) -> None:
-    """A port in use is an error if ADMIN_LISTEN is set; for the default port it is a warning.
-
-    The test also works if another program on this machine has the default port.
-    """
-    with socket.socket() as other:
-        with suppress(OSError):
-            other.bind(("127.0.0.1", 25022))
-            other.listen()
-        if is_set:
-            with pytest.raises(ListenError, match=r"127\.0\.0\.1:25022: Address already in use"):
-                async with run(ADMIN_LISTEN="127.0.0.1:25022"):
-                    pass
-            return
-        async with run(ADMIN_LISTEN="") as running, asking(running.port) as stub:
-            assert (await stub.Check(LIVENESS)).status == 1
-            assert running.ports.admin is None
-    (line,) = lines(caplog, "admin_unavailable")
-    assert line.levelno == logging.WARNING
-    assert line.getMessage() == (
-        "no status page and no metrics: cannot listen on 127.0.0.1:25022: Address already in use"
-    )
-
-
-async def test_listen_has_priority_over_the_default_admin_port(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """If LISTEN has the default admin port, there is no admin port, and a warning is logged."""
-    settings = settings_of(monkeypatch, LISTEN="127.0.0.1:25022", ADMIN_LISTEN="")
-    assert serving_module._admin_sockets(settings, {}) == []
-    (line,) = lines(caplog, "admin_unavailable")
-    assert line.getMessage().endswith("127.0.0.1:25022 has the port of another address")
-
-
 async def test_a_free_admin_port_is_reported(run: Run) -> None:
     """With port 0, `on_started` gets the number of the admin port."""
     async with run(ADMIN_LISTEN="127.0.0.1:0") as running:
         assert running.ports.admin not in (None, 0)
-
-
-def test_the_default_admin_port_gives_way(caplog: pytest.LogCaptureFixture) -> None:
-    """The same port in LISTEN with another IP address also disables the default admin port."""
-    settings = Settings.model_validate({"listen": "[::]:25022"})
-    assert serving_module._admin_sockets(settings, {}) == []
-    assert "127.0.0.1:25022 has the port of another address" in caplog.text

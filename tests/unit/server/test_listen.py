@@ -1,0 +1,160 @@
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from ghealth.address import Address
+from ghealth.server.listen import ListenError, admin_sockets, bind
+from ghealth.settings import Settings
+
+
+def bound(text: str) -> list[tuple[str, int]]:
+    """Bind an address, and return the IP addresses and ports."""
+    sockets = bind(Address.parse(text))
+    found = [one.getsockname()[:2] for one in sockets]
+    for one in sockets:
+        one.close()
+    return found
+
+
+@contextmanager
+def held(host: str) -> Iterator[int]:
+    """Listen on a free port of an IP address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("127.0.0.1:0", ["127.0.0.1"]),
+        ("0.0.0.0:0", ["0.0.0.0"]),
+        ("[::1]:0", ["::1"]),
+        (":0", ["::"]),
+        ("localhost:0", ["127.0.0.1", "::1"]),
+    ],
+)
+def test_an_address_is_bound(monkeypatch: pytest.MonkeyPatch, text: str, hosts: list[str]) -> None:
+    """`localhost` is both loopbacks, with one port; no name is looked up."""
+    look_up = socket.getaddrinfo
+
+    def numeric(*arguments: Any, **options: Any) -> Any:
+        assert options["flags"] == socket.AI_NUMERICHOST
+        return look_up(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", numeric)
+    found = bound(text)
+    assert [host for host, _ in found] == hosts
+    assert len({port for _, port in found}) == 1
+    assert found[0][1] != 0
+
+
+@pytest.mark.parametrize(
+    ("taken", "wanted"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "0.0.0.0"),
+        ("127.0.0.1", "[::]"),
+        ("127.0.0.1", "localhost"),
+        ("::1", "localhost"),
+        ("::1", "[::]"),
+    ],
+)
+def test_a_taken_port_is_an_error(taken: str, wanted: str) -> None:
+    """Also if only one IP address of a wildcard or of `localhost` has it."""
+    with held(taken) as port, pytest.raises(ListenError) as raised:
+        bound(f"{wanted}:{port}")
+    assert str(raised.value) == f"cannot listen on {wanted}:{port}: Address already in use"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("192.0.2.1:1", "Cannot assign requested address"),
+        ("[fe80::1%gone]:1", "Name or service not known"),
+    ],
+)
+def test_an_address_of_another_machine_is_an_error(text: str, why: str) -> None:
+    """The cause is the system's."""
+    with pytest.raises(ListenError) as raised:
+        bound(text)
+    assert str(raised.value) == f"cannot listen on {text}: {why}"
+
+
+Without = Callable[[int, int], None]
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Without:
+    """Make sockets of a family fail."""
+    real = socket.socket
+
+    def install(family: int, number: int) -> None:
+        class Sockets(real):  # type: ignore[misc, valid-type]
+            def bind(self, place: Any) -> None:
+                if self.family == family:
+                    raise OSError(number, os.strerror(number))
+                super().bind(place)
+
+        monkeypatch.setattr(socket, "socket", Sockets)
+
+    return install
+
+
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_a_node_without_ipv6_listens_on_ipv4(without: Without, number: int) -> None:
+    """`[::]` is 0.0.0.0, as in gRPC, and `localhost` is 127.0.0.1; `[::1]` is an error."""
+    without(socket.AF_INET6, number)
+    assert [host for host, _ in bound("[::]:0")] == ["0.0.0.0"]
+    assert [host for host, _ in bound("localhost:0")] == ["127.0.0.1"]
+    with held("127.0.0.1") as port, pytest.raises(ListenError, match="Address already in use"):
+        bound(f"[::]:{port}")
+    with pytest.raises(ListenError, match=r"cannot listen on \[::1\]:1: "):
+        bound("[::1]:1")
+
+
+def test_a_machine_without_ipv4_listens_on_ipv6(without: Without) -> None:
+    """A loopback that is missing is left out."""
+    without(socket.AF_INET, errno.EADDRNOTAVAIL)
+    assert [host for host, _ in bound("localhost:0")] == ["::1"]
+
+
+def settings(**values: str) -> Settings:
+    return Settings.model_validate(values)
+
+
+def test_a_taken_admin_port_is_an_error_only_if_it_was_set(
+    without: Without, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For the default port it is a warning: ghealth serves without it."""
+    without(socket.AF_INET, errno.EADDRINUSE)
+    with pytest.raises(ListenError, match=r"127\.0\.0\.1:25022: Address already in use"):
+        admin_sockets(settings(admin_listen="127.0.0.1:25022"))
+    assert admin_sockets(settings()) == []
+    (line,) = caplog.records
+    assert (line.levelno, line.getMessage()) == (
+        logging.WARNING,
+        "no status page and no metrics: cannot listen on 127.0.0.1:25022: Address already in use",
+    )
+
+
+def test_the_default_admin_port_gives_way(caplog: pytest.LogCaptureFixture) -> None:
+    """It does not take the port of LISTEN or TLS_LISTEN, whatever the IP address."""
+    assert admin_sockets(settings(listen="[::]:25022")) == []
+    assert caplog.messages == [
+        "no status page and no metrics: 127.0.0.1:25022 has the port of another address"
+    ]
+
+
+def test_an_admin_port_that_was_set_is_bound() -> None:
+    """It may have the number of another address's port; `off` opens nothing."""
+    assert admin_sockets(settings(admin_listen="off")) == []
+    with held("127.0.0.1") as port:
+        (one,) = admin_sockets(settings(listen=f"127.0.0.1:{port}", admin_listen=f"[::1]:{port}"))
+        one.close()

@@ -1,0 +1,177 @@
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trustme
+
+from ghealth.health import GATEWAY, LIVENESS
+from ghealth.probe import PROBES, AllOf, ProbeResult
+from ghealth.server.prepare import Prepared, configure, prepare
+from ghealth.settings import Mistakes, Settings
+
+
+@pytest.fixture(autouse=True)
+def _no_certificates_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's own choice of certificates is not tested."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+
+
+def configured(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Prepared | Mistakes:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return configure()
+
+
+def mistakes(monkeypatch: pytest.MonkeyPatch, **variables: str) -> tuple[str, ...]:
+    found = configured(monkeypatch, **variables)
+    assert isinstance(found, Mistakes), found
+    return found.lines
+
+
+async def ready() -> ProbeResult:
+    return ProbeResult.because("", ready=True)
+
+
+def test_each_service_has_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway comes first and `liveness`, which has no probe, last; secrets are masked."""
+    found = configured(
+        monkeypatch,
+        GHEALTH_PROBE_URL="http://me:s3cret@a/,http://b/?s3cret",
+        GHEALTH_SERVICES='{"c": "http://d/"}',
+    )
+    assert isinstance(found, Prepared)
+    assert found.urls == {
+        GATEWAY: ("http://***@a/", "http://b/?***"),
+        "c": ("http://d/",),
+        LIVENESS: (),
+    }
+    assert list(found.probes) == [GATEWAY, "c"]
+    assert isinstance(found.probes[GATEWAY], AllOf)
+    assert found.certificate is None
+
+
+async def test_custom_probes_replace_targets() -> None:
+    """Their URLs are not probed, so they need neither certificates nor a valid request."""
+    settings = Settings.model_validate({"probe_url": "https://gw/", "services": {"a": "http://b/"}})
+    found = prepare(settings, {"own": ready, GATEWAY: ready})
+    assert isinstance(found, Prepared)
+    assert found.urls == {GATEWAY: (), "a": ("http://b/",), "own": (), LIVENESS: ()}
+    assert list(found.probes) == [GATEWAY, "a", "own"]
+    assert (await found.probes[GATEWAY]()).ready
+
+
+def test_a_custom_probe_for_liveness_is_a_mistake() -> None:
+    """`liveness` is the process itself."""
+    found = prepare(Settings(), {LIVENESS: ready})
+    assert isinstance(found, Mistakes)
+    assert found.lines == ("probes: 'liveness' is reserved; expected other names",)
+
+
+def test_a_probe_that_cannot_be_made_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that the HTTP library would refuse at the first probe is refused at the start."""
+
+    def refuse(url: httpx.URL, **_: object) -> Any:
+        raise ValueError(f"not {url.host}")
+
+    monkeypatch.setitem(PROBES, "http", refuse)
+    lines = mistakes(
+        monkeypatch,
+        GHEALTH_PROBE_URL="http://me:s3cret@gw/ready?token=s3cret,http://gw2",
+        GHEALTH_SERVICES='{"a": "http://b/"}',
+    )
+    assert lines == (
+        "GHEALTH_PROBE_URL: http://***@gw/ready?*** cannot be probed: not gw",
+        "GHEALTH_PROBE_URL: http://gw2/ cannot be probed: not gw2",
+        "GHEALTH_SERVICES: http://b/ cannot be probed: not b",
+    )
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> dict[str, str]:
+    """A certificate and its key, as variables."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    certificate.private_key_pem.write_to_path(tmp_path / "tls.key")
+    for part in certificate.cert_chain_pems:
+        part.write_to_path(tmp_path / "tls.crt", append=True)
+    return {
+        "GHEALTH_TLS_LISTEN": "127.0.0.1:0",
+        "GHEALTH_TLS_CERT_FILE": str(tmp_path / "tls.crt"),
+        "GHEALTH_TLS_KEY_FILE": str(tmp_path / "tls.key"),
+        "GHEALTH_TLS_CLIENT_CA_FILE": str(tmp_path / "ca.crt"),
+    }
+
+
+def test_the_certificate_is_read_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, pair: dict[str, str]
+) -> None:
+    """With TLS alone, or beside the plain port."""
+    found = configured(monkeypatch, GHEALTH_LISTEN="off", **pair)
+    assert isinstance(found, Prepared)
+    assert found.certificate is not None
+
+
+def test_a_certificate_that_cannot_be_used_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, pair: dict[str, str]
+) -> None:
+    """No certificate that is accepted at the start fails at the first handshake."""
+    Path(pair["GHEALTH_TLS_CERT_FILE"]).write_text("x")
+    (line,) = mistakes(monkeypatch, **pair)
+    assert line.startswith("GHEALTH_TLS_CERT_FILE: ")
+
+
+def test_mistakes_in_settings_and_files_are_one_list(
+    monkeypatch: pytest.MonkeyPatch, pair: dict[str, str]
+) -> None:
+    """A person corrects everything at once; an invalid value causes no further mistake."""
+    Path(pair["GHEALTH_TLS_CERT_FILE"]).write_text("x")
+    lines = mistakes(
+        monkeypatch,
+        **pair,
+        SSL_CERT_FILE="/gone",
+        GHEALTH_PROBE_URL="https://gw/",
+        GHEALTH_PROBE_HEADERS="x",
+        GHEALTH_CACHE_TTL="x",
+        GHEALTH_QUUX="x",
+    )
+    assert [line.split(":")[0] for line in lines] == [
+        "GHEALTH_PROBE_HEADERS",
+        "GHEALTH_CACHE_TTL",
+        "GHEALTH_QUUX",
+        "SSL_CERT_FILE",
+        "GHEALTH_TLS_CERT_FILE",
+    ]
+    monkeypatch.setenv("GHEALTH_TLS_LISTEN", "x")
+    monkeypatch.setenv("GHEALTH_PROBE_URL", "x")
+    assert [line.split(":")[0] for line in mistakes(monkeypatch)] == [
+        "GHEALTH_TLS_LISTEN",
+        "GHEALTH_PROBE_URL",
+        "GHEALTH_PROBE_HEADERS",
+        "GHEALTH_CACHE_TTL",
+        "GHEALTH_QUUX",
+    ]
+
+
+HTTPS = [
+    {"GHEALTH_PROBE_URL": "http://a/,https://gw/"},
+    {"GHEALTH_SERVICES": '{"a": "https://gw/"}'},
+]
+
+
+@pytest.mark.parametrize("variables", HTTPS)
+def test_a_trust_store_that_cannot_be_read_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    """OpenSSL ignores it silently, and every probe by https would fail."""
+    (line,) = mistakes(monkeypatch, SSL_CERT_FILE=str(tmp_path / "none"), **variables)
+    assert line.startswith(f"SSL_CERT_FILE: {tmp_path / 'none'}: No such file or directory; ")
+
+
+def test_certificates_matter_only_to_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With http targets, nothing reads them, also if OpenSSL cannot make a context."""
+    monkeypatch.setattr(ssl, "create_default_context", None)
+    assert isinstance(configured(monkeypatch, SSL_CERT_FILE="/gone"), Prepared)
