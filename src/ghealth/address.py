@@ -8,6 +8,10 @@ from typing import Final
 ANY_IPV4: Final = "0.0.0.0"  # noqa: S104 - health checks come from other machines
 ANY_IPV6: Final = "::"
 
+OFF: Final = "off"
+"""The value of a setting that listens nowhere."""
+
+_BROADCAST: Final = "255.255.255.255"
 _MAX_PORT: Final = 65535
 _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
 _NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
@@ -79,6 +83,38 @@ class Address:
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+
+DEFAULT_LISTEN: Final = Address(ANY_IPV6, 25021)
+"""Where ghealth serves gRPC unless `GHEALTH_LISTEN` is set."""
+
+
+def local_address(text: str) -> Address:
+    """Parse an address to listen on, as `Address.parse` does.
+
+    Args:
+        text: The text.
+
+    Raises:
+        ValueError: If it is anything else. The message is a hint.
+    """
+    address = Address.parse(text)
+    if address.host == _BROADCAST or (address.ip is not None and address.ip.is_multicast):
+        # The kernel may listen there, but no client can connect.
+        raise ValueError("multicast and broadcast addresses cannot be connected to")
+    return address
+
+
+def local_addresses(text: str) -> tuple[Address, ...]:
+    """Parse comma-separated addresses to listen on, or `off`.
+
+    Args:
+        text: The text.
+
+    Raises:
+        ValueError: If it is anything else. The message is a hint.
+    """
+    return () if text.lower() == OFF else tuple(map(local_address, text.split(",")))
 
 
 def _ip(text: str) -> str:

@@ -7,11 +7,11 @@ import grpc
 import h2.connection
 import pytest
 
-from ghealth.address import Address
 from ghealth.check import alb
+from ghealth.check.addresses import Server
 from ghealth.check.report import ExitCode, Report
-from ghealth.check.target import Target
-from ghealth.health import CHECK_PATH, REASON_KEY
+from ghealth.check.tls import client_context
+from ghealth.health import CHECK_PATH, REASON_KEY, ReasonKind
 from ghealth.matcher import GRPC_CODES, Matcher
 from tests.support.peers import is_silent, nobody, resets, says, target
 from tests.unit.check.servers import (
@@ -26,6 +26,7 @@ from tests.unit.check.servers import (
 
 NOT_SERVING = b"\x08\x02"
 SERVING = b"\x08\x01"
+UNVERIFIED = client_context(verify=False)
 
 
 @asynccontextmanager
@@ -52,7 +53,7 @@ async def grpc_server(says: bytes | tuple[grpc.StatusCode, str]) -> AsyncGenerat
 async def checked(port: int, *, matcher: str = "0", **settings: Any) -> Report:
     settings.setdefault("timeout", TIMEOUT)
     group = alb.TargetGroup(matcher=Matcher.parse(matcher, GRPC_CODES), **settings)
-    return await alb.check(Target.parse(f"127.0.0.1:{port}"), group)
+    return await asyncio.to_thread(alb.check, Server.parse(f"127.0.0.1:{port}"), group)
 
 
 async def checked_peer(answers: Answers, **settings: Any) -> Report:
@@ -86,7 +87,9 @@ HONEST_12 = (grpc.StatusCode.UNIMPLEMENTED, "gateway answered 200")
         (UNAVAILABLE, CHECK_PATH, "0,14", True, "accepts 14 (UNAVAILABLE)"),
         (SERVING, "/AWS.ALB/healthcheck", "12", True, "can never fail"),
         (HONEST_12, "/AWS.ALB/honest", "12", True, None),
-        (SERVING, "/AWS.ALB/healthcheck", "0", False, None),
+        (SERVING, "/AWS.ALB/healthcheck", "0", False, "does not serve the path /AWS.ALB/health"),
+        (HONEST_12, "/AWS.ALB/honest", "0", False, f"; use {CHECK_PATH} and matcher 0"),
+        (HONEST_12, CHECK_PATH, "0", False, f"does not serve the path {CHECK_PATH}"),
     ],
 )
 async def test_what_an_alb_concludes(
@@ -160,6 +163,15 @@ async def test_a_connection_that_fails_says_how(behaviour: Any, how: str) -> Non
         assert failure(await checked(peer.port)) == (how, alb.FAILED)
 
 
+async def test_the_steps_are_logged() -> None:
+    """The flag -v shows how far a check came."""
+    steps: list[str] = []
+    async with grpc_server(SERVING) as port:
+        server = Server.parse(f"127.0.0.1:{port}")
+        await asyncio.to_thread(alb.check, server, alb.TargetGroup(), steps.append)
+    assert steps == [f"connecting to 127.0.0.1:{port}", "connected", "answered"]
+
+
 async def test_silence_is_a_timeout() -> None:
     """A target that accepts connections and does not answer is a timeout."""
     async with target(is_silent, reads=False) as peer:
@@ -170,7 +182,7 @@ async def test_silence_is_a_timeout() -> None:
 async def test_a_handshake_without_an_end_is_a_timeout_of_the_connection() -> None:
     """The text of a timeout shows whether there was a connection."""
     async with target(is_silent, reads=False) as peer:
-        report = await checked(peer.port, timeout=0.1, tls=True)
+        report = await checked(peer.port, timeout=0.1, tls=UNVERIFIED)
     assert failure(report) == ("no connection within 0.1 s", alb.TIMED_OUT)
 
 
@@ -180,50 +192,6 @@ async def test_a_refused_connection() -> None:
         assert failure(await checked(port)) == ("connection refused", alb.FAILED)
 
 
-@pytest.mark.parametrize(
-    ("unreachable", "how"),
-    [
-        (Target.parse("ghealth.invalid:1"), "name does not resolve"),
-        (Target("", Address("255.255.255.255", 1)), "cannot connect: Network is unreachable"),
-        (Target.parse("unix:/nonexistent"), "cannot connect: No such file or directory"),
-    ],
-)
-async def test_a_target_that_cannot_be_reached(unreachable: Target, how: str) -> None:
-    """The report distinguishes a name without an address from an address without a route."""
-    report = await alb.check(unreachable, alb.TargetGroup(timeout=TIMEOUT))
-    assert failure(report) == (how, alb.FAILED)
-
-
-async def test_a_look_up_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that may not have more threads cannot look up names."""
-
-    async def look_up(*_: object) -> None:
-        raise OSError(11, "no thread can be started")
-
-    monkeypatch.setattr("ghealth.check.http2.look_up", look_up)
-    assert failure(await checked(1))[0] == "cannot connect: no thread can be started"
-
-
-async def test_a_name_without_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look-up that finds nothing has not resolved the name."""
-
-    async def look_up(*_: object) -> list[object]:
-        return []
-
-    monkeypatch.setattr("ghealth.check.http2.look_up", look_up)
-    assert failure(await checked(1))[0] == "name does not resolve"
-
-
-async def test_without_a_descriptor_there_is_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A socket that cannot be created is reported like one that cannot connect."""
-
-    def no_socket(*_: object) -> None:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr("ghealth.check.http2.socket.socket", no_socket)
-    assert failure(await checked(1))[0] == "cannot connect: Too many open files"
-
-
 async def test_https_health_checks_verify_nothing() -> None:
     """An expired certificate is good enough, as for an ALB, and no server name is sent."""
     names: list[str | None] = []
@@ -231,7 +199,7 @@ async def test_https_health_checks_verify_nothing() -> None:
     context.sni_callback = lambda _socket, name, _context: names.append(name)
     peer = Http2Peer(responds(b"", code="0"))
     async with target(peer.talk, reads=False, tls=context) as listening:
-        report = await checked(listening.port, tls=True)
+        report = await checked(listening.port, tls=UNVERIFIED)
     assert report.exit_code is ExitCode.SERVING
     assert names == [None]
     assert (b":scheme", b"https") in peer.headers
@@ -240,8 +208,8 @@ async def test_https_health_checks_verify_nothing() -> None:
 async def test_https_health_checks_of_a_plaintext_target() -> None:
     """A handshake with a server that does not speak TLS fails."""
     async with grpc_server(SERVING) as port:
-        assert failure(await checked(port, tls=True)) == (
-            "TLS handshake failed: wrong version number",
+        assert failure(await checked(port, tls=UNVERIFIED)) == (
+            f"{ReasonKind.TLS.template}: wrong version number",
             alb.FAILED,
         )
 
