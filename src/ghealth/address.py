@@ -8,10 +8,14 @@ from typing import Final
 ANY_IPV4: Final = "0.0.0.0"  # noqa: S104 - health checks come from other machines
 ANY_IPV6: Final = "::"
 
+LOOPBACK: Final = ("127.0.0.1", "::1")
+"""The addresses of `localhost`, whatever /etc/hosts contains."""
+
 OFF: Final = "off"
-"""The value of a setting that listens nowhere."""
+"""Stands for no address."""
 
 _BROADCAST: Final = "255.255.255.255"
+LOCALHOST: Final = "localhost"
 _MAX_PORT: Final = 65535
 _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
 _NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
@@ -85,27 +89,7 @@ class Address:
         return f"{host}:{self.port}"
 
 
-DEFAULT_LISTEN: Final = Address(ANY_IPV6, 25021)
-"""Where ghealth serves gRPC unless `GHEALTH_LISTEN` is set."""
-
-
-def local_address(text: str) -> Address:
-    """Parse an address to listen on, as `Address.parse` does.
-
-    Args:
-        text: The text.
-
-    Raises:
-        ValueError: If it is anything else. The message is a hint.
-    """
-    address = Address.parse(text)
-    if address.host == _BROADCAST or (address.ip is not None and address.ip.is_multicast):
-        # The kernel may listen there, but no client can connect.
-        raise ValueError("multicast and broadcast addresses cannot be connected to")
-    return address
-
-
-def local_addresses(text: str) -> tuple[Address, ...]:
+def listen_addresses(text: str) -> tuple[Address, ...]:
     """Parse comma-separated addresses to listen on, or `off`.
 
     Args:
@@ -114,7 +98,25 @@ def local_addresses(text: str) -> tuple[Address, ...]:
     Raises:
         ValueError: If it is anything else. The message is a hint.
     """
-    return () if text.lower() == OFF else tuple(map(local_address, text.split(",")))
+    return () if text.lower() == OFF else tuple(map(listen_address, text.split(",")))
+
+
+def listen_address(text: str) -> Address:
+    """Parse one address to listen on.
+
+    Args:
+        text: The text.
+
+    Raises:
+        ValueError: As `listen_addresses`.
+    """
+    address = Address.parse(text)
+    if address.ip is None and address.host != LOCALHOST:
+        raise ValueError(f"{address.host} is neither an IP address nor {LOCALHOST}")
+    if address.host == _BROADCAST or (address.ip is not None and address.ip.is_multicast):
+        # The kernel may listen there, but no client can connect.
+        raise ValueError("multicast and broadcast addresses cannot be connected to")
+    return address
 
 
 def _ip(text: str) -> str:
@@ -127,3 +129,7 @@ def _ip(text: str) -> str:
         raise ValueError("a link-local address needs its interface, such as [fe80::1%eth0]")
     # The socket of an address accepts IPv6 only, and so no IPv4 in this form.
     return str(address.ipv4_mapped or address)
+
+
+DEFAULT_LISTEN: Final = Address(ANY_IPV6, 25021)
+"""Where ghealth serves gRPC unless `GHEALTH_LISTEN` is set."""

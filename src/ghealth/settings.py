@@ -20,14 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from ghealth.address import (
-    ANY_IPV6,
-    DEFAULT_LISTEN,
-    OFF,
-    Address,
-    local_address,
-    local_addresses,
-)
+from ghealth.address import ANY_IPV6, Address
 from ghealth.durations import duration, show_seconds
 from ghealth.health import GATEWAY, LIVENESS, POLICIES, PolicyName
 from ghealth.matcher import HTTP_CODES, Matcher
@@ -38,6 +31,7 @@ PREFIX: Final = "GHEALTH_"
 MASK: Final = "***"
 """Shown in place of a secret."""
 
+OFF: Final = "off"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 _MAX_SHOWN: Final = 80
@@ -179,17 +173,32 @@ def _whole_number(minimum: int, maximum: int) -> Parsed:
     return Parsed(parse, f"a whole number from {minimum} to {maximum}")
 
 
+_BROADCAST: Final = "255.255.255.255"
+
+
+def _local_address(text: str) -> Address:
+    address = Address.parse(text)
+    if address.host == _BROADCAST or (address.ip is not None and address.ip.is_multicast):
+        # The kernel may listen there, but no client can connect.
+        raise ValueError("multicast and broadcast addresses cannot be connected to")
+    return address
+
+
+def _addresses(text: str) -> tuple[Address, ...]:
+    return () if text.lower() == OFF else tuple(map(_local_address, text.split(",")))
+
+
 def _show_addresses(addresses: tuple[Address, ...]) -> str:
     return ",".join(map(str, addresses)) or OFF
 
 
 _LISTEN: Final = Parsed(
-    local_addresses, "comma-separated host:port, such as [::]:25021, or off", show=_show_addresses
+    _addresses, "comma-separated host:port, such as [::]:25021, or off", show=_show_addresses
 )
 
 
 def _address(text: str) -> Address | None:
-    return None if text.lower() == OFF else local_address(text)
+    return None if text.lower() == OFF else _local_address(text)
 
 
 def _file(text: str) -> Path:
@@ -383,7 +392,7 @@ class Settings(BaseSettings):
             "`TLS_LISTEN` is set. `[::]` accepts IPv4 too, and works on a node without IPv6; port "
             "0 picks a free port"
         ),
-    ] = (DEFAULT_LISTEN,)
+    ] = (Address(ANY_IPV6, 25021),)
     tls_listen: Annotated[
         tuple[Address, ...],
         _LISTEN,

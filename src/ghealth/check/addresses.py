@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from ghealth.address import ANY_IPV4, ANY_IPV6, DEFAULT_LISTEN, Address, local_addresses
+from ghealth.address import ANY_IPV4, ANY_IPV6, DEFAULT_LISTEN, Address, listen_addresses
 
 _LOOPBACK: Final = "127.0.0.1"
 _UNIX: Final = "unix:"
@@ -113,7 +113,7 @@ def _setting(variable: str, default: tuple[Address, ...]) -> tuple[Address, ...]
         raise SettingsError(f"{' and '.join(names)}: the same setting; expected one of them")
     text = os.environ[names[0]].strip() if names else ""
     try:
-        return local_addresses(text) if text else default
+        return listen_addresses(text) if text else default
     except ValueError as error:
         raise SettingsError(
             f"{variable}: invalid value {text!r}; expected comma-separated host:port, such as "

@@ -73,12 +73,12 @@ def add_parser(commands: "argparse._SubParsersAction[flags.Parser]") -> None:
     )
     _value(parser, "--service", "NAME", "service to check (default: the gateway)", default="")
     connection = "timeout for the connection (default: 1s)"
-    _value(parser, "--connect-timeout", "DURATION", connection, type=_duration, default=1.0)
+    _value(parser, "--connect-timeout", "DURATION", connection, type=_DURATION, default=1.0)
     answer = "timeout for the answer (default: 1s; as an ALB 5s, for the whole check)"
-    _value(parser, "--rpc-timeout", "DURATION", answer, type=_duration)
+    _value(parser, "--rpc-timeout", "DURATION", answer, type=_DURATION)
     _value(parser, "--user-agent", "TEXT", f"user agent (default: {_USER_AGENT})")
     header = "header to send, as 'name: value'; may be repeated"
-    _value(parser, "--rpc-header", "HEADER", header, type=_header, action="append", default=[])
+    _value(parser, "--rpc-header", "HEADER", header, type=_HEADER, action="append", default=[])
     _switch(parser, "--gzip", "compress the request by gzip")
     _switch(parser, "--watch", "print each change with its time, until interrupted")
     formats = ["text", "json"]
@@ -101,9 +101,9 @@ def add_parser(commands: "argparse._SubParsersAction[flags.Parser]") -> None:
     alb = parser.add_argument_group("as a load balancer", about)
     alb.add_argument("--as", dest="as_", choices=["alb"], help="load balancer to emulate")
     path = f"health check path of the target group (default: {CHECK_PATH})"
-    _value(alb, "--path", "PATH", path, type=_path)
+    _value(alb, "--path", "PATH", path, type=_PATH)
     codes = "success codes of the target group, such as 0 or 0,12 (default: 0)"
-    _value(alb, "--matcher", "CODES", codes, type=_matcher)
+    _value(alb, "--matcher", "CODES", codes, type=_MATCHER)
 
 
 def _value(
@@ -214,11 +214,9 @@ def _mistake(arguments: argparse.Namespace) -> str | None:
     return None
 
 
+_TLS: Final = ("tls_no_verify", "tls_ca_cert", "tls_client_cert", "tls_server_name")
 _NEEDED: Final = (
-    ("tls_no_verify", "tls"),
-    ("tls_ca_cert", "tls"),
-    ("tls_client_cert", "tls"),
-    ("tls_server_name", "tls"),
+    *((name, "tls") for name in _TLS),
     ("tls_client_cert", "tls_client_key"),
     ("tls_client_key", "tls_client_cert"),
     ("path", "as_"),
@@ -226,14 +224,10 @@ _NEEDED: Final = (
 )
 """Flags, and another flag that each of them needs."""
 
-_NOT_OF_AN_ALB: Final = (
-    *("watch", "service", "user_agent", "rpc_header", "gzip"),
-    *("tls_no_verify", "tls_ca_cert", "tls_client_cert", "tls_server_name"),
-)
 _EXCLUDED: Final = (
     ("tls_ca_cert", "tls_no_verify"),
     ("tls_server_name", "tls_no_verify"),
-    *(("as_", name) for name in _NOT_OF_AN_ALB),
+    *(("as_", name) for name in ("watch", "service", "user_agent", "rpc_header", "gzip", *_TLS)),
 )
 """Pairs of flags that exclude each other."""
 
@@ -275,36 +269,30 @@ def _tls(arguments: argparse.Namespace) -> "ssl.SSLContext":
 def _duration(text: str) -> float:
     """Parse a duration with a sign, as Go does; its range is checked later."""
     sign = -1.0 if text.startswith("-") else 1.0
-    try:
-        seconds = sign * duration(text.lstrip("+-") if text[1:2] not in ("+", "-") else "")
-    except ValueError:
-        seconds = float("inf")
+    seconds = sign * duration(text[1:] if text[:1] in ("+", "-") else text)
     if abs(seconds) > _MAX_SECONDS:
-        raise argparse.ArgumentTypeError(
-            f"invalid value {text!r}; expected a duration such as 5s or 500ms"
-        )
+        raise ValueError
     return round(seconds, 9)  # Go counts nanoseconds
 
 
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon:
-        raise argparse.ArgumentTypeError(f"invalid value {text!r}; expected 'name: value'")
+        raise ValueError
     return name, value.lstrip()
 
 
 def _path(text: str) -> str:
     if not text.startswith("/") or not all("!" <= char <= "~" for char in text):
-        raise argparse.ArgumentTypeError(
-            f"invalid value {text!r}; expected a path such as /package.Service/Method"
-        )
+        raise ValueError
     return text
 
 
 def _matcher(text: str) -> Matcher:
-    try:
-        return Matcher.parse(text, GRPC_CODES)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"invalid value {text!r}; expected codes from 0 to 99, such as 0 or 0,12 or 0-5"
-        ) from None
+    return Matcher.parse(text, GRPC_CODES)
+
+
+_DURATION: Final = flags.parsed_by(_duration, "a duration such as 5s or 500ms")
+_HEADER: Final = flags.parsed_by(_header, "'name: value'")
+_PATH: Final = flags.parsed_by(_path, "a path such as /package.Service/Method")
+_MATCHER: Final = flags.parsed_by(_matcher, "codes from 0 to 99, such as 0 or 0,12 or 0-5")

@@ -201,7 +201,7 @@ def test_a_mistake_in_the_flags_is_one_line(
 def test_durations_that_go_does_not_accept(text: str) -> None:
     """A sign is one sign, and there is a longest duration."""
     with pytest.raises(argparse.ArgumentTypeError):
-        command._duration(text)
+        command._DURATION(text)
 
 
 @pytest.mark.parametrize(
