@@ -33,7 +33,6 @@ from tests.unit.check.servers import (
     responds,
     server_context,
     serving,
-    trailers,
 )
 
 ABORTED = grpc.StatusCode.ABORTED
@@ -137,11 +136,6 @@ async def test_an_answer_becomes_an_exit_code(
         (responds(code="13", grpc_message="%C3%A9%1B"), 3, "INTERNAL: é?"),
         (responds(code="99"), 3, "99"),
         (
-            trailers((":status", "502"), ("content-type", "text/html")),
-            3,
-            "UNKNOWN: HTTP status 502 without a gRPC status",
-        ),
-        (
             lambda connection: connection.reset_stream(1),
             3,
             "UNAVAILABLE: request reset by the server",
@@ -157,27 +151,21 @@ async def test_answers_of_other_servers(answers: Answers, exit_code: int, text: 
     assert report.keys["text"] == expected
 
 
-async def test_a_page_of_a_proxy_is_no_message() -> None:
-    """Only a response of gRPC has messages; the HTTP status says more."""
+async def test_what_comes_before_or_instead_of_an_answer() -> None:
+    """A 103 is not the answer (RFC 9110, 15.2), and a page of a proxy has no messages."""
 
-    def page(connection: h2.connection.H2Connection) -> None:
-        connection.send_headers(1, [(":status", "103"), ("link", "</a>; rel=preload")])
-        connection.send_headers(1, [(":status", "502"), ("content-type", "text/html")])
-        connection.send_data(1, b"<html>Bad Gateway</html>", end_stream=True)
-
-    report = await checked_peer(page)
-    text = "health rpc failed: UNKNOWN: HTTP status 502 without a gRPC status"
-    assert (report.exit_code, report.text) == (ExitCode.RPC_FAILED, text)
-
-
-async def test_an_early_hint_is_not_the_answer() -> None:
-    """Responses 1xx come before the answer (RFC 9110, 15.2)."""
-
-    def hints(connection: h2.connection.H2Connection) -> None:
+    def answer(connection: h2.connection.H2Connection) -> None:
         connection.send_headers(1, [(":status", "103"), ("link", "</a>; rel=preload")])
         responds(HEALTHY)(connection)
 
-    assert (await checked_peer(hints)).text == "status: SERVING"
+    def page(connection: h2.connection.H2Connection) -> None:
+        connection.send_headers(1, [(":status", "502"), ("content-type", "text/html")])
+        connection.send_data(1, b"<html>Bad Gateway</html>", end_stream=True)
+
+    assert (await checked_peer(answer)).text == "status: SERVING"
+    report = await checked_peer(page)
+    text = "health rpc failed: UNKNOWN: HTTP status 502 without a gRPC status"
+    assert (report.exit_code, report.text) == (ExitCode.RPC_FAILED, text)
 
 
 async def test_a_server_that_hangs_up() -> None:
@@ -276,9 +264,12 @@ async def test_headers_user_agent_and_compression_reach_the_server() -> None:
     """The flags of grpc-health-probe for the request do what they do there."""
     servicer = Health(SERVING)
     headers = [("X-One", "1"), ("two-bin", "é"), ("te", "ignored"), (":path", "ignored")]
+    steps: list[str] = []
     async with serving(servicer) as port:
-        report = await checked(port, headers=headers, gzip=True, user_agent="me", service="é")
+        asked = request(port, headers=headers, gzip=True, user_agent="me", service="é")
+        report = await asyncio.to_thread(check, asked, steps.append)
     assert report.exit_code is ExitCode.SERVING
+    assert steps == [f"connecting to localhost:{port}", "connected", "answered"]  # the flag -v
     assert servicer.service == "é"
     assert servicer.metadata["x-one"] == "1"
     assert servicer.metadata["two-bin"] == "é".encode()
@@ -400,14 +391,6 @@ async def test_the_longest_timeout_that_grpc_can_express() -> None:
     async with target(peer.talk, reads=False) as listening:
         await checked(listening.port, connect_timeout=9e9, rpc_timeout=9e9)
     assert (b"grpc-timeout", b"99999999m") in peer.headers
-
-
-async def test_the_steps_are_logged() -> None:
-    """The flag -v shows how far a check came."""
-    steps: list[str] = []
-    async with serving(Health(SERVING)) as port:
-        await asyncio.to_thread(check, request(port), steps.append)
-    assert steps == [f"connecting to localhost:{port}", "connected", "answered"]
 
 
 class EnoughError(Exception):
