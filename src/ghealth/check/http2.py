@@ -148,10 +148,8 @@ class Connection:
                         return
 
     def _events(self) -> list[h2.events.Event]:
-        """Send what is due, and receive one frame."""
+        """Receive one frame."""
         try:
-            self._sock.settimeout(self.deadline.left())
-            self._sock.sendall(self._h2.data_to_send())
             return self._h2.receive_data(self._frame())
         except h2.exceptions.ProtocolError:
             raise Http2Error(_NOT_HTTP2) from None
@@ -181,6 +179,8 @@ class Connection:
     def _read(self, count: int) -> bytes:
         while len(self._received) < count:
             self._sock.settimeout(self.deadline.left())
+            # Not earlier: what has been received counts, even if the server is gone by now.
+            self._sock.sendall(self._h2.data_to_send())
             received = self._sock.recv(_MAX_FRAME)
             if not received:
                 is_garbage = self._received and not self._has_settings
