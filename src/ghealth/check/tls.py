@@ -15,7 +15,7 @@ _SYSTEM_FILES: Final = (
 
 
 class TlsError(Exception):
-    """TLS cannot be used as the flags say; the message has the cause."""
+    """TLS cannot be used as the flags demand; the message has the cause."""
 
 
 def client_context(

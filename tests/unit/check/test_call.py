@@ -169,7 +169,7 @@ async def test_what_comes_before_or_instead_of_an_answer() -> None:
 
 
 async def test_a_server_that_hangs_up() -> None:
-    """Before HTTP/2 has begun it is no connection; after the request it is a failed RPC."""
+    """Before HTTP/2 has begun the connection failed; after the request, the RPC."""
     async with target(says(b""), reads=False) as peer:
         report = await checked(peer.port, connect_timeout=0.2)
     assert (report.exit_code, report.keys["reason"]) == (
@@ -457,7 +457,7 @@ async def test_a_watch_whose_check_has_another_status() -> None:
     ],
 )
 async def test_a_watch_that_ends_badly_says_so(answers: Answers, text: str) -> None:
-    """A Watch has no end of its own, but it may have any number of messages."""
+    """A Watch that ends without a message, or with an error, is an RPC that failed."""
     async with target(Http2Peer(answers).talk, reads=False) as peer:
         texts = await watched(request(peer.port))
     assert texts[-1] == text

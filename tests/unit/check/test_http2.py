@@ -49,7 +49,7 @@ def found(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> Server:
 
 
 class Sock(socket.socket):
-    """A socket whose connection does what its address says."""
+    """A socket whose address decides how its connection fails."""
 
     def connect(self, address: Any) -> None:
         host = address[0]
