@@ -8,13 +8,8 @@ from typing import Final
 from ghealth.address import ANY_IPV4, ANY_IPV6, DEFAULT_LISTEN, Address, listen_addresses
 
 _LOOPBACK: Final = "127.0.0.1"
-_UNIX: Final = "unix:"
-_UNIX_ABSTRACT: Final = "unix-abstract:"
 _MAX_PATH: Final = 107
 """The longest path of a socket (unix(7))."""
-
-_SCHEMES: Final = ("dns:///", "passthrough:///")
-_BRACKETS: Final = re.compile(r"^\[([^:\]]+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +36,18 @@ class Server:
         Raises:
             ValueError: If it is anything else. The message is a hint.
         """
-        if text.startswith((_UNIX, _UNIX_ABSTRACT)):
-            scheme, _, path = text.partition(":")
+        scheme, _, path = text.partition(":")
+        if scheme in ("unix", "unix-abstract"):
             if len(os.fsencode(path)) > _MAX_PATH:
                 raise ValueError(f"the path has more than {_MAX_PATH} bytes")
-            if f"{scheme}:" == _UNIX_ABSTRACT:
+            if scheme == "unix-abstract":
                 return cls(text, path=f"\0{path}")
             return cls(text, path=path.removeprefix("//") if path.startswith("///") else path)
         if text != text.strip():
             raise ValueError("there is white space around it")
-        host_and_port = text
-        for scheme in _SCHEMES:
-            host_and_port = host_and_port.removeprefix(scheme)
+        host_and_port = text.removeprefix("dns:///").removeprefix("passthrough:///")
         # Go allows brackets around any host.
-        host_and_port = _BRACKETS.sub(r"\1", host_and_port)
+        host_and_port = re.sub(r"^\[([^:\]]+)\]", r"\1", host_and_port)
         return cls(text, _reachable(Address.parse(host_and_port)))
 
     @property

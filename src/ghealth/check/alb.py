@@ -5,7 +5,7 @@ user agent has a suffix. It works against any gRPC server.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -139,7 +139,7 @@ def _report(server: Server, group: TargetGroup, response: _Response, seconds: fl
             reason = MISMATCH.format(code)
     conclusion = "healthy" if healthy else "unhealthy"
     lines += [*([reason] if reason else []), conclusion]
-    warnings = _warnings(group, response)
+    warnings = tuple(_warnings(group, response))
     exit_code = ExitCode.SERVING if healthy else ExitCode.NOT_SERVING
     keys = {
         "exit_code": exit_code.value,
@@ -159,30 +159,29 @@ def _report(server: Server, group: TargetGroup, response: _Response, seconds: fl
     return Report(exit_code, "\n".join(lines), keys, warnings)
 
 
-def _warnings(group: TargetGroup, response: _Response) -> tuple[str, ...]:
-    """Return why the conclusion has no meaning, or is about the path."""
+def _warnings(group: TargetGroup, response: _Response) -> Iterator[str]:
+    """Yield why the conclusion has no meaning, or that the path is not served."""
     matcher, code = group.matcher, response.code
     if all(known in matcher for known in Code):
-        return (
-            f"the matcher {matcher} accepts every code: the check fails only if there is no answer",
+        yield (
+            f"the matcher {matcher} accepts every code: the check fails only if there is no answer"
         )
-    found = []
+        return
     if Code.UNAVAILABLE in matcher:
-        found.append(
+        yield (
             f"the matcher {matcher} accepts 14 (UNAVAILABLE), the answer of a target that is not "
             "ready"
         )
     if code == Code.UNIMPLEMENTED and code not in matcher:
         advice = "" if group.path == CHECK_PATH else f"; use {CHECK_PATH} and matcher 0"
-        found.append(f"the server does not serve the path {group.path}{advice}")
+        yield f"the server does not serve the path {group.path}{advice}"
     elif code == Code.UNIMPLEMENTED and not response.from_ghealth:
-        found.append(
+        yield (
             "any gRPC server answers 12 (UNIMPLEMENTED) to a path that it does not know: with "
             f"this path and matcher the check can never fail; use {CHECK_PATH} and matcher 0"
         )
     if code == Code.OK and code in matcher and response.message == _NOT_SERVING_MESSAGE:
-        found.append(
+        yield (
             "the message is NOT_SERVING, which an ALB does not read: it needs a server that "
             "answers with a code, such as ghealth"
         )
-    return tuple(found)

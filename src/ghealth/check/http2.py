@@ -128,8 +128,8 @@ class Connection:
         try:
             self._h2.send_headers(_STREAM, encoded)
             self._h2.send_data(_STREAM, body, end_stream=True)
-        except h2.exceptions.ProtocolError:
-            raise Http2Error("the request is too large") from None
+        except h2.exceptions.ProtocolError:  # by the limits in its settings
+            raise Http2Error("the server does not accept the request") from None
         while True:
             for event in self._events():
                 match event:

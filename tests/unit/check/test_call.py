@@ -305,7 +305,7 @@ async def test_arguments_of_any_length_and_bytes_are_no_bug() -> None:
         assert report.exit_code is ExitCode.SERVING
         assert (b"user-agent", b"\xff grpc-h2") in peer.headers
         report = await checked(listening.port, service="s" * 20_000)
-    assert report.text == "health rpc failed: UNAVAILABLE: the request is too large"
+    assert report.text == "health rpc failed: UNAVAILABLE: the server does not accept the request"
 
 
 async def test_a_unix_socket(tmp_path: Path) -> None:
