@@ -152,11 +152,15 @@ class Connection:
         try:
             return self._h2.receive_data(self._frame())
         except h2.exceptions.ProtocolError:
-            raise Http2Error(_NOT_HTTP2) from None
+            cause = _NOT_HTTP2
+        except EOFError:
+            cause = ReasonKind.CLOSED.template
         except OSError as error:
             if isinstance(error, TimeoutError) and error.errno is None:
                 raise  # the deadline; the kernel's timeout has a number
-            raise Http2Error(_cause(error)) from None
+            cause = _cause(error)
+        is_garbage = self._received and not self._has_settings
+        raise Http2Error(_NOT_HTTP2 if is_garbage else cause)
 
     def _frame(self) -> bytes:
         """Read one frame (RFC 9113, 4.1), except a GOAWAY that lets the request finish.
@@ -173,21 +177,26 @@ class Connection:
             return header + payload
         last_stream = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         if last_stream < _STREAM:
-            raise Http2Error(ReasonKind.CLOSED.template)
+            raise EOFError
         return b""
 
     def _read(self, count: int) -> bytes:
         while len(self._received) < count:
-            self._sock.settimeout(self.deadline.left())
-            # Not earlier: what has been received counts, even if the server is gone by now.
-            self._sock.sendall(self._h2.data_to_send())
-            received = self._sock.recv(_MAX_FRAME)
-            if not received:
-                is_garbage = self._received and not self._has_settings
-                raise Http2Error(_NOT_HTTP2 if is_garbage else ReasonKind.CLOSED.template)
-            self._received += received
+            self._received += self._receive()
         data, self._received = self._received[:count], self._received[count:]
         return data
+
+    def _receive(self) -> bytes:
+        """Send what is due, and receive: what arrived counts, even if the server is gone by now."""
+        self._sock.settimeout(self.deadline.left())
+        failure = None
+        try:
+            self._sock.sendall(self._h2.data_to_send())
+        except ConnectionError as error:
+            failure = error
+        if received := self._sock.recv(_MAX_FRAME):
+            return received
+        raise failure or EOFError
 
 
 def connect(

@@ -27,11 +27,29 @@ def test_the_systems_authorities_are_trusted(
     assert tls.client_context(verify=False).get_ca_certs() == []
 
 
+def test_a_folder_of_authorities_is_trusted_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL reads the files of SSL_CERT_DIR when it needs one."""
+    loaded = []
+
+    def load(_: ssl.SSLContext, *paths: str | None) -> None:
+        loaded.append(paths)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", load)
+    monkeypatch.setattr(tls, "_SYSTEM_FILES", ())
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    tls.client_context()
+    assert loaded == [(None, str(tmp_path))]
+
+
 def test_certificates_that_go_accepts_are_accepted() -> None:
-    """Python 3.13's default context is stricter (VERIFY_X509_STRICT)."""
-    flags = tls.client_context().verify_flags
-    assert not flags & ssl.VERIFY_X509_STRICT
-    assert flags & ssl.VERIFY_X509_PARTIAL_CHAIN
+    """Python 3.13's default context is stricter (VERIFY_X509_STRICT), Go's about names."""
+    context = tls.client_context()
+    assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+    assert context.verify_flags & ssl.VERIFY_X509_PARTIAL_CHAIN
+    assert not context.hostname_checks_common_name
 
 
 @pytest.mark.parametrize(
