@@ -61,13 +61,6 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return health_pb2.HealthCheckResponse(status=says)
 
 
-class Hanging(Health):
-    """Never answers."""
-
-    async def Check(self, _request: Any, _context: Any) -> Any:
-        await asyncio.Event().wait()
-
-
 @asynccontextmanager
 async def serving(
     servicer: Health | None,
