@@ -1,6 +1,8 @@
 """The contenders: what each runs beside the gateway, and the check of its target group."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,9 +10,12 @@ from bench.rollout import bridges
 from bench.rollout.numbers import GRPC_MATCHER, GRPC_PATH, SCALE, TIMEOUT
 from bench.rollout.upstream import open_connection
 from ghealth.check import alb
+from ghealth.check.addresses import Server
 from ghealth.check.report import ExitCode
-from ghealth.check.target import Target
 from ghealth.matcher import GRPC_CODES, Matcher
+
+_THREADS: Final = ThreadPoolExecutor(128)
+"""More than there are checks at once: the checks of a hanging pod wait."""
 
 GHEALTH: Final = "ghealth"
 BRIDGES: Final = (GHEALTH, bridges.PASS_THROUGH, bridges.STOCK)
@@ -60,8 +65,10 @@ def grpc_check(port: Callable[[Ports], int], path: str, matcher: str) -> Check:
     )
 
     async def check(host: str, ports: Ports) -> bool:
-        target = Target.parse(f"{host}:{port(ports)}")
-        return (await alb.check(target, group)).exit_code is ExitCode.SERVING
+        server = Server.parse(f"{host}:{port(ports)}")
+        loop = asyncio.get_running_loop()
+        report = await loop.run_in_executor(_THREADS, alb.check, server, group)
+        return report.exit_code is ExitCode.SERVING
 
     return check
 

@@ -118,3 +118,7 @@ def _ip(text: str) -> str:
         raise ValueError("a link-local address needs its interface, such as [fe80::1%eth0]")
     # The socket of an address accepts IPv6 only, and so no IPv4 in this form.
     return str(address.ipv4_mapped or address)
+
+
+DEFAULT_LISTEN: Final = Address(ANY_IPV6, 25021)
+"""Where ghealth serves gRPC unless `GHEALTH_LISTEN` is set."""

@@ -3,7 +3,7 @@
 import argparse
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 from ghealth import output
@@ -14,6 +14,7 @@ MISTAKE: Final = 1
 _TRUE: Final = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE: Final = ("0", "f", "F", "FALSE", "false", "False")
 _HELP_COLUMN: Final = 31
+_WIDTH: Final = 78
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -24,10 +25,30 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=_HELP_COLUMN)
+        # Without a width, argparse imports shutil, for the terminal's.
+        super().__init__(prog, max_help_position=_HELP_COLUMN, width=_WIDTH)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+
+
+def parsed_by(parse: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+    """Return the type of a flag for argparse.
+
+    Args:
+        parse: Returns the value; raises ValueError.
+        expected: What the flag accepts, for the mistake.
+    """
+
+    def parsed(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"invalid value {text!r}; expected {expected}"
+            ) from None
+
+    return parsed
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,6 +1,5 @@
 """What a process inherits from its parent, and the resources that serving needs."""
 
-import ctypes
 import os
 import resource
 import signal
@@ -82,6 +81,8 @@ def limit_arenas() -> None:
 
     By default each of gRPC's threads can have one, and keeps what was freed in it.
     """
+    import ctypes  # noqa: PLC0415 - takes 2 ms, which `ghealth check` does without
+
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _MAX_ARENAS)
 

@@ -32,7 +32,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from ghealth.address import ANY_IPV6, OFF, Address, listen_address, listen_addresses
+from ghealth.address import DEFAULT_LISTEN, OFF, Address, listen_address, listen_addresses
 from ghealth.durations import duration, show_seconds
 from ghealth.health import GATEWAY, LIVENESS, PolicyName
 from ghealth.matcher import HTTP_CODES, Matcher
@@ -333,7 +333,7 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    listen: Addresses = (Address(ANY_IPV6, 25021),)
+    listen: Addresses = (DEFAULT_LISTEN,)
     """Where to serve gRPC without TLS: comma-separated `host:port`, or `off` if `TLS_LISTEN` is
     set. The host is an IP address or `localhost`; `[::]` accepts IPv4 too, and works on a node
     without IPv6; port 0 picks a free port"""

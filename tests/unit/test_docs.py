@@ -21,10 +21,9 @@ from bench.rollout import numbers, traffic
 from ghealth import cli, process
 from ghealth.admin import http, routes
 from ghealth.admin.page import REFRESH
-from ghealth.check import alb, client
-from ghealth.check.question import NoConnectionError, Question
+from ghealth.check import alb, call
+from ghealth.check.addresses import Server
 from ghealth.check.report import ExitCode
-from ghealth.check.target import Target as Server
 from ghealth.events import ConnectionsCut, RequestAnswered, StatusChanged
 from ghealth.health import (
     ALB_USER_AGENT,
@@ -244,7 +243,7 @@ def test_the_keys_of_the_json_output_are_documented() -> None:
     """docs/commands.md lists the keys of `--output json`, and no others."""
     rows = {row[0]: words_in_code(row[1]) for row in table(COMMANDS, "output of")}
     where = Server.parse("127.0.0.1:1")
-    check = client._no_connection(Question(target=where, user_agent=""), NoConnectionError())
+    check = call._report(call.Request(server=where, user_agent=""), call._Reply(None))
     replay = alb._report(where, alb.TargetGroup(), alb._Response(), 0.1)
     assert rows["`check`"] == list(check.keys)
     assert rows["`check --as alb`"] == list(replay.keys)
@@ -268,7 +267,8 @@ async def test_the_output_in_the_readme_is_what_is_printed() -> None:
             serve.serve(settings, shutdown_trigger=stop.wait, on_started=started.set_result)
         )
         port = (await started).listen[0]
-        report = await alb.check(Server.parse(f"127.0.0.1:{port}"), alb.TargetGroup())
+        server = Server.parse(f"127.0.0.1:{port}")
+        report = await asyncio.to_thread(alb.check, server, alb.TargetGroup())
         stop.set()
         await serving
     printed = re.sub(r"in \d+ ms", "in 5 ms", report.text.replace(f":{port}", ":25021"))

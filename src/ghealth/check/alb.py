@@ -4,20 +4,20 @@ The request was captured from a real ALB (kamu-data/kamu-node#216), header for h
 user agent has a suffix. It works against any gRPC server.
 """
 
-import asyncio
-import re
 import time
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Final
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Final
 
 from ghealth.check import http2
-from ghealth.check.certificates import Tls
-from ghealth.check.report import CODE_NAMES, ExitCode, Report, code_name
-from ghealth.check.target import Target
+from ghealth.check.addresses import Server
+from ghealth.check.report import ExitCode, Report, code_name
 from ghealth.health import ALB_USER_AGENT, CHECK_PATH, REASON_KEY, REPLAY_SUFFIX, Code
 from ghealth.matcher import GRPC_CODES, Matcher
+
+if TYPE_CHECKING:
+    import ssl
 
 USER_AGENT: Final = ALB_USER_AGENT + REPLAY_SUFFIX
 DEFAULT_MATCHER: Final = Matcher.parse("0", GRPC_CODES)
@@ -28,7 +28,6 @@ MISMATCH: Final = "Target.ResponseCodeMismatch: Health checks failed with these 
 TIMED_OUT: Final = "Target.Timeout: Request timed out"
 FAILED: Final = "Target.FailedHealthChecks: Health checks failed"
 
-_CODE: Final = re.compile("[0-9]{1,4}")
 _EMPTY_MESSAGE: Final = b"\0\0\0\0\0"
 _NOT_SERVING_MESSAGE: Final = b"\0\0\0\0\2\x08\2"
 
@@ -41,13 +40,13 @@ class TargetGroup:
         path: The path.
         matcher: The success codes.
         timeout: Seconds for the whole check.
-        tls: Whether the protocol of its health checks is HTTPS.
+        tls: For health checks by HTTPS. An ALB does not verify the certificate.
     """
 
     path: str = CHECK_PATH
     matcher: Matcher = DEFAULT_MATCHER
     timeout: float = DEFAULT_TIMEOUT
-    tls: bool = False
+    tls: "ssl.SSLContext | None" = None
 
 
 @dataclass(slots=True)
@@ -71,33 +70,35 @@ class _Response:
     message: bytes = b""
 
 
-async def check(target: Target, group: TargetGroup) -> Report:
+def check(
+    server: Server, group: TargetGroup, log: Callable[[str], None] = lambda _: None
+) -> Report:
     """Send one health check as an ALB does, and report what the ALB concludes.
 
     Args:
-        target: The target.
+        server: The target.
         group: The settings of its target group.
+        log: Receives the steps.
     """
     started = time.monotonic()
-    response = _Response()
-    connected = False
+    response, missing = _Response(), "connection"
+    log(f"connecting to {server}")
     try:
-        async with asyncio.timeout(group.timeout):
-            context = Tls(verify=False).context() if group.tls else None
-            # An ALB sends no server name (SNI) and does not verify the certificate.
-            async with http2.connection(target, context) as connection:
-                connected = True
-                await _exchange(connection, group, response)
+        # An ALB sends no server name (SNI).
+        with closing(http2.connect(server, http2.Deadline(group.timeout), group.tls)) as connection:
+            missing = "answer"
+            log("connected")
+            _exchange(connection, group, response)
+            log("answered")
     except TimeoutError:
-        missing = "answer" if connected else "connection"
         response.problem = TIMED_OUT
         response.failure = f"no {missing} within {group.timeout:g} s"
     except http2.Http2Error as error:
         response.failure = str(error)
-    return _report(target, group, response, time.monotonic() - started)
+    return _report(server, group, response, time.monotonic() - started)
 
 
-async def _exchange(connection: http2.Connection, group: TargetGroup, response: _Response) -> None:
+def _exchange(connection: http2.Connection, group: TargetGroup, response: _Response) -> None:
     headers = [
         (":method", "POST"),
         (":scheme", "https" if group.tls else "http"),
@@ -109,26 +110,24 @@ async def _exchange(connection: http2.Connection, group: TargetGroup, response: 
         ("user-agent", USER_AGENT),
         ("accept-encoding", "gzip, compressed"),
     ]
-    async with aclosing(connection.exchange(headers, _EMPTY_MESSAGE)) as exchange:
-        async for data in exchange:
-            if len(response.message) <= len(_NOT_SERVING_MESSAGE):
-                response.message += data
-    received = connection.headers
-    status, code = received.get(":status"), received.get("grpc-status", "")
+    for data in connection.exchange(headers, _EMPTY_MESSAGE):
+        if len(response.message) <= len(_NOT_SERVING_MESSAGE):
+            response.message += data
+    status = connection.headers.get(":status")
     if status != "200":
         response.failure = f"HTTP status {status}"
-    elif not _CODE.fullmatch(code):
+    elif connection.grpc_status is None:
         response.failure = "an answer without a gRPC status"
     else:
-        response.code = int(code)
-        response.grpc_message = unquote(received.get("grpc-message", ""))
-        response.from_ghealth = REASON_KEY in received
+        response.code = connection.grpc_status
+        response.grpc_message = connection.grpc_message
+        response.from_ghealth = REASON_KEY in connection.headers
 
 
-def _report(target: Target, group: TargetGroup, response: _Response, seconds: float) -> Report:
+def _report(server: Server, group: TargetGroup, response: _Response, seconds: float) -> Report:
     code, took = response.code, f"{seconds * 1000:.0f} ms"
     healthy = code is not None and code in group.matcher
-    lines = [f"POST {group.path} to {target} as {USER_AGENT}, success codes {group.matcher}"]
+    lines = [f"POST {group.path} to {server} as {USER_AGENT}, success codes {group.matcher}"]
     reason = None
     if code is None:
         reason = response.problem
@@ -140,17 +139,17 @@ def _report(target: Target, group: TargetGroup, response: _Response, seconds: fl
             reason = MISMATCH.format(code)
     conclusion = "healthy" if healthy else "unhealthy"
     lines += [*([reason] if reason else []), conclusion]
-    warnings = _warnings(group, response)
+    warnings = tuple(_warnings(group, response))
     exit_code = ExitCode.SERVING if healthy else ExitCode.NOT_SERVING
     keys = {
         "exit_code": exit_code.value,
         "conclusion": conclusion,
-        "address": str(target),
+        "address": str(server),
         "path": group.path,
         "matcher": str(group.matcher),
-        "tls": group.tls,
+        "tls": group.tls is not None,
         "code": code,
-        "code_name": None if code is None else code_name(code),
+        "code_name": code_name(code),
         "grpc_message": response.grpc_message or None,
         "failure": response.failure or None,
         "reason": reason,
@@ -160,27 +159,29 @@ def _report(target: Target, group: TargetGroup, response: _Response, seconds: fl
     return Report(exit_code, "\n".join(lines), keys, warnings)
 
 
-def _warnings(group: TargetGroup, response: _Response) -> tuple[str, ...]:
-    """Return why a passed check would have no meaning."""
+def _warnings(group: TargetGroup, response: _Response) -> Iterator[str]:
+    """Yield why the conclusion has no meaning, or that the path is not served."""
     matcher, code = group.matcher, response.code
-    if all(known in matcher for known in range(len(CODE_NAMES))):
-        return (
-            f"the matcher {matcher} accepts every code: the check fails only if there is no answer",
+    if all(known in matcher for known in Code):
+        yield (
+            f"the matcher {matcher} accepts every code: the check fails only if there is no answer"
         )
-    found = []
+        return
     if Code.UNAVAILABLE in matcher:
-        found.append(
+        yield (
             f"the matcher {matcher} accepts 14 (UNAVAILABLE), the answer of a target that is not "
             "ready"
         )
-    if code == Code.UNIMPLEMENTED and code in matcher and not response.from_ghealth:
-        found.append(
+    if code == Code.UNIMPLEMENTED and code not in matcher:
+        advice = "" if group.path == CHECK_PATH else f"; use {CHECK_PATH} and matcher 0"
+        yield f"the server does not serve the path {group.path}{advice}"
+    elif code == Code.UNIMPLEMENTED and not response.from_ghealth:
+        yield (
             "any gRPC server answers 12 (UNIMPLEMENTED) to a path that it does not know: with "
             f"this path and matcher the check can never fail; use {CHECK_PATH} and matcher 0"
         )
     if code == Code.OK and code in matcher and response.message == _NOT_SERVING_MESSAGE:
-        found.append(
+        yield (
             "the message is NOT_SERVING, which an ALB does not read: it needs a server that "
             "answers with a code, such as ghealth"
         )
-    return tuple(found)

@@ -3,33 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
 
-CODE_NAMES: Final = (
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-)
-"""The names of the gRPC status codes, by their numbers."""
-
-
-def code_name(code: int) -> str | None:
-    """Return the name of a gRPC status code, None for an unknown number."""
-    return CODE_NAMES[code] if code in range(len(CODE_NAMES)) else None
+from ghealth.health import Code
 
 
 class ExitCode(IntEnum):
@@ -57,3 +32,8 @@ class Report:
     text: str
     keys: Mapping[str, object]
     warnings: tuple[str, ...] = ()
+
+
+def code_name(code: int | None) -> str | None:
+    """Return the name of a gRPC status code, None for an unknown number."""
+    return Code(code).name if code in list(Code) else None

@@ -16,9 +16,8 @@ import h2.events
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ghealth.check.certificates import Tls
-from ghealth.check.question import Question
-from ghealth.check.target import Target
+from ghealth.check.addresses import Server
+from ghealth.check.call import Request
 from ghealth.health import REASON_KEY
 
 TIMEOUT = 20.0
@@ -62,13 +61,6 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return health_pb2.HealthCheckResponse(status=says)
 
 
-class Hanging(Health):
-    """Never answers."""
-
-    async def Check(self, _request: Any, _context: Any) -> Any:
-        await asyncio.Event().wait()
-
-
 @asynccontextmanager
 async def serving(
     servicer: Health | None,
@@ -96,15 +88,15 @@ async def serving(
         await server.stop(None)
 
 
-def question(port: int, **fields: Any) -> Question:
-    """Make a question to a server on this machine."""
+def request(port: int, **fields: Any) -> Request:
+    """Make a check of a server on this machine."""
     usual: dict[str, Any] = {
-        "target": Target.parse(f"127.0.0.1:{port}"),
+        "server": Server.parse(f"localhost:{port}"),
         "connect_timeout": TIMEOUT,
         "rpc_timeout": TIMEOUT,
         "user_agent": "test",
     }
-    return Question(**(usual | fields))
+    return Request(**(usual | fields))
 
 
 @functools.cache
@@ -130,27 +122,23 @@ def credentials(*, expired: bool = False, requires_client: bool = False) -> grpc
     )
 
 
-def server_context(*, alpn: bool = True) -> ssl.SSLContext:
-    """Make the context of a TLS server that is not gRPC's; its certificate has expired."""
+def server_context(*, alpn: bool = True, expired: bool = True) -> ssl.SSLContext:
+    """Make the context of a TLS server that is not gRPC's."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate(expired=True).configure_cert(context)
+    certificate(expired=expired).configure_cert(context)
     if alpn:
         context.set_alpn_protocols(["h2"])
     return context
 
 
-def files(folder: Path) -> Tls:
-    """Write the authority and a client's pair, and return how to use them."""
+def files(folder: Path) -> dict[str, Any]:
+    """Write the authority and a client's pair, and return the arguments that name them."""
     cert = certificate()
     authority().cert_pem.write_to_path(str(folder / "ca.pem"))
     cert.private_key_pem.write_to_path(str(folder / "key.pem"))
     cert.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
-    return Tls(
-        ca_cert=str(folder / "ca.pem"),
-        client_cert=str(folder / "cert.pem"),
-        client_key=str(folder / "key.pem"),
-        server_name="localhost",
-    )
+    names = {"ca_cert": "ca.pem", "client_cert": "cert.pem", "client_key": "key.pem"}
+    return {argument: str(folder / name) for argument, name in names.items()}
 
 
 class Http2Peer:
@@ -167,7 +155,6 @@ class Http2Peer:
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = b""
         self.connections = 0
-        self.server_names: list[str | None] = []
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -196,11 +183,11 @@ def framed(message: bytes, *, compressed: bool = False) -> bytes:
     return bytes([compressed]) + len(message).to_bytes(4, "big") + message
 
 
-def responds(*pieces: bytes, code: str = "0", status: str = "200", **more: str) -> Answers:
+def responds(*pieces: bytes, code: str = "0", **more: str) -> Answers:
     """Answer with a body in pieces, and trailers."""
 
     def answer(connection: h2.connection.H2Connection) -> None:
-        connection.send_headers(1, [(":status", status), ("content-type", "application/grpc")])
+        connection.send_headers(1, [(":status", "200"), ("content-type", "application/grpc")])
         for piece in pieces:
             connection.send_data(1, piece)
         fields = [("grpc-status", code), *((name.replace("_", "-"), more[name]) for name in more)]

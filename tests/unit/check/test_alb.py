@@ -1,16 +1,13 @@
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from typing import Any
 
-import grpc
 import h2.connection
 import pytest
 
-from ghealth.address import Address
 from ghealth.check import alb
+from ghealth.check.addresses import Server
 from ghealth.check.report import ExitCode, Report
-from ghealth.check.target import Target
+from ghealth.check.tls import client_context
 from ghealth.health import CHECK_PATH, REASON_KEY
 from ghealth.matcher import GRPC_CODES, Matcher
 from tests.support.peers import is_silent, nobody, resets, says, target
@@ -18,41 +15,33 @@ from tests.unit.check.servers import (
     TIMEOUT,
     Answers,
     Http2Peer,
+    framed,
     goaway_then,
     responds,
     server_context,
     trailers,
 )
 
-NOT_SERVING = b"\x08\x02"
-SERVING = b"\x08\x01"
+UNVERIFIED = client_context(verify=False)
+SERVING = responds(framed(b"\x08\x01"))
+NOT_SERVING = responds(framed(b"\x08\x02"))
+UNKNOWN_PATH = trailers((":status", "200"), ("grpc-status", "12"))
 
 
-@asynccontextmanager
-async def grpc_server(says: bytes | tuple[grpc.StatusCode, str]) -> AsyncGenerator[int, None]:
-    """Serve a Check with a fixed answer; every other path is unknown."""
+def ghealth(code: str, reason: str) -> Answers:
+    """Answer as ghealth does: with a code, and its reason."""
+    status, message = ("grpc-status", code), ("grpc-message", reason)
+    return trailers((":status", "200"), status, message, (REASON_KEY, reason))
 
-    async def check(_request: Any, context: Any) -> bytes:
-        if isinstance(says, tuple):
-            await context.abort(*says, ((REASON_KEY, says[1]),))
-        return says if isinstance(says, bytes) else b""
 
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    method: Any = grpc.unary_unary_rpc_method_handler(check)
-    for service, name in (("grpc.health.v1.Health", "Check"), ("AWS.ALB", "honest")):
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, {name: method}),)
-        )
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield port
-    await server.stop(None)
+UNAVAILABLE = ghealth("14", "gateway answered 503")
+READY_12 = ghealth("12", "gateway answered 200")
 
 
 async def checked(port: int, *, matcher: str = "0", **settings: Any) -> Report:
     settings.setdefault("timeout", TIMEOUT)
     group = alb.TargetGroup(matcher=Matcher.parse(matcher, GRPC_CODES), **settings)
-    return await alb.check(Target.parse(f"127.0.0.1:{port}"), group)
+    return await asyncio.to_thread(alb.check, Server.parse(f"127.0.0.1:{port}"), group)
 
 
 async def checked_peer(answers: Answers, **settings: Any) -> Report:
@@ -70,12 +59,8 @@ def failure(report: Report) -> tuple[str, str]:
     return str(report.keys["failure"]), reason
 
 
-UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "gateway answered 503")
-HONEST_12 = (grpc.StatusCode.UNIMPLEMENTED, "gateway answered 200")
-
-
 @pytest.mark.parametrize(
-    ("said", "path", "matcher", "healthy", "warning"),
+    ("answers", "path", "matcher", "healthy", "warning"),
     [
         (SERVING, CHECK_PATH, "0", True, None),
         (UNAVAILABLE, CHECK_PATH, "0", False, None),
@@ -84,43 +69,42 @@ HONEST_12 = (grpc.StatusCode.UNIMPLEMENTED, "gateway answered 200")
         (UNAVAILABLE, CHECK_PATH, "0-99", True, "accepts every code"),
         (SERVING, CHECK_PATH, "0-16", True, "accepts every code"),
         (UNAVAILABLE, CHECK_PATH, "0,14", True, "accepts 14 (UNAVAILABLE)"),
-        (SERVING, "/AWS.ALB/healthcheck", "12", True, "can never fail"),
-        (HONEST_12, "/AWS.ALB/honest", "12", True, None),
-        (SERVING, "/AWS.ALB/healthcheck", "0", False, None),
+        (UNKNOWN_PATH, "/a", "12", True, "can never fail"),
+        (READY_12, "/a", "12", True, None),
+        (READY_12, "/", "0", False, f"serve the path /; use {CHECK_PATH} and matcher 0"),
+        (UNKNOWN_PATH, CHECK_PATH, "0", False, f"does not serve the path {CHECK_PATH}"),
     ],
 )
 async def test_what_an_alb_concludes(
-    said: Any, path: str, matcher: str, healthy: bool, warning: str | None
+    answers: Answers, path: str, matcher: str, healthy: bool, warning: str | None
 ) -> None:
-    """The code against the matcher decides; a conclusion that means nothing has a warning."""
-    async with grpc_server(said) as port:
-        report = await checked(port, path=path, matcher=matcher)
+    """The code against the matcher decides; a conclusion that misleads has a warning."""
+    report = await checked_peer(answers, path=path, matcher=matcher)
     assert report.exit_code == (ExitCode.SERVING if healthy else ExitCode.NOT_SERVING)
     assert report.text.endswith("\nhealthy" if healthy else "\nunhealthy")
     assert len(report.warnings) == (1 if warning else 0)
     assert all(warning in line for line in report.warnings if warning)
+    assert report.keys["warnings"] == report.warnings
 
 
 async def test_a_mismatch_in_the_consoles_words() -> None:
     """A code outside the matcher is named as the AWS console names it, with the reason."""
-    async with grpc_server(UNAVAILABLE) as port:
-        report = await checked(port)
+    report = await checked_peer(UNAVAILABLE)
+    address, seconds = report.keys["address"], report.keys["seconds"]
+    assert isinstance(seconds, float)
     lines = report.text.splitlines()
     assert lines[0] == (
-        f"POST {CHECK_PATH} to 127.0.0.1:{port} as ELB-HealthChecker/2.0 ghealth-check, "
-        "success codes 0"
+        f"POST {CHECK_PATH} to {address} as ELB-HealthChecker/2.0 ghealth-check, success codes 0"
     )
     assert lines[1].startswith("grpc-status 14 (UNAVAILABLE) 'gateway answered 503' in ")
     assert lines[2:] == [
         "Target.ResponseCodeMismatch: Health checks failed with these codes: [14]",
         "unhealthy",
     ]
-    seconds = report.keys["seconds"]
-    assert isinstance(seconds, float)
     assert report.keys == {
         "exit_code": 4,
         "conclusion": "unhealthy",
-        "address": f"127.0.0.1:{port}",
+        "address": address,
         "path": CHECK_PATH,
         "matcher": "0",
         "tls": False,
@@ -160,68 +144,18 @@ async def test_a_connection_that_fails_says_how(behaviour: Any, how: str) -> Non
         assert failure(await checked(peer.port)) == (how, alb.FAILED)
 
 
-async def test_silence_is_a_timeout() -> None:
-    """A target that accepts connections and does not answer is a timeout."""
-    async with target(is_silent, reads=False) as peer:
-        report = await checked(peer.port, timeout=0.1)
-    assert failure(report) == ("no answer within 0.1 s", alb.TIMED_OUT)
-
-
-async def test_a_handshake_without_an_end_is_a_timeout_of_the_connection() -> None:
+@pytest.mark.parametrize(("tls", "missing"), [(None, "answer"), (UNVERIFIED, "connection")])
+async def test_silence_is_a_timeout(tls: Any, missing: str) -> None:
     """The text of a timeout shows whether there was a connection."""
     async with target(is_silent, reads=False) as peer:
-        report = await checked(peer.port, timeout=0.1, tls=True)
-    assert failure(report) == ("no connection within 0.1 s", alb.TIMED_OUT)
+        report = await checked(peer.port, timeout=0.1, tls=tls)
+    assert failure(report) == (f"no {missing} within 0.1 s", alb.TIMED_OUT)
 
 
 async def test_a_refused_connection() -> None:
     """A refused connection is a failed check."""
     with nobody() as port:
         assert failure(await checked(port)) == ("connection refused", alb.FAILED)
-
-
-@pytest.mark.parametrize(
-    ("unreachable", "how"),
-    [
-        (Target.parse("ghealth.invalid:1"), "name does not resolve"),
-        (Target("", Address("255.255.255.255", 1)), "cannot connect: Network is unreachable"),
-        (Target.parse("unix:/nonexistent"), "cannot connect: No such file or directory"),
-    ],
-)
-async def test_a_target_that_cannot_be_reached(unreachable: Target, how: str) -> None:
-    """The report distinguishes a name without an address from an address without a route."""
-    report = await alb.check(unreachable, alb.TargetGroup(timeout=TIMEOUT))
-    assert failure(report) == (how, alb.FAILED)
-
-
-async def test_a_look_up_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that may not have more threads cannot look up names."""
-
-    async def look_up(*_: object) -> None:
-        raise OSError(11, "no thread can be started")
-
-    monkeypatch.setattr("ghealth.check.http2.look_up", look_up)
-    assert failure(await checked(1))[0] == "cannot connect: no thread can be started"
-
-
-async def test_a_name_without_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look-up that finds nothing has not resolved the name."""
-
-    async def look_up(*_: object) -> list[object]:
-        return []
-
-    monkeypatch.setattr("ghealth.check.http2.look_up", look_up)
-    assert failure(await checked(1))[0] == "name does not resolve"
-
-
-async def test_without_a_descriptor_there_is_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A socket that cannot be created is reported like one that cannot connect."""
-
-    def no_socket(*_: object) -> None:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr("ghealth.check.http2.socket.socket", no_socket)
-    assert failure(await checked(1))[0] == "cannot connect: Too many open files"
 
 
 async def test_https_health_checks_verify_nothing() -> None:
@@ -231,19 +165,10 @@ async def test_https_health_checks_verify_nothing() -> None:
     context.sni_callback = lambda _socket, name, _context: names.append(name)
     peer = Http2Peer(responds(b"", code="0"))
     async with target(peer.talk, reads=False, tls=context) as listening:
-        report = await checked(listening.port, tls=True)
+        report = await checked(listening.port, tls=UNVERIFIED)
     assert report.exit_code is ExitCode.SERVING
     assert names == [None]
     assert (b":scheme", b"https") in peer.headers
-
-
-async def test_https_health_checks_of_a_plaintext_target() -> None:
-    """A handshake with a server that does not speak TLS fails."""
-    async with grpc_server(SERVING) as port:
-        assert failure(await checked(port, tls=True)) == (
-            "TLS handshake failed: wrong version number",
-            alb.FAILED,
-        )
 
 
 async def test_the_request_is_the_albs_header_for_header() -> None:
@@ -317,14 +242,8 @@ async def test_a_message_of_any_length_is_received() -> None:
 
 
 async def test_a_servers_text_is_shown_escaped() -> None:
-    """A server's text is shown decoded and quoted: it cannot write on a terminal."""
-    said = ((":status", "200"), ("grpc-status", "13"), ("grpc-message", "%1B[2Jcl%C3%A9"))
+    """A server's text is shown decoded and quoted, and an unknown code as a number."""
+    said = ((":status", "200"), ("grpc-status", "77"), ("grpc-message", "%1B[2Jcl%C3%A9"))
     report = await checked_peer(trailers(*said))
-    assert r"grpc-status 13 (INTERNAL) '\x1b[2Jclé'" in report.text
-
-
-async def test_an_unknown_code_is_named_so() -> None:
-    """A code that gRPC does not define is shown as a number."""
-    report = await checked_peer(trailers((":status", "200"), ("grpc-status", "77")))
-    assert "grpc-status 77 (unknown)" in report.text
+    assert r"grpc-status 77 (unknown) '\x1b[2Jclé'" in report.text
     assert report.keys["code_name"] is None

@@ -1,9 +1,10 @@
 import argparse
 import json
 import re
+import ssl
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,11 @@ from typing import Any
 import pytest
 
 from ghealth import __version__, flags
-from ghealth.check import alb, client, command
+from ghealth.check import alb, call, command
+from ghealth.check.addresses import Server
 from ghealth.check.alb import TargetGroup
-from ghealth.check.certificates import Tls
-from ghealth.check.question import Question
+from ghealth.check.call import Request
 from ghealth.check.report import ExitCode, Report
-from ghealth.check.target import Target
 from ghealth.matcher import GRPC_CODES, Matcher
 from tests.support.peers import nobody
 from tests.unit.check.servers import files
@@ -45,80 +45,98 @@ def exit_code(*arguments: str) -> int:
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GHEALTH_LISTEN", raising=False)
+    for name in ("GHEALTH_LISTEN", "GHEALTH_TLS_LISTEN"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The questions that were asked, and the target groups; the answer is always `REPORT`."""
-    questions: list[Any] = []
+    """The checks that were made, and the target groups; the answer is always `REPORT`."""
+    made: list[Any] = []
 
-    async def check(question: Question, log: Callable[[str], None]) -> Report:
-        questions.append(question)
+    def check(request: Request, log: Callable[[str], None]) -> Report:
+        made.append(request)
         log("a step")
         return REPORT
 
-    async def watch(question: Question, **_: Any) -> AsyncGenerator[Report, None]:
-        questions.append(question)
+    def watch(request: Request, **_: Any) -> Iterator[Report]:
+        made.append(request)
         yield REPORT
         yield replace(REPORT, exit_code=ExitCode.SERVING, text="status: SERVING")
 
-    async def check_alb(target: Target, group: TargetGroup) -> Report:
-        questions.append((target, group))
+    def check_alb(server: Server, group: TargetGroup, log: Callable[[str], None]) -> Report:
+        made.append((server, group))
+        log("a step")
         return REPORT
 
-    monkeypatch.setattr(client, "check", check)
-    monkeypatch.setattr(client, "watch", watch)
+    monkeypatch.setattr(call, "check", check)
+    monkeypatch.setattr(call, "watch", watch)
     monkeypatch.setattr(alb, "check", check_alb)
-    return questions
+    return made
 
 
 def test_the_defaults(asked: list[Any]) -> None:
     """The defaults are grpc-health-probe's, but for the address."""
     assert run() == ExitCode.NOT_SERVING
-    assert asked == [
-        Question(target=Target.parse("127.0.0.1:25021"), user_agent=f"ghealth/{__version__}")
-    ]
-    asked.clear()
     run("-addr=a:1")
-    assert asked[0].target.uri == "dns:///a:1"
+    user_agent = f"ghealth/{__version__}"
+    assert asked == [
+        Request(server=Server.parse("127.0.0.1:25021"), user_agent=user_agent),
+        Request(server=Server.parse("a:1"), user_agent=user_agent),
+    ]
 
 
 def test_all_flags(asked: list[Any], tmp_path: Path) -> None:
-    """Each flag of grpc-health-probe has its place in the question."""
-    tls = files(tmp_path)
+    """Each flag of grpc-health-probe has its place in the request."""
+    paths = files(tmp_path)
     run(
         *("-addr=a:1", "-service", "s", "-connect-timeout=+1m", "-rpc-timeout", "2", "-gzip"),
         *("-user-agent=me", "-rpc-header", "a:  b: c", "-rpc-header=d:", "-tls=true"),
-        *(f"-tls-ca-cert={tls.ca_cert}", f"-tls-client-cert={tls.client_cert}"),
-        *(f"-tls-client-key={tls.client_key}", "-tls-server-name=localhost"),
+        *(f"-tls-{name.replace('_', '-')}={path}" for name, path in paths.items()),
+        "-tls-server-name=localhost",
     )
-    assert asked == [
-        Question(
-            target=Target.parse("a:1"),
-            service="s",
-            connect_timeout=60.0,
-            rpc_timeout=2.0,
-            user_agent="me",
-            headers=(("a", "b: c"), ("d", "")),
-            gzip=True,
-            tls=tls,
-        )
-    ]
+    (request,) = asked
+    assert [len(request.tls.get_ca_certs())] == [1]
+    assert replace(request, tls=None) == Request(
+        server=Server.parse("a:1"),
+        service="s",
+        connect_timeout=60.0,
+        rpc_timeout=2.0,
+        user_agent="me",
+        headers=(("a", "b: c"), ("d", "")),
+        gzip=True,
+        server_name="localhost",
+    )
+
+
+ALL, NONE = ssl.CERT_REQUIRED, ssl.CERT_NONE
 
 
 @pytest.mark.parametrize(
-    ("arguments", "tls"),
+    ("arguments", "verifies"),
     [
-        (["-tls"], Tls()),
-        (["-tls", "-tls-no-verify"], Tls(verify=False)),
-        (["-tls", "-tls=false"], None),
+        (["-addr=a:1", "-tls"], ALL),
+        (["-addr=a:1", "-tls", "-tls-no-verify"], NONE),
+        (["-addr=a:1", "-tls", "-tls=false"], None),
+        (["-addr=a:1", "-tls", "--as=alb"], NONE),
+        ([], NONE),
+        (["--as=alb"], NONE),
+        (["-tls"], ALL),
+        (["-tls", "-tls-no-verify"], NONE),
     ],
 )
-def test_tls(asked: list[Any], arguments: list[str], tls: Tls | None) -> None:
-    """TLS is verified unless it is not to be."""
-    run("-addr=a:1", *arguments)
-    assert asked[0].tls == tls
+def test_tls(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[Any],
+    arguments: list[str],
+    verifies: ssl.VerifyMode | None,
+) -> None:
+    """TLS is verified unless it is not to be: as an ALB, and on this machine's own TLS port."""
+    monkeypatch.setenv("GHEALTH_LISTEN", "off")
+    monkeypatch.setenv("GHEALTH_TLS_LISTEN", "[::]:2")
+    run(*arguments)
+    context = asked[0][1].tls if "--as=alb" in arguments else asked[0].tls
+    assert (None if context is None else context.verify_mode) == verifies
 
 
 @pytest.mark.parametrize(
@@ -143,10 +161,6 @@ def test_tls(asked: list[Any], arguments: list[str], tls: Tls | None) -> None:
         (
             ["-addr=a:1", "-tls", "-tls-no-verify", "-tls-server-name=a"],
             "--tls-server-name cannot be combined with --tls-no-verify",
-        ),
-        (
-            ["-addr=a:1", "-tls", "-tls-ca-cert=/nonexistent"],
-            "/nonexistent: No such file or directory",
         ),
         (["--path=/a"], "--path needs --as"),
         (["--matcher=0"], "--matcher needs --as"),
@@ -187,7 +201,50 @@ def test_a_mistake_in_the_flags_is_one_line(
 def test_durations_that_go_does_not_accept(text: str) -> None:
     """A sign is one sign, and there is a longest duration."""
     with pytest.raises(argparse.ArgumentTypeError):
-        command._duration(text)
+        command._DURATION(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "mistake"),
+    [
+        (
+            ["-addr=a:1", "-tls", "-tls-ca-cert=/nonexistent"],
+            ("GHEALTH_LISTEN", "x"),
+            "/nonexistent: No such file or directory",
+        ),
+        (["-tls"], ("GHEALTH_LISTEN", "[::]:1"), "GHEALTH_TLS_LISTEN is off: --addr is needed"),
+    ],
+)
+def test_a_mistake_in_a_file_or_a_setting_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    variable: tuple[str, str],
+    mistake: str,
+) -> None:
+    """With --addr, the settings do not matter."""
+    monkeypatch.setenv(*variable)
+    assert exit_code(*arguments) == ExitCode.MISTAKE
+    assert capsys.readouterr().err == f"ghealth: {mistake}\n"
+
+
+def test_an_openssl_without_ciphers_is_one_line(tmp_path: Path) -> None:
+    """OpenSSL's FIPS mode without its provider has none: only TLS is affected."""
+    config = tmp_path / "openssl.cnf"
+    config.write_text("openssl_conf=a\n[a]\nalg_section=b\n[b]\ndefault_properties=fips=yes\n")
+    with nobody("127.0.0.1") as port:
+        outcomes = []
+        for arguments in ([], ["--tls"], ["--as=alb", "--tls"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "ghealth", "check", f"-addr=:{port}", *arguments],
+                env={"OPENSSL_CONF": str(config)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            outcomes.append((done.returncode, done.stderr))
+    mistake = "ghealth: TLS cannot be used: LIBRARY_HAS_NO_CIPHERS\n"
+    assert outcomes == [(2, ""), (1, mistake), (1, mistake)]
 
 
 @pytest.mark.parametrize(("addr", "why"), [("a", "no port"), ("a:b:1", "brackets")])
@@ -195,7 +252,7 @@ def test_an_address_that_cannot_be_one_is_no_connection(
     capsys: pytest.CaptureFixture[str], addr: str, why: str
 ) -> None:
     """grpc-health-probe tries to connect to any text, and fails with 2."""
-    assert run(f"-addr={addr}") == ExitCode.NO_CONNECTION
+    assert exit_code(f"-addr={addr}") == ExitCode.NO_CONNECTION
     printed = capsys.readouterr().err
     assert printed.startswith(f"ghealth: cannot connect to '{addr}': ")
     assert why in printed
@@ -206,7 +263,8 @@ def test_arguments_after_the_flags_are_ignored(
 ) -> None:
     """As for grpc-health-probe, `-tls false` is `-tls`, but it is not ignored silently."""
     run("-addr=a:1", "-tls", "false", "-service=s")
-    assert (asked[0].tls, asked[0].service) == (Tls(), "")
+    assert asked[0].tls is not None
+    assert asked[0].service == ""
     assert capsys.readouterr().err.startswith(
         "ghealth: warning: ignored after the flags: false -service=s\n"
     )
@@ -229,15 +287,18 @@ def test_the_help_fits_a_terminal(
     assert not [line for line in lines if re.search(r"\w-$", line)]
     for flag in ("addr", "tls-no-verify", "rpc-header", "as", "matcher", "output"):
         assert any(line.startswith(f"  --{flag}") for line in lines)
+    examples = [line for line in lines if line.startswith("  ghealth check --as alb")]
+    assert "--matcher" not in examples[0]  # the check that can fail comes first
 
 
-def test_text_output(capsys: pytest.CaptureFixture[str], asked: list[Any]) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--as=alb"]])
+@pytest.mark.usefixtures("asked")
+def test_text_output(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     """The text goes to standard output; steps and warnings go to standard error."""
-    assert run("-addr=a:1", "-v") == ExitCode.NOT_SERVING
+    assert run("-addr=a:1", "-v", *arguments) == ExitCode.NOT_SERVING
     printed = capsys.readouterr()
     assert printed.out == "NOT_SERVING: é\n"
     assert printed.err == "ghealth: a step\nghealth: warning: a\nghealth: warning: b\n"
-    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["--as=alb"]])
@@ -267,138 +328,31 @@ def test_a_watch_in_json(capsys: pytest.CaptureFixture[str]) -> None:
         assert list(json.loads(line)) == ["time", "reason"]
 
 
-def test_a_watch_ends_when_interrupted(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
+def test_a_watch_ends_when_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C ends a watch with the code of the last report, or as without a connection."""
 
-    async def watch(*_: object, pause: Any) -> AsyncGenerator[Report, None]:
-        await pause()
-        yield REPORT
+    def watch(*_: object, pause: Any) -> Iterator[Report]:
+        pause()
+        yield from reports
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(client, "watch", watch)
-    monkeypatch.setattr(command, "RECONNECT_INTERVAL", 0)
+    reports: list[Report] = []
+    monkeypatch.setattr(call, "watch", watch)
+    monkeypatch.setattr(call, "RECONNECT_INTERVAL", 0)
+    assert run("-addr=a:1", "--watch") == ExitCode.NO_CONNECTION
+    reports.append(REPORT)
     assert run("-addr=a:1", "--watch") == ExitCode.NOT_SERVING
-    assert asked == []
 
 
 def test_an_alb(asked: list[Any]) -> None:
     """The target group's settings are flags."""
     assert run("--as=alb", "--addr=a:1") == ExitCode.NOT_SERVING
-    run(
-        *("--as=alb", "--addr=a:1", "--path=/", "--matcher=12", "--rpc-timeout=1s", "--tls"),
-        "--connect-timeout=1s",
-    )
+    run("--as=alb", "--addr=a:1", "--path=/", "--matcher=12", "--rpc-timeout=1s")
     matcher = Matcher.parse("12", GRPC_CODES)
     assert asked == [
-        (Target.parse("a:1"), TargetGroup()),
-        (Target.parse("a:1"), TargetGroup(path="/", matcher=matcher, timeout=1.0, tls=True)),
+        (Server.parse("a:1"), TargetGroup()),
+        (Server.parse("a:1"), TargetGroup(path="/", matcher=matcher, timeout=1.0)),
     ]
-
-
-@pytest.fixture
-def certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Set what GHEALTH_TLS_LISTEN needs."""
-    tls = files(tmp_path)
-    monkeypatch.setenv("GHEALTH_TLS_CERT_FILE", tls.client_cert)
-    monkeypatch.setenv("GHEALTH_TLS_KEY_FILE", tls.client_key)
-
-
-@pytest.mark.parametrize(
-    ("listen", "target"),
-    [
-        ("[::]:1", "127.0.0.1:1"),
-        ("0.0.0.0:1", "127.0.0.1:1"),
-        ("[::1]:1,127.0.0.1:2", "[::1]:1"),
-        ("127.0.0.1:0,127.0.0.1:2", "127.0.0.1:2"),
-        ("10.0.0.1:1", "10.0.0.1:1"),
-    ],
-)
-def test_the_own_address(
-    monkeypatch: pytest.MonkeyPatch, asked: list[Any], listen: str, target: str
-) -> None:
-    """Without --addr, the ghealth of the same environment is asked, whatever the names' case."""
-    monkeypatch.setenv("ghealth_listen", listen)
-    run()
-    assert (str(asked[0].target), asked[0].tls) == (target, None)
-
-
-@pytest.mark.usefixtures("certificate")
-@pytest.mark.parametrize(
-    ("listen", "arguments", "target", "tls"),
-    [
-        ("off", [], "127.0.0.1:2", Tls(verify=False)),
-        ("127.0.0.1:1", [], "127.0.0.1:1", None),
-        ("127.0.0.1:1", ["-tls"], "127.0.0.1:2", Tls()),
-        ("127.0.0.1:1", ["-tls", "-tls-no-verify"], "127.0.0.1:2", Tls(verify=False)),
-    ],
-)
-def test_the_own_address_with_tls(
-    monkeypatch: pytest.MonkeyPatch,
-    asked: list[Any],
-    listen: str,
-    arguments: list[str],
-    target: str,
-    tls: Tls | None,
-) -> None:
-    """Where only TLS is served, it is asked by TLS: its certificate is not for 127.0.0.1."""
-    monkeypatch.setenv("GHEALTH_LISTEN", listen)
-    monkeypatch.setenv("GHEALTH_TLS_LISTEN", "[::]:2")
-    run(*arguments)
-    assert (str(asked[0].target), asked[0].tls) == (target, tls)
-
-
-@pytest.mark.usefixtures("certificate")
-def test_the_own_address_as_an_alb(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
-    """Where only TLS is served, the health check is an HTTPS one."""
-    monkeypatch.setenv("GHEALTH_LISTEN", "off")
-    monkeypatch.setenv("GHEALTH_TLS_LISTEN", "[::]:2")
-    run("--as=alb")
-    assert asked[0][1] == TargetGroup(tls=True)
-
-
-@pytest.mark.parametrize(
-    ("listen", "arguments", "mistake"),
-    [
-        ("[::]:0", [], "GHEALTH_LISTEN has only port 0, which cannot be checked"),
-        ("[::]:1", ["-tls"], "GHEALTH_TLS_LISTEN is off"),
-    ],
-)
-def test_settings_without_an_address(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    listen: str,
-    arguments: list[str],
-    mistake: str,
-) -> None:
-    """Where the settings name no port, the address is needed."""
-    monkeypatch.setenv("GHEALTH_LISTEN", listen)
-    assert run(*arguments) == ExitCode.MISTAKE
-    assert capsys.readouterr().err == (
-        f"ghealth: {mistake}: --addr is needed (see ghealth check --help)\n"
-    )
-
-
-def test_mistakes_in_the_settings(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Without --addr, the settings have to be valid, and their mistakes are all reported."""
-    monkeypatch.setenv("GHEALTH_LISTEM", "1")
-    monkeypatch.setenv("GHEALTH_CACHE_TTL", "x")
-    assert run() == ExitCode.MISTAKE
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(": ")[:2] for line in lines] == [
-        ["ghealth", "GHEALTH_CACHE_TTL"],
-        ["ghealth", "GHEALTH_LISTEM"],
-    ]
-
-
-def test_with_an_address_the_settings_do_not_matter(
-    monkeypatch: pytest.MonkeyPatch, asked: list[Any]
-) -> None:
-    """A check of another server works in any environment."""
-    monkeypatch.setenv("GHEALTH_LISTEM", "1")
-    run("-addr=a:1")
-    assert len(asked) == 1
 
 
 def test_a_check_as_a_process() -> None:
