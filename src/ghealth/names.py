@@ -7,11 +7,8 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Final
 
-LOOPBACK: Final = ("127.0.0.1", "::1")
-"""The addresses of `localhost`, whatever /etc/hosts contains. On clusters without IPv4, Istio binds
-its readiness listener to IPv6 only."""
+from ghealth.address import LOCALHOST, LOOPBACK
 
 
 class Addresses:
@@ -29,7 +26,9 @@ class Addresses:
         self._host = host
         self._fixed: Sequence[str] = ()
         self._found: Future[Sequence[str]] | None = None
-        if host.removesuffix(".") == "localhost":
+        if host.removesuffix(".") == LOCALHOST:
+            # Whatever /etc/hosts contains. On clusters without IPv4, Istio binds its readiness
+            # listener to IPv6 only.
             self._fixed = LOOPBACK
         else:
             with suppress(socket.gaierror, UnicodeError):

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ghealth.names import LOOPBACK, Addresses
+from ghealth.address import LOOPBACK
+from ghealth.names import Addresses
 
 LIMIT = 10.0
 """Seconds after which a look-up, or the question to the name server, will not come."""

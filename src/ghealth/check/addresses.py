@@ -5,9 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from ghealth.address import ANY_IPV4, ANY_IPV6, DEFAULT_LISTEN, Address, listen_addresses
+from ghealth.address import ANY_IPV4, ANY_IPV6, DEFAULT_LISTEN, LOOPBACK, Address, listen_addresses
 
-_LOOPBACK: Final = "127.0.0.1"
 _MAX_PATH: Final = 107
 """The longest path of a socket (unix(7))."""
 
@@ -66,7 +65,7 @@ class Server:
 
 def _reachable(address: Address) -> Address:
     """Return where a server that listens on an address can be reached on this machine."""
-    host = _LOOPBACK if address.host in (ANY_IPV4, ANY_IPV6) else address.host
+    host = LOOPBACK[0] if address.host in (ANY_IPV4, ANY_IPV6) else address.host
     return Address(host, address.port)
 
 
