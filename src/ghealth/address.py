@@ -112,7 +112,7 @@ def listen_address(text: str) -> Address:
     """
     address = Address.parse(text)
     if address.ip is None and address.host != LOCALHOST:
-        raise ValueError(f"{address.host} is neither an IP address nor {LOCALHOST}")
+        raise ValueError(f"{address.host} is not an IP address, and names are not looked up")
     if address.host == _BROADCAST or (address.ip is not None and address.ip.is_multicast):
         # The kernel may listen there, but no client can connect.
         raise ValueError("multicast and broadcast addresses cannot be connected to")
