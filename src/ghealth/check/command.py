@@ -175,8 +175,9 @@ def _run_check(
     code: int = ExitCode.NO_CONNECTION
     with suppress(KeyboardInterrupt):
         for report in call.watch(request, pause=lambda: time.sleep(call.RECONNECT_INTERVAL)):
+            code = report.exit_code  # first: Ctrl-C may come while the line is written
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            code = _write(report, arguments, now=now)
+            _write(report, arguments, now=now)
     return code
 
 

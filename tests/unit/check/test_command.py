@@ -343,6 +343,12 @@ def test_a_watch_ends_when_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     reports.append(REPORT)
     assert run("-addr=a:1", "--watch") == ExitCode.NOT_SERVING
 
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ghealth.output.write", interrupted)
+    assert run("-addr=a:1", "--watch") == ExitCode.NOT_SERVING
+
 
 def test_an_alb(asked: list[Any]) -> None:
     """The target group's settings are flags."""
