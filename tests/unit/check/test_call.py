@@ -470,7 +470,7 @@ async def test_a_watch_of_a_server_that_is_not_there() -> None:
             raise EnoughError
 
     with nobody() as port:
-        texts = await watched(request(port, connect_timeout=0.05), pause)
+        texts = await watched(request(port, connect_timeout=0.5), pause)
     assert len(texts) == 1
     assert texts[0].endswith("connection refused")
 
