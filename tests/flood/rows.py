@@ -63,6 +63,15 @@ ROWS: Final = (
     _alone("connect-and-go-200"),
     _alone("connect-and-go-1000"),
     _alone("connect-and-go-2000", processor=True),
+    _alone("rapid-reset-200"),
+    _alone("rapid-reset-reconnect", processes=2, processor=True),
+    _alone("headers-1M"),
+    _alone("headers-4M"),
+    _alone("headers-43M"),
+    _alone("headers-watches"),
+    _alone("headers-endless"),
+    _alone("headers-indexed"),
+    _alone("messages-large"),
 )
 
 SHORT: Final = (

@@ -33,7 +33,7 @@ async def main(address: str, layer: str) -> None:
     """Serve until killed."""
     options: tuple[tuple[str, Any], ...] = ()
     if layer == "options":
-        from ghealth.server.serve import OPTIONS  # noqa: PLC0415 - the other layers are without ghealth
+        from ghealth.server.limits import OPTIONS  # noqa: PLC0415 - others are without ghealth
 
         options = OPTIONS
     server = grpc.aio.server(options=options)

@@ -14,7 +14,14 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
-from ghealth.events import ConnectionsCut, Event, ProbeCompleted, RequestAnswered, log_event
+from ghealth.events import (
+    ConnectionsCut,
+    CutReason,
+    Event,
+    ProbeCompleted,
+    RequestAnswered,
+    log_event,
+)
 from ghealth.health import CHECK_PATH, Status
 from ghealth.observe.callers import Caller, caller_of
 from ghealth.printable import printable
@@ -156,6 +163,13 @@ class PathLog:
         )
 
 
+_SHORT: Final[dict[CutReason, str]] = {
+    "calls": "too many calls",
+    "connections": "too many connections",
+    "memory": "memory is short",
+}
+
+
 class CutLog:
     """A sink that logs each address whose connections were cut, at most `MAX_LINES_PER_MINUTE`.
 
@@ -178,8 +192,7 @@ class CutLog:
             return
         self._written.append(now)
         left_out, self._left_out = self._left_out, 0
-        text = f"cut {event.count} connections of {event.address}: too many {event.reason}"
-        text += f"; blocked for {event.blocked:g} s" if event.blocked else ""
+        text = f"cut {event.count} connections of {event.address}: {_SHORT[event.reason]}"
         text += f"; {left_out} addresses before it were left out" if left_out else ""
         log_event(
             _log,
@@ -189,7 +202,6 @@ class CutLog:
             address=event.address,
             count=event.count,
             reason=event.reason,
-            blocked_seconds=event.blocked,
             left_out=left_out,
         )
 
@@ -249,7 +261,6 @@ def logging_to(stream: TextIO | None, *, level: str, as_json: bool) -> Iterator[
     if stream is not None:
         handler = _LineQueue(stream.fileno())
         handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
-        handler.addFilter(is_not_a_hang_up)
         handler.addFilter(OncePerCause())
     root, ours = logging.getLogger(), logging.getLogger("ghealth")
     before = root.level, ours.level
@@ -320,16 +331,6 @@ class OncePerCause(logging.Filter):
             return False
         self._seen.add(cause)
         return True
-
-
-def is_not_a_hang_up(record: logging.LogRecord) -> bool:
-    """Drop what gRPC logs, as an error with a stack, when a client disconnects during a call.
-
-    Args:
-        record: The line.
-    """
-    raised = record.exc_info[0] if record.exc_info else None
-    return raised is None or raised.__name__ != "ExecuteBatchError"
 
 
 class _LineQueue(logging.handlers.QueueHandler):
