@@ -378,10 +378,6 @@ HALF: Final = b"\0\0\0\0\4\x0a"
 """The header of a message of 4 bytes, and its first byte."""
 OPEN: Final = frames.frame(Kind.HEADERS, CHECK, stream=1)  # without END_HEADERS
 MORE: Final = frames.frame(Kind.CONTINUATION, frames.field("x", "y" * 8000), stream=1)
-INSERT: Final = frames.frame(Kind.CONTINUATION, b"\x40\x01x\x00", stream=1)
-"""A field that is added to HPACK's table: `x` without a value."""
-INDEXED: Final = frames.frame(Kind.CONTINUATION, b"\xbe" * 16_000, stream=1) * 16
-"""That field, again and again, in one byte each."""
 FIRST: Final = frames.call(CHECK, 1, None, end=False)
 
 ATTACKS: Final[dict[str, Attack]] = {
@@ -423,7 +419,6 @@ ATTACKS: Final[dict[str, Attack]] = {
     "headers-43M": first_flight(large(frames.CHECK, 43 << 20), lines=3),
     "headers-watches": first_flight(large(frames.WATCH, 2 << 20, streams=20), lines=5),
     "headers-endless": first_flight(OPEN, more=MORE * 32, lines=8),
-    "headers-indexed": first_flight(OPEN + INSERT, more=INDEXED, lines=8),
     "messages-large": first_flight(
         b"".join(
             frames.call(CHECK, n, b"\0\0\xff\xff\xff" + bytes(16_000), end=False)

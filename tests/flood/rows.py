@@ -18,6 +18,8 @@ class Row:
         processor: Whether the flood uses up the processor, because it sends as much as the machine
             can. Then answers may be late or wrong until the flood ends.
         descriptors: Whether the flood uses up the descriptors.
+        wrong: The fraction of answers that may be wrong although the flood uses up the processor;
+            never three of `liveness` in a row, which would restart the pod.
         settings: Settings of ghealth, without the prefix `GHEALTH_`.
     """
 
@@ -26,6 +28,7 @@ class Row:
     slow: bool = False
     processor: bool = False
     descriptors: bool = False
+    wrong: float = 1.0
     settings: dict[str, str] = field(default_factory=dict)
 
 
@@ -64,13 +67,12 @@ ROWS: Final = (
     _alone("connect-and-go-1000"),
     _alone("connect-and-go-2000", processor=True),
     _alone("rapid-reset-200"),
-    _alone("rapid-reset-reconnect", processes=2, processor=True),
+    Row("rapid-reset-reconnect", ("rapid-reset-reconnect",) * 2, processor=True, wrong=0.1),
     _alone("headers-1M"),
     _alone("headers-4M"),
     _alone("headers-43M"),
     _alone("headers-watches"),
     _alone("headers-endless"),
-    _alone("headers-indexed"),
     _alone("messages-large"),
 )
 

@@ -7,6 +7,7 @@ neither close a connection nor end a call whose answer waits until the client re
 import asyncio
 import ctypes
 import logging
+import math
 import os
 import select
 import socket
@@ -267,7 +268,7 @@ class Guard:
         self._trimmed_at = clock()
         # The fewest descriptors of the current interval, and of the one before: above them,
         # connections are new.
-        self._fewest = self._settled = self._connections.count()
+        self._fewest = self._settled = math.inf
         self._settles_at = clock() + SETTLED_AFTER
 
     def close(self) -> None:
@@ -313,12 +314,13 @@ class Guard:
                 seconds = self.look()
             except Exception:
                 _log.exception("guarding failed", extra={"event": "internal_error"})
-            if seconds == CALM_INTERVAL:
-                with suppress(TimeoutError):
+            try:
+                if seconds == CALM_INTERVAL:
                     async with asyncio.timeout(CALM_INTERVAL):
                         await self._connections.new()
-                seconds = BUSY_INTERVAL
-            await asyncio.sleep(seconds)
+                await asyncio.sleep(min(seconds, BUSY_INTERVAL))
+            except TimeoutError:
+                continue
 
     def look(self) -> float:
         """Inspect descriptors and memory once, and cut connections above a limit.
