@@ -9,6 +9,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import grpc
@@ -201,9 +202,7 @@ async def _stop(
 
 
 def _threads() -> set[int]:
-    with suppress(OSError):  # no /proc
-        return set(map(int, os.listdir("/proc/self/task")))  # noqa: PTH208 - no Path is needed
-    return set()
+    return {int(task.name) for task in Path("/proc/self/task").iterdir()}
 
 
 def _lower_priority(threads: Iterable[int]) -> None:

@@ -159,7 +159,7 @@ def test_the_address_with_most_calls_loses_them(scene: Scene) -> None:
 
 
 def test_all_that_honest_clients_need_is_left_alone(scene: Scene) -> None:
-    """A proxy with a hundred watches is left alone, and a hundred nodes that wait for the gateway."""
+    """A proxy with a hundred watches is left alone, and so are 100 nodes that are not answered."""
     (proxy,) = scene.connect("10.0.0.2")
     for call in scene.call(proxy, MAX_WATCHES):
         call.is_watch = True
@@ -225,6 +225,14 @@ def test_what_stays_is_not_short_until_three_quarters_are_used(scene: Scene) -> 
     scene.connections.used = int(RECOMMENDED_MEMORY * 0.9)
     scene.guard.look()
     assert scene.cuts == [cut(3, "memory")]
+
+
+def test_at_the_stop_every_connection_is_cut(scene: Scene) -> None:
+    """An open connection can keep the server from stopping, so none is left; it emits nothing."""
+    scene.connect(HONEST, 3)
+    scene.guard.cut_all()
+    assert scene.hosts == set()
+    assert scene.cuts == []
 
 
 def test_freed_memory_is_returned(scene: Scene) -> None:
