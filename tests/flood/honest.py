@@ -86,15 +86,11 @@ class Log:
             without the time that ghealth or the caller waited for a free processor.
         wrong: The answers that were not expected.
         on_the_wall: The longest wait in seconds, including the time without a processor.
-        in_a_row: How many answers were wrong since the last right one.
-        most_in_a_row: The maximum of it.
     """
 
     waits: list[tuple[float, float]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     on_the_wall: float = 0.0
-    in_a_row: int = 0
-    most_in_a_row: int = 0
 
     def longest(self, since: float = 0.0, until: float = float("inf")) -> float:
         """Return the longest wait, in seconds, of the checks that began in a period."""
@@ -150,10 +146,6 @@ class Caller:
             self.log.on_the_wall = max(self.log.on_the_wall, taking.on_the_wall)
             if not self._over.is_set() and answer not in right + self._right():
                 self.log.wrong.append(f"{self._name} {answer.code} {answer.data.hex()}".strip())
-                self.log.in_a_row += 1
-                self.log.most_in_a_row = max(self.log.most_in_a_row, self.log.in_a_row)
-            else:
-                self.log.in_a_row = 0
 
 
 def callers(port: int, pid: int, right: Callable[[], tuple[Answer, ...]]) -> tuple[Caller, Caller]:
