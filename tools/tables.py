@@ -25,7 +25,18 @@ from ghealth.health import (
 )
 from ghealth.observe.callers import Caller
 from ghealth.observe.metrics import Metrics
-from ghealth.server import guard, serve, servicer
+from ghealth.server import guard
+from ghealth.server.limits import (
+    KERNEL_BUFFER,
+    MAX_CALLS,
+    MAX_HEADERS,
+    MAX_PENDING,
+    MAX_WATCHES_PER_CONNECTION,
+    READ_BUFFER,
+    RECOMMENDED_MEMORY,
+    RESERVED_STREAMS,
+    SETTINGS_TIMEOUT,
+)
 from ghealth.server.servicer import MAX_REFLECTIONS, MESSAGE_TIMEOUT
 from ghealth.settings import Row, Settings
 
@@ -67,6 +78,7 @@ OTHER_REASONS: Final = {
     ReasonKind.UNKNOWN_SERVICE: "the service is not configured: `NOT_FOUND`",
     ReasonKind.MALFORMED: "the request is not a health check message: `INVALID_ARGUMENT`",
     ReasonKind.NO_MESSAGE: "the caller sent no message and kept its side open: `INVALID_ARGUMENT`",
+    ReasonKind.HEADERS_TOO_LARGE: "more headers than a call may have: `RESOURCE_EXHAUSTED`",
     ReasonKind.TOO_MANY_WATCHES: "a limit on watches is reached: `RESOURCE_EXHAUSTED`",
     ReasonKind.TOO_MANY_CALLS: "a limit on other calls is reached: `RESOURCE_EXHAUSTED`",
     ReasonKind.TOO_MANY_SERVICES: "more services than one List may have: `RESOURCE_EXHAUSTED`",
@@ -94,18 +106,21 @@ RESULTS: Final = {
 }
 
 
-MEMORY_LIMIT: Final = 192
+MEMORY_LIMIT: Final = RECOMMENDED_MEMORY >> 20
 """MiB that deploy/ recommends as limit."""
 
 AT_REST: Final = 40
 """MiB of ghealth itself, measured by `make flood`."""
 
+MIB: Final = 1024
+
 LIMITS: Final = (
+    ("`ghealth check`: HEALTHCHECK, and one by `kubectl exec`", 2, 25 * MIB),
     ("connections", process.MAX_DESCRIPTORS, 16.5),
-    ("their bytes in gRPC", process.MAX_DESCRIPTORS, serve.READ_BUFFER / 1024),
-    ("their bytes in the kernel", process.MAX_DESCRIPTORS, guard.KERNEL_BUFFER / 1024),
-    ("calls that Python has not accepted yet", serve.MAX_PENDING, 23),
-    ("calls under way, reflection and waiting checks among them", guard.MAX_CALLS, 29),
+    ("their bytes in gRPC", process.MAX_DESCRIPTORS, READ_BUFFER / 1024),
+    ("their bytes in the kernel", process.MAX_DESCRIPTORS, KERNEL_BUFFER / 1024),
+    ("calls that Python has not accepted yet", MAX_PENDING, 23),
+    ("calls under way, reflection and waiting checks among them", MAX_CALLS, 29),
     ("watches, by default", DEFAULTS.max_watches, 29),
 )
 """Limits, and what each costs in KiB: measured, with the largest headers that are accepted."""
@@ -242,13 +257,17 @@ def _seconds_until_out() -> tuple[dict[str, float], int]:
 
 def limits_sum() -> float:
     """Return the MiB that ghealth uses with every limit reached at once."""
-    return AT_REST + sum(most * cost for _, most, cost in LIMITS) / 1024
+    return AT_REST + sum(most * cost for _, most, cost in LIMITS) / MIB
+
+
+def _size(kib: float) -> str:
+    return f"{kib / MIB:g} MiB" if kib >= MIB else f"{kib:g} KiB"
 
 
 def limits() -> str:
     """Show what untrusted clients can hold: limits, costs and their sum."""
     rows = [
-        f"| {name} | {most} | {cost:g} KiB | {most * cost / 1024:.1f} MiB |"
+        f"| {name} | {most} | {_size(cost)} | {most * cost / MIB:.1f} MiB |"
         for name, most, cost in LIMITS
     ]
     return _table(
@@ -268,21 +287,18 @@ def limits_of_one() -> str:
         (
             f"| {name} | {value} |"
             for name, value in {
-                "calls on a connection": serve.RESERVED_STREAMS
-                + servicer.MAX_WATCHES_PER_CONNECTION,
-                "watches on a connection": servicer.MAX_WATCHES_PER_CONNECTION,
-                "headers of a call": f"{serve.MAX_HEADERS // 1024} KiB",
+                "calls on a connection": RESERVED_STREAMS + MAX_WATCHES_PER_CONNECTION,
+                "watches on a connection": MAX_WATCHES_PER_CONNECTION,
+                "headers of a call": f"{MAX_HEADERS // 1024} KiB",
+                "time until a client acknowledges SETTINGS": f"{SETTINGS_TIMEOUT:g} s",
                 "time for a call's message": f"{MESSAGE_TIMEOUT:g} s",
-                "time until an answer is taken": f"{guard.SENDING_TIMEOUT:g} s",
                 "reflection streams in all": MAX_REFLECTIONS,
-                "connections in all, until an address with "
-                f"more than {guard.SHARE} is cut": guard.MAX_CONNECTIONS,
-                f"connections in all, until those without a call for {guard.IDLE_TIME:g} s "
-                "are cut": f"{process.MAX_DESCRIPTORS * guard.ROOM:g}",
-                "answers of an address that are not taken, in "
-                f"{guard.UNDELIVERED_WINDOW:g} s": guard.MAX_UNDELIVERED,
-                "time for which an address is blocked": f"{guard.BLOCK:g} s to "
-                f"{guard.MAX_BLOCK:g} s",
+                "connections in all, until some without a call are cut": (
+                    f"{process.MAX_DESCRIPTORS * guard.ROOM:g}"
+                ),
+                "memory that is not used yet at the start, until connections are cut": (
+                    f"{guard.ROOM:.0%}"
+                ),
             }.items()
         ),
     )

@@ -83,8 +83,8 @@ class DrainStarted:
     seconds: float
 
 
-CutReason = Literal["calls", "connections", "undelivered answers", "descriptors in use"]
-"""What there were too many of: of this address, or descriptors in the process."""
+CutReason = Literal["calls", "connections", "memory"]
+"""What was short: room for calls, descriptors for connections, or memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class ConnectionsCut:
     Args:
         address: The clients' address.
         count: How many of its connections were cut.
-        reason: What there were too many of.
+        reason: What was short.
     """
 
     address: str

@@ -78,6 +78,7 @@ class ReasonKind(Enum):
     UNKNOWN_SERVICE = "unknown service", Result.ERROR
     MALFORMED = "malformed message", Result.ERROR
     NO_MESSAGE = "no message within {}", Result.ERROR
+    HEADERS_TOO_LARGE = "headers too large", Result.ERROR
     TOO_MANY_WATCHES = "too many watches", Result.ERROR
     TOO_MANY_CALLS = "too many calls", Result.ERROR
     TOO_MANY_SERVICES = "too many services to list", Result.ERROR

@@ -5,6 +5,7 @@ All traffic goes to 127.0.0.1, and each attack ends after SECONDS.
 
 import contextlib
 import os
+import select
 import selectors
 import socket
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from tests.support import frames
-from tests.support.frames import Kind
+from tests.support.frames import EMPTY_MESSAGE, Kind
 
 HOST: Final = "127.0.0.1"
 SOURCE: Final = "127.0.0.2"
@@ -243,6 +244,88 @@ def connect_and_go(rate: float | None = None) -> Attack:
     return attack
 
 
+def reset_and_reconnect(headers: bytes, *, streams: int, rate: float | None = None) -> Attack:
+    """Return an attack that connects, opens calls, resets them and closes the connection.
+
+    Args:
+        headers: The header block of each call.
+        streams: The number of calls on each connection.
+        rate: Connections per second; None for as many as the machine can open.
+    """
+
+    def attack(port: int, until: float) -> None:
+        following = time.monotonic()
+        while time.monotonic() < until:
+            with ignoring_refusals():
+                line = Line(port)
+                try:
+                    taken = line.streams(streams)
+                    calls = [frames.call(headers, stream, end=True) for stream in taken]
+                    line.send(b"".join(map(bytes.__add__, calls, map(frames.reset, taken))))
+                finally:
+                    line.close()
+            if rate:
+                following += 1 / rate
+                time.sleep(max(0.0, following - time.monotonic()))
+
+    return attack
+
+
+def first_flight(data: bytes, *, lines: int, more: bytes = b"") -> Attack:
+    """Return an attack that never acknowledges SETTINGS, so that no limit in them holds.
+
+    Args:
+        data: Sent on each connection after the preface.
+        lines: The number of connections. Those that the server closes are replaced.
+        more: Sent again and again after the data.
+    """
+
+    def attack(port: int, until: float) -> None:
+        left: dict[socket.socket, bytes] = {}
+        while time.monotonic() < until:
+            with ignoring_refusals():
+                while len(left) < lines:
+                    new = connected(port)
+                    new.setblocking(False)
+                    left[new] = frames.hello() + data
+            _, ready, _ = select.select([], left, [], 0.1)
+            for sock in ready:
+                try:
+                    rest = left[sock] or more
+                    left[sock] = rest[sock.send(rest[:CHUNK]) :]
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    del left[sock]
+                    sock.close()
+            closed, _, _ = select.select(left, [], [], 0)
+            for sock in closed:
+                with contextlib.suppress(OSError):
+                    if sock.recv(CHUNK):
+                        continue
+                del left[sock]
+                sock.close()
+            if not any(left.values()) and not more:
+                time.sleep(0.01)
+
+    return attack
+
+
+def large(path: str, size: int, streams: int = 1) -> bytes:
+    """Return calls that have `size` bytes of headers each."""
+    return b"".join(
+        frame
+        for stream in range(1, 2 * streams, 2)
+        for frame in (
+            frames.frame(Kind.HEADERS, frames.block(path), stream=stream),
+            *[frames.frame(Kind.CONTINUATION, frames.field("x", "y" * 16_000), stream=stream)]
+            * (size // 16_000),
+            frames.frame(Kind.CONTINUATION, b"", stream=stream, flags=frames.END_HEADERS),
+            frames.frame(Kind.DATA, EMPTY_MESSAGE, stream=stream, flags=frames.END_STREAM),
+        )
+    )
+
+
 STAGES: Final = ("message", "half", "probe", "window")
 """When a call can be dropped: before its message is sent, after half of the message, while a probe
 runs, or while the answer waits for a window."""
@@ -329,6 +412,21 @@ ATTACKS: Final[dict[str, Attack]] = {
     "connect-and-go-200": connect_and_go(200),
     "connect-and-go-1000": connect_and_go(1000),
     "connect-and-go-2000": connect_and_go(2000),
+    "rapid-reset-200": reset_and_reconnect(CHECK, streams=5, rate=200),
+    "rapid-reset-reconnect": reset_and_reconnect(CHECK, streams=20),
+    "headers-1M": first_flight(large(frames.CHECK, 1 << 20), lines=3),
+    "headers-4M": first_flight(large(frames.CHECK, 4 << 20), lines=3),
+    "headers-43M": first_flight(large(frames.CHECK, 43 << 20), lines=3),
+    "headers-watches": first_flight(large(frames.WATCH, 2 << 20, streams=20), lines=5),
+    "headers-endless": first_flight(OPEN, more=MORE * 32, lines=8),
+    "messages-large": first_flight(
+        b"".join(
+            frames.call(CHECK, n, b"\0\0\xff\xff\xff" + bytes(16_000), end=False)
+            for n in range(1, 65, 2)
+        ),
+        more=b"".join(frames.frame(Kind.DATA, bytes(16_000), stream=n) for n in range(1, 65, 2)),
+        lines=8,
+    ),
 }
 
 

@@ -18,6 +18,8 @@ class Row:
         processor: Whether the flood uses up the processor, because it sends as much as the machine
             can. Then answers may be late or wrong until the flood ends.
         descriptors: Whether the flood uses up the descriptors.
+        wrong: The fraction of answers that may be wrong although the flood uses up the processor;
+            they are calls that gRPC cancels before Python sees them.
         settings: Settings of ghealth, without the prefix `GHEALTH_`.
     """
 
@@ -26,6 +28,7 @@ class Row:
     slow: bool = False
     processor: bool = False
     descriptors: bool = False
+    wrong: float = 1.0
     settings: dict[str, str] = field(default_factory=dict)
 
 
@@ -63,6 +66,14 @@ ROWS: Final = (
     _alone("connect-and-go-200"),
     _alone("connect-and-go-1000"),
     _alone("connect-and-go-2000", processor=True),
+    _alone("rapid-reset-200"),
+    Row("rapid-reset-reconnect", ("rapid-reset-reconnect",) * 2, processor=True, wrong=0.35),
+    _alone("headers-1M"),
+    _alone("headers-4M"),
+    _alone("headers-43M"),
+    _alone("headers-watches"),
+    _alone("headers-endless"),
+    _alone("messages-large"),
 )
 
 SHORT: Final = (

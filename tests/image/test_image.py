@@ -19,7 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ghealth import __version__
-from ghealth.server.servicer import MAX_WATCHES_PER_CONNECTION
+from ghealth.server.limits import MAX_WATCHES_PER_CONNECTION
 from tests.image import container as containers
 from tests.image.build import IMAGE, ROOT, RUN_BASE, SOURCE
 from tests.image.container import TIMEOUT, container, podman

@@ -42,7 +42,8 @@ from ghealth.matcher import GRPC_CODES, Matcher
 from ghealth.observe import log
 from ghealth.observe.log import Log
 from ghealth.printable import MAX_USER_AGENT
-from ghealth.server import serve, servicer
+from ghealth.server import guard, serve, servicer
+from ghealth.server.limits import RECOMMENDED_MEMORY
 from ghealth.settings import Row, Settings
 from tests.support.fakes import answered
 from tests.support.peers import answers, target
@@ -423,6 +424,8 @@ def known_figures() -> set[str]:
         f"{servicer.DEADLINE_MARGIN * 1000:g} ms",
         f"{servicer.MESSAGE_TIMEOUT:g} s",
         f"{log.MAX_LINES_PER_MINUTE} lines a minute",
+        f"{RECOMMENDED_MEMORY >> 20} MiB",
+        f"{guard.BUSY_INTERVAL * 1000:g} ms",
         f"{http.MAX_CONNECTIONS} connections",
         f"{http.HEAD_TIMEOUT + http.ANSWER_TIMEOUT:g} s",
         f"{http.MAX_HEAD // 1024} KiB",
@@ -440,6 +443,9 @@ def known_figures() -> set[str]:
 OUTSIDE_FIGURES = {
     "2,000 connections": "measured by make flood, in SECURITY.md",
     "128 MiB": "what the flood of unknown frames filled, in docs/design.md",
+    "16 MiB": "gRPC's limit of headers before the acknowledgement, in SECURITY.md",
+    "0.2 s": "the time that gRPC needs to free a connection, in docs/design.md",
+    "130 bytes": "what grpcio leaks of an answer, measured by make flood, in SECURITY.md",
     "120 s": "gRPC's default for `server_handshake_timeout_ms`",
     "10 s": "the interval of grpc-go's pings, in docs/design.md",
 }

@@ -181,7 +181,6 @@ def logging_to(stream: TextIO | None, *, level: str, as_json: bool) -> Iterator[
     if stream is not None:
         handler = _LineQueue(stream.fileno())
         handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
-        handler.addFilter(is_not_a_hang_up)
         handler.addFilter(OncePerCause())
     root, ours = logging.getLogger(), logging.getLogger("ghealth")  # the root's level is WARNING
     before = ours.level
@@ -240,16 +239,6 @@ class OncePerCause(logging.Filter):
         is_new = cause not in self._seen
         self._seen.add(cause)
         return is_new
-
-
-def is_not_a_hang_up(record: logging.LogRecord) -> bool:
-    """Drop what gRPC logs, as an error with a stack, when a client disconnects during a call.
-
-    Args:
-        record: The line.
-    """
-    raised = record.exc_info[0] if record.exc_info else None
-    return raised is None or raised.__name__ != "ExecuteBatchError"
 
 
 class _LineQueue(logging.handlers.QueueHandler):

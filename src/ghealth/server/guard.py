@@ -1,7 +1,7 @@
-"""Limits calls and connections of untrusted clients by cutting those of the client with most.
+"""Limits calls, connections and memory of untrusted clients by cutting connections.
 
-gRPC limits the calls of each connection, but not the calls of all connections together. It cannot
-close a connection, and cannot end a call whose answer waits until the client reads it.
+gRPC limits the calls of each connection, but not those of all connections together, and it can
+neither close a connection nor end a call whose answer waits until the client reads it.
 """
 
 import asyncio
@@ -9,84 +9,62 @@ import ctypes
 import logging
 import math
 import os
+import select
 import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from ghealth.events import ConnectionsCut, CutReason, Sink
+from ghealth.server.limits import (
+    KERNEL_BUFFER,
+    MAX_CALLS,
+    MAX_HEADERS,
+    SETTINGS_TIMEOUT,
+    memory_limit,
+)
 
 _log = logging.getLogger(__name__)
 
-MAX_CALLS: Final = 256
-"""Maximum number of open calls, not counting watches. A hundred load balancer nodes that check
-every 5 s have 60 open calls while the gateway is slow."""
+ROOM: Final = 0.75
+"""Above a limit, connections are cut until this fraction of it is left. Connections without a call
+are cut when this fraction of the descriptors is in use."""
 
-MAX_CONNECTIONS: Final = 256
-"""Maximum number of connections. Above it, all connections of the address with most are cut."""
-
-SHARE: Final = 16
-"""Connections, or calls, that an address may have without being blocked for their number."""
-
-IDLE_TIME: Final = 0.5
-"""Seconds without a call after which a connection may be cut when descriptors run out. gRPC may
-need some time until it reads the first call of a new connection."""
-
-SENDING_TIMEOUT: Final = 4.0
-"""Seconds that an answer may wait until its client reads it. After that it may be outdated."""
-
-MAX_UNDELIVERED: Final = 50
-"""Maximum number of answers in `UNDELIVERED_WINDOW` that could not be delivered to an address.
-Each leaks a few hundred bytes in grpcio."""
-
-UNDELIVERED_WINDOW: Final = 60.0
-"""Seconds after which undelivered answers are counted from 0 again."""
-
-BLOCK: Final = 2.0
-"""Seconds of the first block of an address. Each further block is twice as long."""
-
-MAX_BLOCK: Final = 64.0
-"""Maximum number of seconds of a block."""
-
-FORGIVEN_AFTER: Final = 300.0
-"""Seconds after the end of a block until the address counts as never blocked."""
-
-MAX_BLOCKED: Final = 1000
-"""Maximum number of addresses whose blocks are remembered."""
-
-CALM_INTERVAL: Final = 0.25
-"""Seconds between two inspections of the connections, usually."""
-
-BUSY_INTERVAL: Final = 0.02
-"""The same while there are many calls, many and ever more connections, a block, or an answer that
-waits too long."""
-
-SCAN_INTERVAL: Final = 1.0
-"""Seconds after which the clients of many connections are counted again, if the number of
-connections has hardly grown. Each connection costs some microseconds."""
-
-KERNEL_BUFFER: Final = 32 * 1024
-"""Bytes that the kernel buffers for each connection until gRPC reads them."""
+MEMORY_STEP: Final = 8 << 20
+"""Bytes more than at the start after which freed memory is returned to the system."""
 
 TRIM_INTERVAL: Final = 5.0
-"""Minimum number of seconds between two times at which freed memory is returned to the system."""
+"""Minimum number of seconds between two times at which freed memory is returned. The memory of a
+flood is freed only some seconds after its end."""
 
-TRIM_AFTER: Final = 1000
-"""Calls after which freed memory is returned to the system, as it is after connections were cut."""
+MEMORY_SHARE: Final = 0.1
+"""Memory is short when new connections have taken this fraction of what was free at the start: the
+rest can be gone a moment later. Without new connections it is short at `ROOM`."""
 
-TRIMS: Final = 3
-"""How many times it is returned then. Once is not enough: the memory of a flood is freed only
-some seconds after the end of the flood."""
+CALM_INTERVAL: Final = 0.4
+"""Seconds between two inspections while no new connection is noticed. Headers before the
+acknowledgement can fill 100 MiB in this time."""
 
-ROOM: Final = 0.75
-"""When there are too many calls, calls are cut until this fraction of the limit is left."""
+BUSY_INTERVAL: Final = 0.02
+"""Seconds from a new connection to an inspection, and between two while there are new connections,
+or much is in use."""
 
-_RESET: Final = struct.pack("ii", 1, 0)
+SHORT_INTERVAL: Final = 0.003
+"""The same while memory is short: a client that is cut may connect again at once."""
+
+SETTLED_AFTER: Final = 2 * SETTINGS_TIMEOUT
+"""Seconds after which every new connection has acknowledged SETTINGS, or is closed."""
+
+_libc: Final = ctypes.CDLL(None)
+_NO_ADDRESS: Final = struct.pack("H14x", socket.AF_UNSPEC)
+_TCP_INFO: Final = struct.Struct("52xI72xQ")
+"""`tcpi_last_data_recv` and `tcpi_bytes_received` of struct tcp_info in linux/tcp.h."""
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Peer(NamedTuple):
@@ -117,27 +95,16 @@ class OpenCall:
     Args:
         peer: Its client.
         is_watch: Whether it is an accepted Watch. Watches have a separate limit.
-        sending_since: When the server began to send the current answer, by the guard's clock; None
-            if none is being sent.
-        is_overdue: Whether the last inspection found that sending takes too long.
     """
 
     peer: Peer
     is_watch: bool = False
-    sending_since: float | None = None
-    is_overdue: bool = False
-
-
-@dataclass(slots=True)
-class _Block:
-    until: float
-    times: int
 
 
 class Connections:
     """The connections of a server, found among the file descriptors of this process.
 
-    It opens two descriptors when it is created and needs no more later, because an attack may use
+    It opens its descriptors when it is created and needs no more later, because an attack may use
     up all others. It works only on duplicates of sockets: gRPC can close a socket at any moment,
     and its number can then belong to another socket.
     """
@@ -145,11 +112,22 @@ class Connections:
     def __init__(self) -> None:
         self._nothing = os.open(os.devnull, os.O_RDONLY)
         self._duplicate = os.open(os.devnull, os.O_RDONLY)
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY)
+        self._listening = select.epoll()
+        self._kept = {self._nothing, self._duplicate, self._statm, self._listening.fileno()}
+        self._arrived = asyncio.Event()
 
     def close(self) -> None:
-        """Close the two reserved descriptors."""
-        os.close(self._duplicate)
-        os.close(self._nothing)
+        """Close the reserved descriptors."""
+        asyncio.get_running_loop().remove_reader(self._listening.fileno())
+        self._listening.close()
+        for descriptor in (self._nothing, self._duplicate, self._statm):
+            os.close(descriptor)
+
+    def memory(self) -> int:
+        """Return the bytes that this process has for itself: what a control group counts."""
+        _, resident, shared, *_ = map(int, os.pread(self._statm, 128, 0).split())
+        return (resident - shared) * _PAGE
 
     def count(self) -> int:
         """Return the number of open descriptors: an upper bound of the connections, and fast."""
@@ -168,11 +146,11 @@ class Connections:
                 host, port = found.getpeername()[:2]
                 yield Peer(_plain(host), port), found
 
-    def bound_buffers(self, ports: Collection[int]) -> None:
-        """Limit the kernel's receive buffer of each new connection, which can be 6 MiB otherwise.
+    def listen(self, ports: Collection[int]) -> None:
+        """Notice new connections, and limit the kernel's receive buffer of each.
 
-        It sets the limit on the listening sockets, and accepted sockets inherit it. gRPC has an
-        option for this, but the option has no effect on a server.
+        The buffer can be 6 MiB otherwise. Accepted sockets inherit the limit from those that
+        listen. gRPC has an option for it, which has no effect on a server.
 
         Args:
             ports: The server's ports. Call this before the server accepts connections.
@@ -180,6 +158,22 @@ class Connections:
         for found in self._sockets(ports):
             # The kernel doubles this number (socket(7)).
             found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BUFFER // 2)
+            # It stays registered after the duplicate is closed, as gRPC's descriptor is open
+            # (epoll(7)). Edge-triggered: gRPC accepts the connection.
+            self._listening.register(found, select.EPOLLIN | select.EPOLLET)
+        asyncio.get_running_loop().add_reader(self._listening.fileno(), self._arrive)
+
+    async def new(self) -> None:
+        """Wait for a connection that is newer than the last one waited for.
+
+        One that gRPC accepts very quickly can be missed.
+        """
+        await self._arrived.wait()
+        self._arrived.clear()
+
+    def _arrive(self) -> None:
+        self._listening.poll(0)
+        self._arrived.set()
 
     def _sockets(self, ports: Collection[int]) -> Iterator[socket.socket]:
         try:
@@ -199,57 +193,52 @@ class Connections:
             os.dup2(self._nothing, self._duplicate, inheritable=False)
 
     def _descriptors(self) -> Collection[int]:
-        kept = (self._nothing, self._duplicate)
         try:
             names = os.listdir("/dev/fd")  # noqa: PTH208 - Path objects take ten times as long
         except OSError:  # no descriptor is free to read the directory
-            return [number for number in range(os.sysconf("SC_OPEN_MAX")) if number not in kept]
-        return [int(name) for name in names if int(name) not in kept]
+            return set(range(os.sysconf("SC_OPEN_MAX"))) - self._kept
+        return set(map(int, names)) - self._kept
+
+
+def _traffic(connection: socket.socket) -> tuple[int, int]:
+    """Return the milliseconds since the client sent something, and all bytes that it has sent."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    silence, received = _TCP_INFO.unpack(info)
+    return silence, received
 
 
 def _reset(connection: socket.socket) -> None:
-    """End a connection. gRPC reads the end, and data that is not yet sent is discarded."""
-    with suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        connection.shutdown(socket.SHUT_RDWR)
+    """End a connection at once, and discard what it has received and not sent yet.
+
+    connect(2): AF_UNSPEC dissolves the association, which Linux does with a reset. After
+    shutdown(2), gRPC would read on for as long as the client sends.
+    """
+    _libc.connect(connection.fileno(), _NO_ADDRESS, len(_NO_ADDRESS))
 
 
-def _no_trim() -> None:
-    """Do nothing: the C library has no malloc_trim()."""
-
-
-def memory_trimmer() -> Callable[[], object]:
-    """Return a function that returns freed memory to the system; glibc keeps it otherwise."""
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
-        return _no_trim
-    return lambda: trim(0)
-
-
-@dataclass(slots=True)
-class _Undelivered:
-    since: float
-    counts: Counter[str] = field(default_factory=Counter)
+def _trim() -> None:
+    """Return freed memory to the system; glibc keeps it otherwise."""
+    with suppress(AttributeError):  # another C library
+        _libc.malloc_trim(0)
 
 
 class Guard:
-    """Counts calls and connections, and above a limit cuts those of the address with most.
+    """Counts calls, connections and memory, and above a limit cuts connections.
 
-    Clients that share an address (behind a node's SNAT, or with host network) count as one client.
-    An address with many calls or connections loses all its connections and is blocked for a while.
-    If no address has many calls, the addresses with most are cut but not blocked; of equal ones,
-    the address with the oldest call is cut first. An honest client's check is short, so it is
-    rarely the oldest.
+    Each limit has one rule: of the address that holds most, the connections that hold most are cut,
+    until enough is free. Clients that share an address (behind a node's SNAT, or with host network)
+    count as one client, but of these, too, an honest client's connection holds little. Nothing is
+    refused afterwards: an address that is blocked would connect again and again, and gRPC's queue
+    of calls would be full of its calls.
 
     Args:
         max_watches: Maximum number of open watches; they do not count for `MAX_CALLS`.
-        descriptors: How many descriptors this process may have. When most are in use, connections
-            without a call are cut.
+        descriptors: How many descriptors this process may have.
         emit: Receives `ConnectionsCut`; it must not raise.
         clock: Seconds on a monotonic clock.
         connections: Finds the connections; `close` closes it.
         trim: Returns freed memory to the system.
+        limit: The bytes of memory that this process may have.
     """
 
     def __init__(
@@ -260,31 +249,27 @@ class Guard:
         emit: Sink,
         clock: Callable[[], float] = time.monotonic,
         connections: Connections | None = None,
-        trim: Callable[[], object] | None = None,
+        trim: Callable[[], object] = _trim,
+        limit: int | None = None,
     ) -> None:
         self._max_calls = MAX_CALLS + max_watches
+        self._max_descriptors = descriptors * ROOM
         self._emit = emit
         self._clock = clock
         self._connections = connections or Connections()
-        self._trim = trim or memory_trimmer()
+        self._trim = trim
         self._ports: frozenset[int] = frozenset()
         # A dict, because it keeps the order: the oldest call is first.
         self._calls: dict[OpenCall, None] = {}
-        self._blocks: dict[str, _Block] = {}
-        self._undelivered = _Undelivered(clock())
-        self._entered = 0
-        self._trims_left = 0
+        self._at_start = self._usual = self._connections.memory()
+        room = (limit or memory_limit()) - self._at_start
+        self._max_memory = self._at_start + room * ROOM
+        self._max_growth = max(room * MEMORY_SHARE, 2 * MEMORY_STEP)
         self._trimmed_at = clock()
-        self._count = 0
-        self._scanned_count = 0
-        self._scanned_at = -math.inf
-        self._max_descriptors = descriptors * ROOM
-        self._idle_since: dict[Peer, float] = {}
-
-    @property
-    def calls(self) -> int:
-        """The number of open calls."""
-        return len(self._calls)
+        # The fewest descriptors of the current interval, and of the one before: above them,
+        # connections are new.
+        self._fewest = self._settled = math.inf
+        self._settles_at = clock() + SETTLED_AFTER
 
     def close(self) -> None:
         """Release the descriptors."""
@@ -298,28 +283,20 @@ class Guard:
                 yet.
         """
         self._ports = frozenset(ports)
-        self._connections.bound_buffers(self._ports)
+        self._connections.listen(self._ports)
 
-    def enter(self, name: str) -> OpenCall | None:
-        """Count a new call.
+    def enter(self, name: str) -> OpenCall:
+        """Count a new call, and return it, for `leave`.
 
         Args:
             name: gRPC's name of the client, as for `peer_of`.
-
-        Returns:
-            The call, for `leave`; None if the call must not be answered, because its connection is
-            being cut.
         """
-        peer = peer_of(name)
-        self._entered += 1
-        if self._is_blocked(peer.host):
-            return None
-        call = OpenCall(peer)
+        call = OpenCall(peer_of(name))
         self._calls[call] = None
-        self._idle_since.pop(peer, None)
         if len(self._calls) > self._max_calls:
-            self._relieve()
-        return call if call in self._calls else None
+            held = Counter(call.peer for call in self._calls if not call.is_watch)
+            self._shed("calls", held, len(self._calls) - self._max_calls * ROOM)
+        return call
 
     def leave(self, call: OpenCall) -> None:
         """Stop counting a call.
@@ -329,171 +306,83 @@ class Guard:
         """
         self._calls.pop(call, None)
 
-    def sending(self, call: OpenCall) -> None:
-        """Record that the server begins to send an answer.
-
-        Args:
-            call: The call that is answered.
-        """
-        call.sending_since = self._clock()
-
-    def sent(self, call: OpenCall) -> None:
-        """Record that the answer is sent and the call stays open.
-
-        Args:
-            call: The call.
-        """
-        call.sending_since = None
-        call.is_overdue = False
-
-    def undelivered(self, call: OpenCall) -> None:
-        """Record that an answer could not be delivered, and cut a client with too many of them.
-
-        Args:
-            call: The call.
-        """
-        now = self._clock()
-        if call not in self._calls or call.sending_since is None:
-            return
-        if now - self._undelivered.since >= UNDELIVERED_WINDOW:
-            self._undelivered = _Undelivered(now)
-        counts = self._undelivered.counts
-        counts[call.peer.host] += 1
-        if counts[call.peer.host] > MAX_UNDELIVERED:
-            del counts[call.peer.host]
-            self._cut("undelivered answers", {call.peer.host}, {call.peer.host})
-
     async def run(self) -> None:
-        """Inspect the connections regularly, until it is cancelled."""
+        """Inspect the connections when there are new ones, until it is cancelled."""
         while True:
-            is_busy = True
+            seconds = BUSY_INTERVAL
             try:
-                is_busy = self.look()
+                seconds = self.look()
             except Exception:
                 _log.exception("guarding failed", extra={"event": "internal_error"})
-            await asyncio.sleep(BUSY_INTERVAL if is_busy else CALM_INTERVAL)
+            try:
+                if seconds == CALM_INTERVAL:
+                    async with asyncio.timeout(CALM_INTERVAL):
+                        await self._connections.new()
+                await asyncio.sleep(min(seconds, BUSY_INTERVAL))
+            except TimeoutError:
+                continue
 
-    def look(self) -> bool:
-        """Inspect the connections once.
-
-        It cuts those above the limit, those of blocked addresses, and those on which an answer has
-        waited too long.
+    def look(self) -> float:
+        """Inspect descriptors and memory once, and cut connections above a limit.
 
         Returns:
-            Whether the next inspection must follow after `BUSY_INTERVAL`.
+            The seconds until the next inspection: `CALM_INTERVAL`, or less while much is in use or
+            a new connection may not have acknowledged SETTINGS.
         """
-        now = self._clock()
-        self._forgive(now)
-        count = self._connections.count()
-        blocked = {host for host, block in self._blocks.items() if now < block.until}
-        late = [
-            call
-            for call in self._calls
-            if call.sending_since is not None and now - call.sending_since > SENDING_TIMEOUT
-        ]
-        # A call must be late in two inspections. After this process was suspended, the answer may
-        # be sent already, although gRPC has not reported it yet.
-        overdue = {call.peer for call in late if call.is_overdue}
-        for call in late:
-            call.is_overdue = True
-        if blocked or overdue:
-            self._cut_each(lambda peer: peer.host in blocked or peer in overdue)
-        if count > MAX_CONNECTIONS:
-            self._bound_connections(count, now)
+        count, used, now = self._connections.count(), self._connections.memory(), self._clock()
+        self._fewest = min(self._fewest, count)
+        if now >= self._settles_at:
+            self._settles_at = now + SETTLED_AFTER
+            self._settled, self._fewest = self._fewest, count
+        is_busy = count > min(self._settled, self._fewest, self._max_descriptors / 2)
         if count > self._max_descriptors:
-            self._free_descriptors(count, now)
-        grows = count > MAX_CONNECTIONS / 2 and count != self._count
-        self._count = count
-        self._maybe_trim(now)
-        return bool(blocked or late) or grows or self.calls > self._max_calls / 2
+            in_use = {call.peer for call in self._calls}
+            idle = {peer: silence for peer, (silence, _) in self._all() if peer not in in_use}
+            silent_first = sorted(idle, key=idle.__getitem__, reverse=True)
+            excess = count - self._max_descriptors * ROOM
+            self._shed("connections", dict.fromkeys(silent_first, 1), excess)
+        is_short = used > min(self._usual + self._max_growth, self._max_memory)
+        if is_short:
+            # A check on a new connection has sent less, and is not cut.
+            held = {peer: sent for peer, (_, sent) in self._all() if sent > MAX_HEADERS}
+            self._shed("memory", held, used - self._at_start)
+        if is_busy:
+            return SHORT_INTERVAL if is_short else BUSY_INTERVAL
+        self._usual = used
+        if used > self._at_start + MEMORY_STEP and now >= self._trimmed_at + TRIM_INTERVAL:
+            self._trimmed_at = now
+            self._trim()
+        return CALM_INTERVAL
 
     def cut_all(self) -> None:
         """Cut every connection, because an open one can keep the server from stopping."""
-        self._cut_each(lambda _: True)
+        for _, connection in self._connections.each(self._ports):
+            _reset(connection)
 
-    def _relieve(self) -> None:
-        """Cut the addresses with most calls, until enough calls are closed."""
-        counts = Counter(call.peer.host for call in self._calls if not call.is_watch)
-        left = len(self._calls)
-        hosts: dict[str, int] = {}
-        for host, count in counts.most_common():  # equal counts: oldest first
-            if left <= self._max_calls * ROOM:
+    def _all(self) -> Iterator[tuple[Peer, tuple[int, int]]]:
+        return ((peer, _traffic(found)) for peer, found in self._connections.each(self._ports))
+
+    def _shed(self, reason: CutReason, held: Mapping[Peer, int], excess: float) -> None:
+        """Cut connections until those that are cut held the excess.
+
+        The address that holds most comes first, and of its connections the one that holds most; of
+        equal ones the first, so that a short check is rarely cut.
+        """
+        of_address: Counter[str] = Counter()
+        for peer, amount in held.items():
+            of_address[peer.host] += amount
+        chosen: set[Peer] = set()
+        for peer in sorted(held, key=lambda p: (of_address[p.host], held[p]), reverse=True):
+            if excess <= 0:
                 break
-            hosts[host] = count
-            left -= count
-        self._cut("calls", hosts, {host for host, count in hosts.items() if count >= SHARE})
-
-    def _bound_connections(self, count: int, now: float) -> None:
-        """Cut the address with most connections, unless the last scan showed that none has many."""
-        self._scanned_count = min(self._scanned_count, count)
-        if count <= self._scanned_count + SHARE and now < self._scanned_at + SCAN_INTERVAL:
-            return
-        counts = Counter(peer.host for peer, _ in self._connections.each(self._ports))
-        host, most = counts.most_common(1)[0] if counts else ("", 0)
-        if most > SHARE:
-            if counts.total() > MAX_CONNECTIONS:
-                self._cut("connections", {host}, {host})
-            now = -math.inf  # the next look scans again
-        self._scanned_count, self._scanned_at = count, now
-
-    def _free_descriptors(self, count: int, now: float) -> None:
-        """Cut connections without a call, first those of the addresses with most of them."""
-        in_use = {call.peer for call in self._calls}
-        idle = [peer for peer, _ in self._connections.each(self._ports) if peer not in in_use]
-        self._idle_since = {peer: self._idle_since.get(peer, now) for peer in idle}
-        counts = Counter(peer.host for peer in idle)
-        old = [peer for peer in idle if now >= self._idle_since[peer] + IDLE_TIME]
-        old.sort(key=lambda peer: counts[peer.host], reverse=True)
-        given_up = set(old[: count - int(self._max_descriptors * ROOM)])
-        if given_up:
-            for host, cut in self._cut_each(lambda peer: peer in given_up).items():
-                self._emit(ConnectionsCut(address=host, count=cut, reason="descriptors in use"))
-
-    def _cut_each(self, is_cut: Callable[[Peer], bool]) -> Counter[str]:
-        """Reset connections, stop counting their calls, and return how many of each address."""
+            chosen.add(peer)
+            excess -= held[peer]
         cut: Counter[str] = Counter()
         for peer, connection in self._connections.each(self._ports):
-            if is_cut(peer):
+            if peer in chosen:
                 _reset(connection)
                 cut[peer.host] += 1
-        for call in [call for call in self._calls if is_cut(call.peer)]:
+        for call in [call for call in self._calls if call.peer in chosen]:
             del self._calls[call]
-        if cut:
-            self._trims_left = TRIMS
-        return cut
-
-    def _cut(self, reason: CutReason, hosts: Collection[str], blocked: Collection[str]) -> None:
-        """Cut all connections of some addresses, and block some of them."""
-        now = self._clock()
-        cut = self._cut_each(lambda peer: peer.host in hosts)
-        for host in hosts:
-            if host in blocked:
-                self._block(host, now)
-            self._emit(ConnectionsCut(address=host, count=cut[host], reason=reason))
-
-    def _block(self, host: str, now: float) -> float:
-        block = self._blocks.setdefault(host, _Block(now, 0))
-        seconds = min(MAX_BLOCK, BLOCK * (1 << min(block.times, 10)))
-        block.times += 1
-        block.until = now + seconds
-        while len(self._blocks) > MAX_BLOCKED:
-            self._blocks.pop(next(iter(self._blocks)))
-        return seconds
-
-    def _is_blocked(self, host: str) -> bool:
-        block = self._blocks.get(host)
-        return block is not None and self._clock() < block.until
-
-    def _forgive(self, now: float) -> None:
-        for host, block in list(self._blocks.items()):
-            if now >= block.until + FORGIVEN_AFTER:
-                del self._blocks[host]
-
-    def _maybe_trim(self, now: float) -> None:
-        if self._entered >= TRIM_AFTER:
-            self._entered = 0
-            self._trims_left = TRIMS
-        if self._trims_left and now - self._trimmed_at >= TRIM_INTERVAL:
-            self._trims_left -= 1
-            self._trimmed_at = now
-            self._trim()
+        for host, count in cut.items():
+            self._emit(ConnectionsCut(address=host, count=count, reason=reason))

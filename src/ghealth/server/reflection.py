@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
+from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -29,7 +30,7 @@ def handlers(guard: Callable[[str, Any], Any]) -> tuple[grpc.GenericRpcHandler, 
     for file in (health, _alb_default_path(), v1alpha, _renamed(v1alpha, "v1alpha", "v1")):
         pool.Add(file)
     services = [f"{health.package}.Health", "AWS.ALB", V1, V1ALPHA]
-    servicer = reflection.aio.ReflectionServicer(services, pool=pool)
+    servicer = reflection.aio.ReflectionServicer(services, pool=_WithMethods(pool))
     return tuple(
         grpc.method_handlers_generic_handler(
             name,
@@ -43,6 +44,26 @@ def handlers(guard: Callable[[str, Any], Any]) -> tuple[grpc.GenericRpcHandler, 
         )
         for name in (V1, V1ALPHA)
     )
+
+
+class _WithMethods:
+    """A pool that finds the file of a method, too.
+
+    reflection.proto has `<package>.<service>[.<method>]` as a symbol, and `grpcurl describe` uses
+    it. grpcio-reflection asks the pool for it, and the pool knows methods by another function.
+    """
+
+    def __init__(self, pool: descriptor_pool.DescriptorPool) -> None:
+        self._pool = pool
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802 - protobuf's
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            return self._pool.FindMethodByName(symbol).containing_service.file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
 
 
 def _alb_default_path() -> descriptor_pb2.FileDescriptorProto:

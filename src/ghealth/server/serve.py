@@ -3,9 +3,11 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import grpc
@@ -20,20 +22,22 @@ from ghealth.observe.log import Log
 from ghealth.probe import Probe
 from ghealth.server import reflection
 from ghealth.server.guard import Guard
+from ghealth.server.limits import OPTIONS
 from ghealth.server.listen import admin_sockets, listen
 from ghealth.server.prepare import Prepared, prepare
-from ghealth.server.servicer import MAX_WATCHES_PER_CONNECTION, AllPaths, HealthServicer
+from ghealth.server.servicer import AllPaths, HealthServicer
 from ghealth.settings import Mistakes, Settings
 
 _log = logging.getLogger(__name__)
-_GRPC_LOG: Final = logging.getLogger("grpc._cython.cygrpc")
+_HANG_UP_LOGS: Final = (logging.getLogger("grpc._cython.cygrpc"), logging.getLogger("asyncio"))
+"""Where grpc.aio logs that a caller has disconnected; asyncio logs the exceptions of its tasks."""
 
 LOAD_BALANCER_TIMEOUT: Final = 5.0
 """Seconds that an ALB waits for an answer by default (ELBv2 API reference,
 `HealthCheckTimeoutSeconds`)."""
 
-RESERVED_STREAMS: Final = 8
-"""Calls that a connection may have open in addition to its watches."""
+GRPC_NICENESS: Final = 10
+"""How much lower the priority of gRPC's threads is than the event loop's (nice(1))."""
 
 STOP_MARGIN: Final = 0.25
 """Seconds within which connections can close by themselves, after the last call or the grace."""
@@ -43,56 +47,6 @@ STOP_INTERVAL: Final = 0.1
 
 STOP_ATTEMPTS: Final = 50
 """How many times the remaining connections are cut before ghealth stops waiting for gRPC."""
-
-MAX_HEADERS: Final = 4 * 1024
-"""Maximum number of bytes of a request's headers."""
-
-MAX_PENDING: Final = 1500
-"""Maximum number of calls that wait until Python accepts them."""
-
-READ_BUFFER: Final = 32 * 1024
-"""Maximum number of bytes of a connection that gRPC has received and not processed yet."""
-
-OPTIONS: Final = (
-    # With SO_REUSEPORT a second server could listen on the same port, and each would get a part of
-    # the calls. A port that is in use must be an error instead.
-    ("grpc.so_reuseport", 0),
-    # Closes connections that send nothing (default: 120 s).
-    ("grpc.server_handshake_timeout_ms", 2_000),
-    # Closes connections without calls. It is longer than the interval of any health check (an
-    # ALB's: at most 300 s), so that Envoy can reuse its connection. An open Watch is a call.
-    ("grpc.max_connection_idle_ms", 600_000),
-    # Finds watchers that no longer exist after time + timeout; TCP would need more than two hours.
-    ("grpc.keepalive_time_ms", 45_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # Minimum interval of a client's pings. grpc-go's clients use 10 s with jitter, so it is well
-    # below 10 s. gRPC ignores `grpc.http2.min_recv_ping_interval_without_data_ms` silently.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.http2.max_ping_strikes", 2),
-    # A request contains only a service name (default: 4 MiB).
-    ("grpc.max_receive_message_length", 16 * 1024),
-    # An ALB sends 200 bytes of headers, a tracing proxy 1 to 2 KiB. Both limits are the same: for
-    # sizes between two different limits, gRPC would refuse requests at random.
-    ("grpc.max_metadata_size", MAX_HEADERS),
-    ("grpc.absolute_max_metadata_size", MAX_HEADERS),
-    ("grpc.max_concurrent_streams", MAX_WATCHES_PER_CONNECTION + RESERVED_STREAMS),
-    # Limits the bytes of a connection that gRPC has received and not processed. Without the limit,
-    # one connection that sends frames as fast as it can fills the memory in a second.
-    ("grpc.experimental.tcp_max_read_buffer_size", READ_BUFFER),
-    ("grpc.experimental.tcp_max_read_chunk_size", READ_BUFFER // 2),
-    ("grpc.experimental.tcp_read_chunk_size", READ_BUFFER // 4),
-    # Limits the calls that Python has not accepted yet. Above the limit, gRPC answers CANCELLED.
-    # Both limits are the same: between two different limits, it would do so at random.
-    ("grpc.server.max_pending_requests", MAX_PENDING),
-    ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
-    # Prevents one connection from filling that queue at once (default: 32).
-    ("grpc.http2.max_requests_per_read", 4),
-    # Releases failed streams at once; by default gRPC keeps them for up to a second.
-    ("grpc.http.tarpit", 0),
-)
-"""gRPC's options. They limit how much an untrusted client can use of this process, and for how
-long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +142,10 @@ async def _serve(
     servicer = HealthServicer(
         checker, policy=policy, max_watches=settings.max_watches, guard=guard, emit=emit
     )
-    log_filter = functools.partial(_is_worth_a_line, servicer)
-    _GRPC_LOG.addFilter(log_filter)
-    stack.callback(_GRPC_LOG.removeFilter, log_filter)
+    for logger in _HANG_UP_LOGS:
+        logger.addFilter(_is_worth_a_line)
+        stack.callback(logger.removeFilter, _is_worth_a_line)
+    threads = _threads()
     server = grpc.aio.server(options=OPTIONS)
     if settings.reflection:
         server.add_generic_rpc_handlers(reflection.handlers(servicer.guarded))
@@ -199,7 +154,7 @@ async def _serve(
     sockets = admin_sockets(settings)
     await stack.enter_async_context(admin.serving(sockets, checker, lambda: servicer.watches))
     # gRPC waits for open streams until the grace is over, so they must end before the stop.
-    stack.push_async_callback(_stop, server, guard, settings.shutdown_grace)
+    stack.push_async_callback(_stop, server, servicer, guard, settings.shutdown_grace)
     stack.callback(servicer.end_streams)
     ports = Ports(
         listen=tuple(listen(server, address) for address in settings.listen),
@@ -210,6 +165,7 @@ async def _serve(
     )
     guard.serve((*ports.listen, *ports.tls_listen))
     await server.start()
+    _lower_priority(_threads() - threads)
     guarding = asyncio.create_task(guard.run())
     stack.callback(guarding.cancel)
     _log_start(prepared, ports)
@@ -224,15 +180,17 @@ async def _serve(
     log_event(_log, logging.INFO, "stopping", "ending open calls")
 
 
-async def _stop(server: grpc.aio.Server, guard: Guard, grace: float) -> None:
+async def _stop(
+    server: grpc.aio.Server, servicer: HealthServicer, guard: Guard, grace: float
+) -> None:
     """Stop the server, and cut the connections that would keep it from stopping.
 
     gRPC closes a connection only when it has nothing to send. That never happens while a client
-    floods it with frames that need an answer.
+    reads nothing, or floods it with frames that need an answer.
     """
     stopping = asyncio.create_task(server.stop(grace))
     end = asyncio.get_running_loop().time() + grace
-    while guard.calls and asyncio.get_running_loop().time() < end and not stopping.done():
+    while servicer.answering and asyncio.get_running_loop().time() < end and not stopping.done():
         await asyncio.wait((stopping,), timeout=STOP_INTERVAL)
     for wait in (STOP_MARGIN, *[STOP_INTERVAL] * STOP_ATTEMPTS):
         await asyncio.wait((stopping,), timeout=wait)
@@ -242,15 +200,29 @@ async def _stop(server: grpc.aio.Server, guard: Guard, grace: float) -> None:
     stopping.cancel()
 
 
-def _is_worth_a_line(servicer: HealthServicer, record: logging.LogRecord) -> bool:
-    """Return False for an answer that could not be sent, and report it to the guard.
+def _threads() -> set[int]:
+    return {int(task.name) for task in Path("/proc/self/task").iterdir()}
 
-    grpc.aio logs it as an error, although the caller has only disconnected.
+
+def _lower_priority(threads: Iterable[int]) -> None:
+    """Run threads after the event loop, where there are too few processors for both.
+
+    gRPC's threads can use every processor in a flood. Its calls then fill the queue until Python
+    accepts them, and the guard cuts too late.
+
+    Args:
+        threads: gRPC's threads. Those that they start have the same priority.
     """
-    if record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError):
-        servicer.undelivered()
-        return False
-    return True
+    for thread in threads:
+        with suppress(OSError):  # it has just ended
+            os.setpriority(
+                os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, 0) + GRPC_NICENESS
+            )
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Return False for what grpc.aio logs, with a stack, when a caller disconnects in a call."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
 def _log_start(prepared: Prepared, ports: Ports) -> None:

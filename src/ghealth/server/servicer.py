@@ -39,6 +39,7 @@ from ghealth.health import (
 )
 from ghealth.printable import printable
 from ghealth.server.guard import Guard, OpenCall
+from ghealth.server.limits import MAX_HEADERS, MAX_WATCHES_PER_CONNECTION
 
 SERVICE_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -47,9 +48,6 @@ DEADLINE_MARGIN: Final = 0.05
 
 MESSAGE_TIMEOUT: Final = 1.0
 """Seconds within which a caller must send its message."""
-
-MAX_WATCHES_PER_CONNECTION: Final = 24
-"""Maximum number of open watches on a connection."""
 
 MAX_REFLECTIONS: Final = 16
 """Maximum number of open reflection streams."""
@@ -105,6 +103,11 @@ class _Call:
 _Reply = tuple[Answer, bytes]
 """An answer, and the message that is sent if its code is OK."""
 
+TOO_LARGE: Final[_Reply] = (
+    Answer(Code.RESOURCE_EXHAUSTED, reason=Reason(ReasonKind.HEADERS_TOO_LARGE)),
+    b"",
+)
+
 
 class HealthServicer:
     """Answers Check, Watch and List, and every path that is not served.
@@ -136,7 +139,7 @@ class HealthServicer:
         self._watches_by_peer: Counter[str] = Counter()
         self._reflections = 0
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._calls: dict[asyncio.Task[Any] | None, OpenCall] = {}
+        self._answering_now = 0
         # The event loop keeps only weak references to tasks.
         self._reads: set[asyncio.Task[Any]] = set()
         # Every method is registered with a stream of raw messages as its request. The bytes on the
@@ -155,6 +158,11 @@ class HealthServicer:
     def watches(self) -> Mapping[str, int]:
         """The number of open watches by the service name in the request, unknown names too."""
         return self._watches
+
+    @property
+    def answering(self) -> bool:
+        """Whether there are calls whose answer is not decided yet."""
+        return self._answering_now > 0
 
     def end_streams(self) -> None:
         """End every Watch and reflection stream."""
@@ -253,7 +261,7 @@ class HealthServicer:
                 watching = self._checker.watch(request.service, timeout=call.timeout())
                 async with contextlib.aclosing(watching):
                     async for health in watching:
-                        await self._write(call, _MESSAGES[health.status])
+                        await call.context.write(_MESSAGES[health.status])
                         self._answered(call, Answer(Code.OK, health.status, health.reason))
         return Answer(Code.UNAVAILABLE, reason=DRAINING.reason), b""
 
@@ -268,7 +276,7 @@ class HealthServicer:
             if refusal is not None:
                 return refusal, b""
             async for reply in reflect(self._requests(call), call.context):
-                await self._write(call, reply)
+                await call.context.write(reply)
             # The gateway's status may have changed while the stream was open.
             health = await self._checker.check(GATEWAY, timeout=call.timeout())
             refusal = self._refusal(health, call)
@@ -290,11 +298,6 @@ class HealthServicer:
             if not reading.done() or reading.result() is grpc.aio.EOF:
                 return
             yield reading.result()
-
-    async def _write(self, call: _Call, message: Any) -> None:
-        self._guard.sending(call.guarded)
-        await call.context.write(message)
-        self._guard.sent(call.guarded)
 
     def _refusal(self, health: Health, call: _Call) -> Answer | None:
         """Return UNAVAILABLE if the caller could misread OK as a ready gateway, else None."""
@@ -338,23 +341,6 @@ class HealthServicer:
         if not reading.cancelled():
             reading.exception()  # asyncio logs an exception that is never retrieved
 
-    def undelivered(self) -> None:
-        """Record that the answer of the call in the current task could not be sent."""
-        guarded = self._calls.get(asyncio.current_task())
-        if guarded is not None:
-            self._guard.undelivered(guarded)
-
-    def _open(self, context: Any, guarded: OpenCall) -> None:
-        """Count a call until its answer is sent. That is later than the return of its handler."""
-        task = asyncio.current_task()
-        self._calls[task] = guarded
-
-        def ended(_context: Any) -> None:
-            self._calls.pop(task, None)
-            self._guard.leave(guarded)
-
-        context.add_done_callback(ended)
-
     def _answered(self, call: _Call, answer: Answer) -> None:
         self._emit(
             RequestAnswered(
@@ -373,27 +359,28 @@ class HealthServicer:
 
         async def answer(_requests: object, context: Context) -> bytes:
             guarded = self._guard.enter(context.peer())
-            if guarded is None:
-                raise asyncio.CancelledError
-            self._open(context, guarded)
-            call = _Call(method, path, context, _user_agent(context), guarded)
+            # It counts until its answer is sent, which is later than the return of the handler.
+            context.add_done_callback(lambda _: self._guard.leave(guarded))  # type: ignore[arg-type]
+            user_agent, size = _headers(context)
+            call = _Call(method, path, context, user_agent, guarded)
+            self._answering_now += 1
             try:
-                reply, message = await serve(call)
+                reply, message = TOO_LARGE if size > MAX_HEADERS else await serve(call)
                 self._answered(call, reply)
-                self._guard.sending(guarded)
                 return await _finish(context, reply, message)
             except grpc.aio.AbortError:
                 raise
             except grpc.aio.BaseError:
                 # The caller has disconnected or the server has stopped, so no answer can be sent.
                 # End like a cancelled call, because other exceptions would be logged.
-                self._guard.undelivered(guarded)
                 raise asyncio.CancelledError from None
             except Exception:
                 _log.exception("answering failed", extra={"event": "internal_error"})
                 failure = Answer(Code.UNAVAILABLE, reason=Reason(ReasonKind.INTERNAL_ERROR))
                 self._answered(call, failure)
                 return await _finish(context, failure, b"")
+            finally:
+                self._answering_now -= 1
 
         return answer
 
@@ -432,9 +419,14 @@ async def _finish(context: Context, answer: Answer, message: bytes) -> bytes:
     return message
 
 
-def _user_agent(context: Context) -> str:
-    metadata = context.invocation_metadata() or ()
-    return " ".join(str(value) for name, value in metadata if name == "user-agent")
+def _headers(context: Context) -> tuple[str, int]:
+    """Return the caller's user agent, and the size of its headers as HTTP/2 defines it.
+
+    gRPC refuses too large headers only when the client has acknowledged the limit.
+    """
+    metadata = [(name, value) for name, value in context.invocation_metadata() or ()]
+    user_agent = " ".join(str(value) for name, value in metadata if name == "user-agent")
+    return user_agent, sum(32 + len(name) + len(value) for name, value in metadata)
 
 
 @contextlib.contextmanager

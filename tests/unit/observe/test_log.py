@@ -353,20 +353,6 @@ def test_a_bug_has_its_stack_once(tmp_path: Path, as_json: bool) -> None:
     assert "without a stack" in text
 
 
-def test_a_client_that_goes_away_is_not_an_error(tmp_path: Path) -> None:
-    """What gRPC logs with a stack when a call's client is gone is left out."""
-
-    class ExecuteBatchError(Exception):
-        pass
-
-    def write() -> None:
-        for error in (ExecuteBatchError("Failed grpc_call_start_batch"), ValueError("a bug")):
-            logging.getLogger("grpc._cython.cygrpc").error("raised in core", exc_info=error)
-
-    lines = [json.loads(line)["stack"] for line in lines_of(write, tmp_path)]
-    assert lines == ["ValueError: a bug"]
-
-
 def test_the_level_is_ghealths_alone_and_as_before_afterwards(tmp_path: Path) -> None:
     """Libraries log from warnings up at any level: they would name addresses and headers."""
     root, ours = logging.getLogger(), logging.getLogger("ghealth")

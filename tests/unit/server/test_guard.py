@@ -1,95 +1,78 @@
 import asyncio
-import ctypes
+import mmap
 import os
 import socket
-from collections.abc import Collection, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection, Iterator
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ghealth.events import ConnectionsCut
+from ghealth.events import ConnectionsCut, CutReason
 from ghealth.server import guard as module
 from ghealth.server.guard import (
-    BLOCK,
     BUSY_INTERVAL,
     CALM_INTERVAL,
-    FORGIVEN_AFTER,
-    IDLE_TIME,
-    KERNEL_BUFFER,
-    MAX_BLOCK,
-    MAX_BLOCKED,
-    MAX_CALLS,
-    MAX_CONNECTIONS,
-    MAX_UNDELIVERED,
-    SCAN_INTERVAL,
-    SENDING_TIMEOUT,
-    SHARE,
-    TRIM_AFTER,
+    MEMORY_STEP,
+    ROOM,
+    SETTLED_AFTER,
+    SHORT_INTERVAL,
     TRIM_INTERVAL,
-    TRIMS,
-    UNDELIVERED_WINDOW,
     Connections,
     Guard,
     OpenCall,
     Peer,
-    memory_trimmer,
     peer_of,
 )
+from ghealth.server.limits import KERNEL_BUFFER, MAX_CALLS, RECOMMENDED_MEMORY
 from tests.support.fakes import Recorder
 from tests.support.virtual import in_virtual_time
 
 PORT = 25021
 MAX_WATCHES = 100
 DESCRIPTORS = 1024
-
-
-class FakeSocket:
-    """A connection that can be cut."""
-
-    def __init__(self, peers: list[Peer], peer: Peer) -> None:
-        self._peers, self._peer = peers, peer
-
-    def setsockopt(self, *_: object) -> None:
-        pass
-
-    def shutdown(self, _how: int) -> None:
-        self._peers.remove(self._peer)
+AT_START = 40 << 20
 
 
 class FakeConnections(Connections):
-    """Connections that are a list of their clients."""
+    """Connections that are a list of their clients, with the bytes that each has sent."""
 
     def __init__(self) -> None:
-        self.peers: list[Peer] = []
-        self.scans = 0
+        self.sent: dict[Peer, int] = {}
+        self.used = AT_START
         self.breaks = False
+        self.arrived = asyncio.Event()
 
     def close(self) -> None:
-        self.peers.clear()
+        self.sent.clear()
 
-    def bound_buffers(self, ports: Collection[int]) -> None:
+    def listen(self, ports: Collection[int]) -> None:
         assert set(ports) == {PORT}
+
+    def memory(self) -> int:
+        return self.used
 
     def count(self) -> int:
         if self.breaks:
             raise OSError
-        return len(self.peers) + 15
+        return len(self.sent) + 15
+
+    async def new(self) -> None:
+        await self.arrived.wait()
+        self.arrived.clear()
 
     def each(self, ports: Collection[int]) -> Iterator[tuple[Peer, socket.socket]]:
         assert set(ports) == {PORT}
-        self.scans += 1
-        for peer in list(self.peers):
-            found: Any = FakeSocket(self.peers, peer)
+        for peer in list(self.sent):
+            found: Any = peer
             yield peer, found
 
 
 class Scene:
-    """A guard whose time and connections are the test's."""
+    """A guard whose time, memory and connections are the test's."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.trims = 0
         self.connections = FakeConnections()
@@ -101,34 +84,46 @@ class Scene:
             clock=lambda: self.now,
             connections=self.connections,
             trim=self.trim,
+            limit=RECOMMENDED_MEMORY,
         )
         self.guard.serve([PORT])
+        # The one that was connected first has been silent for longest.
+        monkeypatch.setattr(
+            module, "_traffic", lambda peer: (10_000 - peer.port, self.connections.sent[peer])
+        )
+        monkeypatch.setattr(module, "_reset", self.connections.sent.pop)
 
     def trim(self) -> None:
         self.trims += 1
 
-    def connect(self, host: str, count: int = 1) -> list[Peer]:
-        first = len(self.connections.peers) + 1
+    def connect(self, host: str, count: int = 1, *, sent: int = 500) -> list[Peer]:
+        first = len(self.connections.sent) + 1
         peers = [Peer(host, first + number) for number in range(count)]
-        self.connections.peers += peers
+        self.connections.sent |= dict.fromkeys(peers, sent)
         return peers
 
-    def call(self, peer: Peer) -> OpenCall | None:
-        return self.guard.enter(f"ipv4:{peer.host}:{peer.port}")
-
-    def calls(self, peer: Peer, count: int) -> list[OpenCall]:
-        return [call for call in (self.call(peer) for _ in range(count)) if call]
+    def call(self, peer: Peer, count: int = 1) -> list[OpenCall]:
+        return [self.guard.enter(f"ipv4:{peer.host}:{peer.port}") for _ in range(count)]
 
     @property
     def hosts(self) -> set[str]:
-        return {peer.host for peer in self.connections.peers}
+        return {peer.host for peer in self.connections.sent}
 
     @property
     def cuts(self) -> list[ConnectionsCut]:
         return [event for event in self.recorder.events if isinstance(event, ConnectionsCut)]
 
 
-ATTACKER, OTHER, HONEST = "10.0.0.66", "10.0.0.67", "10.0.0.1"
+@pytest.fixture
+async def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
+    return Scene(monkeypatch)
+
+
+ATTACKER, HONEST = "10.0.0.66", "10.0.0.1"
+
+
+def cut(count: int, reason: CutReason) -> ConnectionsCut:
+    return ConnectionsCut(address=ATTACKER, count=count, reason=reason)
 
 
 @pytest.mark.parametrize(
@@ -146,340 +141,165 @@ def test_the_client_of_a_call_is_known(name: str, peer: Peer) -> None:
     assert peer_of(name) == peer
 
 
-def test_the_address_with_most_calls_loses_them() -> None:
-    """Above the limit its connections are cut, all others keep theirs."""
-    scene = Scene()
-    (honest,), (held, *_) = scene.connect(HONEST), scene.connect(ATTACKER, 20)
-    watching = scene.call(honest)
-    taken = scene.calls(held, MAX_CALLS + MAX_WATCHES)
-    assert scene.hosts == {HONEST}
-    assert len(taken) == MAX_CALLS + MAX_WATCHES - 1
-    assert scene.guard.calls == 1
-    assert scene.cuts == [ConnectionsCut(address=ATTACKER, count=20, reason="calls")]
-    assert watching is not None
-    for call in (watching, *taken):
+def test_the_address_with_most_calls_loses_them(scene: Scene) -> None:
+    """Above the limit its connections with most calls are cut, until a quarter is free.
+
+    A Check on a connection with few calls is left alone, also if it shares the address.
+    """
+    (honest,), *held = scene.connect(HONEST), *zip(scene.connect(ATTACKER, 12), strict=True)
+    (beside,) = scene.connect(ATTACKER)
+    taken = [*scene.call(honest), *scene.call(beside)]
+    for (peer,) in held:
+        taken += scene.call(peer, 30)
+    assert scene.cuts == [cut(3, "calls")]
+    assert {honest, beside} < scene.connections.sent.keys()
+    assert len(scene.guard._calls) <= (MAX_CALLS + MAX_WATCHES) * ROOM + 30
+    for call in taken:
         scene.guard.leave(call)
-    assert scene.guard.calls == 0
+    assert not scene.guard._calls
 
 
-def test_watches_do_not_count_against_their_client() -> None:
-    """A proxy with a hundred watches is not the heaviest address; floods of fewer calls are."""
-    scene = Scene()
-    (proxy,) = scene.connect(HONEST)
-    for call in scene.calls(proxy, MAX_WATCHES):
+def test_all_that_honest_clients_need_is_left_alone(scene: Scene) -> None:
+    """A proxy with a hundred watches is left alone, and so are 100 nodes that are not answered."""
+    (proxy,) = scene.connect("10.0.0.2")
+    for call in scene.call(proxy, MAX_WATCHES):
         call.is_watch = True
-    for number in range(5):
-        (held,) = scene.connect(f"10.0.0.{100 + number}")
-        scene.calls(held, MAX_CALLS // 5 + 1)
-    assert scene.hosts == {HONEST, "10.0.0.102", "10.0.0.103", "10.0.0.104"}
-    assert {cut.reason for cut in scene.cuts} == {"calls"}
-
-
-def test_all_that_honest_clients_need_is_left_alone() -> None:
-    """A hundred watches, and a hundred load balancer nodes that wait on a slow gateway."""
-    scene = Scene()
-    for number in range(5):
-        (peer,) = scene.connect(f"10.1.0.{number}")
-        for call in scene.calls(peer, 20):
-            call.is_watch = True
-    (nat,) = scene.connect(HONEST)
-    assert len(scene.calls(nat, 100)) == 100
     for number in range(100):
-        assert scene.call(scene.connect(f"10.2.0.{number}")[0])
+        scene.call(scene.connect(f"10.2.0.{number}")[0])
     for _ in range(100):
         scene.now += 10
         scene.guard.look()
     assert scene.cuts == []
-    assert scene.guard.calls == 300
+    scene.call(scene.connect(ATTACKER)[0], MAX_CALLS - 99)
+    assert scene.hosts == {"10.0.0.2", *(f"10.2.0.{number}" for number in range(100))}
 
 
-def test_of_many_light_addresses_the_oldest_calls_go_and_none_is_blocked() -> None:
-    """A flood from many addresses is cut in one go, and an address with few calls may return."""
-    scene = Scene()
-    peers = [scene.connect(f"10.3.{n // 200}.{n % 200}")[0] for n in range(MAX_CALLS + 100)]
+def test_of_calls_from_many_addresses_the_oldest_are_cut(scene: Scene) -> None:
+    """If no address has more than one call, those that came first go: an honest check is short."""
+    peers = [scene.connect(f"10.3.{n // 200}.{n % 200}")[0] for n in range(MAX_CALLS + 101)]
     for peer in peers:
-        assert scene.call(peer)
-    (late,) = scene.connect(HONEST)
-    assert scene.call(late)
-    assert scene.guard.calls == pytest.approx((MAX_CALLS + MAX_WATCHES) * 0.75, abs=1)
-    assert late in scene.connections.peers
-    assert peers[0] not in scene.connections.peers
-    assert scene.guard._blocks == {}
-    assert scene.connections.scans == 1
-    assert scene.call(peers[0])
+        scene.call(peer)
+    gone = len(peers) - len(scene.connections.sent)
+    assert gone == pytest.approx((MAX_CALLS + MAX_WATCHES) * (1 - ROOM), abs=1)
+    assert list(scene.connections.sent) == peers[gone:]
 
 
-def test_a_blocked_address_is_cut_again_and_again_and_each_time_for_longer() -> None:
-    """A block doubles up to a minute, and is short again after a quiet time."""
-    scene = Scene()
-    lengths = []
-    for _ in range(8):
-        (held, *_) = scene.connect(ATTACKER, 2)
-        scene.calls(held, MAX_CALLS + MAX_WATCHES + 1)
-        lengths.append(scene.guard._blocks[ATTACKER].until - scene.now)
-        (again,) = scene.connect(ATTACKER)
-        assert scene.call(again) is None
-        assert scene.guard.look()
-        assert scene.hosts == set()
-        scene.now += lengths[-1]
-    assert lengths == [2, 4, 8, 16, 32, 64, MAX_BLOCK, MAX_BLOCK]
-    scene.now += FORGIVEN_AFTER
-    assert not scene.guard.look()
-    scene.calls(scene.connect(ATTACKER)[0], MAX_CALLS + MAX_WATCHES + 1)
-    assert scene.guard._blocks[ATTACKER].until == scene.now + BLOCK
-
-
-def test_few_blocks_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The list of blocked addresses is bounded: the oldest are dropped."""
-    monkeypatch.setattr(module, "MAX_CONNECTIONS", SHARE)
-    scene = Scene()
-    for number in range(MAX_BLOCKED + 10):
-        scene.connect(f"10.4.{number // 200}.{number % 200}", SHARE + 1)
-        scene.guard.look()
-        scene.connections.peers.clear()
-    assert len(scene.guard._blocks) == MAX_BLOCKED
-
-
-def test_the_address_with_most_connections_loses_them() -> None:
-    """Above the limit they are cut, whatever they do."""
-    scene = Scene()
-    scene.connect(HONEST, 5)
-    scene.connect(ATTACKER, MAX_CONNECTIONS - 5)
+def test_connections_without_a_call_make_room_before_descriptors_run_out(scene: Scene) -> None:
+    """Those of the address with most are cut, the silent ones first; those with a call are not."""
+    (honest,) = scene.connect(HONEST)
+    held = scene.connect(ATTACKER, int(DESCRIPTORS * ROOM))
+    scene.call(held[0])
     scene.guard.look()
-    assert scene.cuts == []
-    scene.connect(OTHER)
-    assert scene.guard.look()
-    assert scene.hosts == {HONEST, OTHER}
-    assert scene.cuts == [
-        ConnectionsCut(address=ATTACKER, count=MAX_CONNECTIONS - 5, reason="connections")
-    ]
+    gone = len(held) + 16 - int(DESCRIPTORS * ROOM * ROOM)
+    assert scene.cuts == [cut(gone, "connections")]
+    assert {honest, held[0]} < scene.connections.sent.keys()
+    assert set(held[1 : 1 + gone]).isdisjoint(scene.connections.sent)
 
 
-def test_many_clients_with_few_connections_are_left_alone() -> None:
-    """A mesh of hundreds of clients has many connections, and none of them is a flood."""
-    scene = Scene()
-    for number in range(MAX_CONNECTIONS):
-        scene.connect(f"10.5.{number // 200}.{number % 200}", 2)
-    assert scene.guard.look()
-    assert scene.cuts == []
-
-
-def test_many_connections_that_stay_cost_one_scan_a_second() -> None:
-    """A mesh is scanned once a second, and at once when it has grown by what a flood needs."""
-    scene = Scene()
-    for number in range(MAX_CONNECTIONS):
-        scene.connect(f"10.5.{number // 200}.{number % 200}", 2)
-    assert scene.guard.look()
-    for _ in range(20):
-        scene.now += BUSY_INTERVAL
-        assert not scene.guard.look()
-    assert scene.connections.scans == 1
-    scene.now += SCAN_INTERVAL
+def test_when_memory_is_short_connections_that_sent_most_are_cut(scene: Scene) -> None:
+    """New connections may take a share of the memory; of what has sent little, none is cut."""
     scene.guard.look()
-    assert scene.connections.scans == 2
-    scene.connect(OTHER, SHARE + 1)
-    scene.connect(ATTACKER, SHARE + 20)
-    assert scene.guard.look()
-    assert scene.guard.look()
-    assert {cut.address for cut in scene.cuts} == {OTHER, ATTACKER}
+    (honest,) = scene.connect(HONEST)
+    scene.connections.used += 2 * MEMORY_STEP
+    scene.connect(ATTACKER, 4, sent=8 << 20)
+    assert scene.guard.look() == BUSY_INTERVAL
+    scene.connections.used += MEMORY_STEP
+    assert scene.guard.look() == SHORT_INTERVAL
+    assert scene.cuts == [cut(3, "memory")]
+    assert honest in scene.connections.sent
 
 
-def test_connections_that_come_again_are_scanned_again() -> None:
-    """After some have gone, their number does not hide those of an attacker."""
-    scene = Scene()
-    for number in range(MAX_CONNECTIONS):
-        scene.connect(f"10.5.{number // 200}.{number % 200}", 2)
-    scene.guard.look()
-    del scene.connections.peers[MAX_CONNECTIONS + 1 :]
-    scene.guard.look()
-    scene.connect(ATTACKER, SHARE + 1)
-    scene.guard.look()
-    assert ATTACKER not in scene.hosts
-
-
-def test_connections_without_a_call_make_room_before_descriptors_run_out() -> None:
-    """Many addresses with few connections cannot keep others out; open calls and watches stay."""
-    scene = Scene()
-    peers = [scene.connect(f"10.6.{n // 200}.{n % 200}")[0] for n in range(DESCRIPTORS // 2)]
-    calls = [scene.call(peer) for peer in peers[:50]]
-    scene.connect(OTHER, SHARE)
-    scene.guard.look()
-    scene.connect(ATTACKER, SHARE)
-    scene.now += IDLE_TIME
-    assert scene.guard.look()
-    assert scene.cuts == []
-    more = [scene.connect(f"10.7.{n // 200}.{n % 200}")[0] for n in range(DESCRIPTORS // 4)]
-    scene.guard.look()
-    scene.now += IDLE_TIME
-    (new,) = scene.connect(HONEST)
-    assert scene.guard.look()
-    assert len(scene.connections.peers) == pytest.approx(DESCRIPTORS * 0.75**2, abs=16)
-    assert scene.hosts.isdisjoint({ATTACKER, OTHER})
-    assert all(call in scene.guard._calls for call in calls)
-    assert {new, *peers[:50]} <= set(scene.connections.peers)
-    assert more[-1] in scene.connections.peers
-    assert {cut.reason for cut in scene.cuts} == {"descriptors in use"}
-
-
-def test_a_call_between_two_inspections_ends_the_idle_time() -> None:
-    """A connection counts as idle from its last call, however long it was idle before."""
-    scene = Scene()
-    peers = [scene.connect(f"10.6.{n // 200}.{n % 200}")[0] for n in range(DESCRIPTORS)]
-    scene.guard.look()
-    scene.now += IDLE_TIME
-    recent = peers[:100]
-    for peer in recent:
-        call = scene.call(peer)
-        assert call
-        scene.guard.leave(call)
-    scene.guard.look()
-    assert len(scene.connections.peers) < DESCRIPTORS
-    assert set(recent) <= set(scene.connections.peers)
-
-
-def test_an_answer_that_waits_too_long_is_cut() -> None:
-    """Its connection ends before the answer is wrong; the other calls on it were the client's."""
-    scene = Scene()
-    peers = scene.connect(ATTACKER, 2)
-    late, watching, sent = (scene.call(peer) for peer in (peers[0], peers[1], peers[1]))
-    assert late
-    assert watching
-    assert sent
-    scene.guard.sending(late)
-    scene.guard.sending(sent)
-    scene.guard.sent(sent)
-    scene.now += SENDING_TIMEOUT
-    scene.guard.look()
-    assert scene.connections.peers == peers
-    scene.now += 0.1
-    assert scene.guard.look()
-    assert scene.connections.peers == peers
-    scene.guard.look()
-    assert scene.connections.peers == peers[1:]
-    assert scene.guard.calls == 2
-    assert scene.cuts == []
-
-
-def test_an_answer_that_was_sent_after_all_is_not_cut() -> None:
-    """After a SIGSTOP, time has passed before gRPC reports that the answer was sent."""
-    scene = Scene()
-    peers = scene.connect(HONEST)
-    call = scene.call(peers[0])
-    assert call
-    for _ in range(2):
-        scene.guard.sending(call)
-        scene.now += 3600
-        assert scene.guard.look()
-        scene.guard.sent(call)
-        assert not scene.guard.look()
-    assert scene.connections.peers == peers
-
-
-def test_a_client_that_does_not_take_its_answers_is_cut() -> None:
-    """Many in a minute are too many; the same over a longer time are not."""
-    scene = Scene()
-    (peer,) = scene.connect(ATTACKER)
-
-    def undelivered() -> None:
-        call = scene.call(peer)
-        assert call
-        scene.guard.undelivered(call)  # it went away before its answer was ready
-        scene.guard.sending(call)
-        scene.guard.undelivered(call)
-        scene.guard.leave(call)
-        scene.guard.undelivered(call)
-
+def test_what_stays_is_not_short_until_three_quarters_are_used(scene: Scene) -> None:
+    """What is used without new connections counts as usual, until there is little left."""
+    scene.connect(HONEST, 2, sent=1 << 20)
     for _ in range(3):
-        for _ in range(MAX_UNDELIVERED):
-            undelivered()
-        scene.now += UNDELIVERED_WINDOW
+        scene.guard.look()
+        scene.now += SETTLED_AFTER
+    scene.connections.used = RECOMMENDED_MEMORY // 2
+    scene.guard.look()
+    scene.connect(ATTACKER)
+    assert scene.cuts != []
+    scene.recorder.events.clear()
+    scene.connect(ATTACKER, 3, sent=1 << 20)
+    assert scene.guard.look() == BUSY_INTERVAL
     assert scene.cuts == []
-    for _ in range(MAX_UNDELIVERED + 1):
-        undelivered()
-    assert scene.cuts == [ConnectionsCut(address=ATTACKER, count=1, reason="undelivered answers")]
+    scene.connections.used = int(RECOMMENDED_MEMORY * 0.9)
+    scene.guard.look()
+    assert scene.cuts == [cut(3, "memory")]
 
 
-def test_at_the_stop_every_connection_is_cut() -> None:
-    """Whatever address it has."""
-    scene = Scene()
-    scene.connect(HONEST, 2)
-    scene.connect(ATTACKER, 2)
+def test_at_the_stop_every_connection_is_cut(scene: Scene) -> None:
+    """An open connection can keep the server from stopping, so none is left; it emits nothing."""
+    scene.connect(HONEST, 3)
     scene.guard.cut_all()
     assert scene.hosts == set()
-    scene.guard.close()
+    assert scene.cuts == []
 
 
-def test_freed_memory_is_given_back_after_many_calls() -> None:
-    """Few calls leave nothing to give back; many are followed by a few trims, as are cuts."""
-    scene = Scene()
-    (peer,) = scene.connect(HONEST)
-
-    def call(count: int) -> None:
-        for _ in range(count):
-            found = scene.call(peer)
-            assert found
-            scene.guard.leave(found)
-
-    def looks(count: int) -> None:
-        for _ in range(count):
-            scene.now += TRIM_INTERVAL
-            scene.guard.look()
-            scene.guard.look()
-
-    call(TRIM_AFTER - 1)
-    looks(2)
-    assert scene.trims == 0
-    call(1)
+def test_freed_memory_is_returned(scene: Scene) -> None:
+    """While it is calm and more is used than at the start, it is returned every 5 s."""
     scene.guard.look()
-    assert scene.trims == 1
-    looks(1)
-    call(TRIM_AFTER)
+    scene.connections.used += 2 * MEMORY_STEP
+    for _ in range(100):
+        scene.now += TRIM_INTERVAL / 10
+        scene.guard.look()
+    assert scene.trims == 10
+    scene.connections.used = AT_START
+    scene.now += TRIM_INTERVAL
     scene.guard.look()
-    assert scene.trims == 2
-    looks(10)
-    assert scene.trims == 2 + TRIMS
-    scene.connect(ATTACKER, MAX_CONNECTIONS + 1)
-    looks(10)
-    assert scene.trims == 2 + 2 * TRIMS
+    assert scene.trims == 10
+
+
+def test_a_new_connection_is_inspected_often_until_it_is_settled(scene: Scene) -> None:
+    """Its client must have acknowledged SETTINGS then; one that is closed needs no inspection."""
+    assert scene.guard.look() == CALM_INTERVAL
+    scene.connect(HONEST)
+    assert scene.guard.look() == BUSY_INTERVAL
+    scene.connections.sent.clear()
+    assert scene.guard.look() == CALM_INTERVAL
+    scene.connect(HONEST)
+    for _ in range(2):
+        assert scene.guard.look() == BUSY_INTERVAL
+        scene.now += SETTLED_AFTER
+    scene.guard.look()
+    assert scene.guard.look() == CALM_INTERVAL
 
 
 @in_virtual_time
-async def test_it_looks_often_while_there_is_much_and_a_failure_does_not_end_it(
-    caplog: pytest.LogCaptureFixture,
+async def test_it_waits_for_new_connections_and_a_failure_does_not_end_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The time between two looks is short while there are more and more, or while it fails."""
-    scene = Scene()
+    """A new connection is inspected at once, and a failed inspection is logged and repeated."""
+    scene = Scene(monkeypatch)
     loop = asyncio.get_running_loop()
     looks: list[float] = []
     real = scene.guard.look
 
-    def look() -> bool:
+    def look() -> float:
         looks.append(loop.time())
-        if scene.connections.peers:
-            scene.connect(HONEST)
         return real()
 
-    scene.guard.look = look  # type: ignore[method-assign]
+    monkeypatch.setattr(scene.guard, "look", look)
     running = asyncio.create_task(scene.guard.run())
     await asyncio.sleep(CALM_INTERVAL * 1.5)
-    scene.connect(HONEST, MAX_CONNECTIONS // 2)
-    await asyncio.sleep(CALM_INTERVAL)
+    scene.connections.arrived.set()
+    await asyncio.sleep(CALM_INTERVAL / 2)
     scene.connections.breaks = True
-    await asyncio.sleep(BUSY_INTERVAL)
+    await asyncio.sleep(CALM_INTERVAL)
     running.cancel()
     steps = [round(b - a, 3) for a, b in pairwise(looks)]
-    assert steps[:2] == [CALM_INTERVAL] * 2
-    assert set(steps[2:]) == {BUSY_INTERVAL}
+    assert steps[0] == CALM_INTERVAL
+    assert steps[1] == pytest.approx(CALM_INTERVAL / 2 + BUSY_INTERVAL, abs=0.001)
+    assert steps[2:4] == [CALM_INTERVAL, BUSY_INTERVAL]
     assert {record.getMessage() for record in caplog.records} == {"guarding failed"}
 
 
-def test_memory_is_given_back_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_returned_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
     """The function of glibc is called; with another library nothing is."""
     trims: list[int] = []
-    libraries = iter([SimpleNamespace(malloc_trim=trims.append), SimpleNamespace()])
-    monkeypatch.setattr(ctypes, "CDLL", lambda _name: next(libraries))
-    memory_trimmer()()
-    memory_trimmer()()
+    for library in (SimpleNamespace(malloc_trim=trims.append), SimpleNamespace()):
+        monkeypatch.setattr(module, "_libc", library)
+        module._trim()
     assert trims == [0]
 
 
@@ -487,7 +307,7 @@ def test_memory_is_given_back_where_the_library_can(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def connections() -> Iterator[Connections]:
+async def connections() -> AsyncIterator[Connections]:
     made = Connections()
     yield made
     made.close()
@@ -503,7 +323,7 @@ def connected(listener: socket.socket) -> Pair:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_the_connections_to_a_port_are_found_and_cut(connections: Connections, host: str) -> None:
-    """Those of other ports, listening sockets, pipes and files are left alone."""
+    """What a cut one has received is discarded. Those of other ports, and files, are left alone."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with (
         socket.create_server((host, 0), family=family) as listener,
@@ -513,36 +333,55 @@ def test_the_connections_to_a_port_are_found_and_cut(connections: Connections, h
         left, right = socket.socketpair()
         before = connections.count()
         port = listener.getsockname()[1]
+        ours[0].sendall(bytes(1000))
         found = []
         for peer, connection in connections.each([port]):
-            found.append(peer)
+            silence, received = module._traffic(connection)
+            assert silence < 60_000
+            found.append((peer, received))
             module._reset(connection)
             module._reset(connection)  # it is closed already
-        assert found == [Peer(host, ours[0].getsockname()[1])]
+        assert found == [(Peer(host, ours[0].getsockname()[1]), 1000)]
         assert connections.count() == before
-        assert ours[1].recv(1) == b""
-        ours[1].close()
+        for end in ours:
+            with pytest.raises(ConnectionResetError):
+                end.recv(1)
         assert list(connections.each([port])) == []
-        assert ours[0].recv(1) == b""
         others[0].sendall(b"x")
         assert others[1].recv(1) == b"x"
         for sock in (*ours, *others, left, right):
             sock.close()
 
 
-def test_the_kernel_holds_little_of_each_connection(connections: Connections) -> None:
-    """A connection has the buffer of the socket that listens, and it does not grow."""
+async def test_new_connections_are_noticed_and_the_kernel_buffers_little_of_each(
+    connections: Connections,
+) -> None:
+    """A connection has the buffer of the socket that listens; data of old ones is not noticed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        connections.bound_buffers([listener.getsockname()[1]])
-        client, accepted = connected(listener)
-        client.setblocking(False)
-        with suppress(BlockingIOError):
-            for _ in range(10_000):
-                client.send(bytes(4096))
-        size = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        assert size == KERNEL_BUFFER
+        connections.listen([listener.getsockname()[1]])
+        client = socket.create_connection(listener.getsockname())
+        async with asyncio.timeout(20):
+            await connections.new()
+        accepted = listener.accept()[0]
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == KERNEL_BUFFER
+        client.sendall(b"x")
+        waiting = asyncio.create_task(connections.new())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        waiting.cancel()
         client.close()
         accepted.close()
+
+
+def test_memory_is_what_a_control_group_counts(connections: Connections) -> None:
+    """Memory that this process uses for itself is counted."""
+    before = connections.memory()
+    size = 32 << 20
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:  # never reused memory
+        held.write(b"x" * size)
+        grown = connections.memory() - before
+    assert grown == pytest.approx(size, rel=0.2)
 
 
 def test_without_descriptors_connections_are_found(
@@ -555,10 +394,10 @@ def test_without_descriptors_connections_are_found(
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         pair = connected(listener)
-        monkeypatch.setattr(os, "listdir", refuse)
-        for name in ("dup", "open"):
+        for name in ("dup", "open", "listdir"):
             monkeypatch.setattr(os, name, refuse)
         (found,) = [peer for peer, _ in connections.each([listener.getsockname()[1]])]
+        connections.memory()
         monkeypatch.undo()
         assert found.port == pair[0].getsockname()[1]
         for sock in pair:

@@ -57,21 +57,32 @@ async def test_both_versions_list_the_services(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+async def test_what_is_not_described_is_not_found(version: str) -> None:
+    """A method that the service does not have, and a file, are answered NOT_FOUND or found."""
+    async with reflecting() as channel:
+        reply = await ask(channel, version, file_containing_symbol="grpc.health.v1.Health.X")
+        assert reply.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+        reply = await ask(channel, version, file_by_filename="aws_alb.proto")
+        assert len(reply.file_descriptor_response.file_descriptor_proto) == 1
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     "symbol",
     [
         "AWS.ALB",
         "grpc.health.v1.Health",
+        "grpc.health.v1.Health.Check",
         *(f"{version}.ServerReflection" for version in VERSIONS),
     ],
 )
 async def test_everything_listed_is_described(version: str, symbol: str) -> None:
-    """Each listed service has a file that defines it."""
+    """Each listed service, and a method of it, has a file that defines it (reflection.proto)."""
     async with reflecting() as channel:
         reply = await ask(channel, version, file_containing_symbol=symbol)
     (serialized,) = reply.file_descriptor_response.file_descriptor_proto
     file = descriptor_pb2.FileDescriptorProto.FromString(serialized)
-    assert f"{file.package}.{file.service[0].name}" == symbol
+    assert symbol.startswith(f"{file.package}.{file.service[0].name}")
 
 
 async def test_the_default_path_of_an_alb_can_be_called() -> None:

@@ -1,6 +1,8 @@
 import asyncio
+import functools
 import gc
 import logging
+import os
 import random
 import signal
 import socket
@@ -13,7 +15,6 @@ from typing import Any
 
 import grpc
 import h2.connection
-import h2.errors
 import h2.events
 import h2.settings
 import pytest
@@ -22,9 +23,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ghealth.probe import Probe, ProbeResult
 from ghealth.server import guard, listen, servicer
 from ghealth.server import serve as serving_module
+from ghealth.server.limits import MAX_WATCHES_PER_CONNECTION, OPTIONS, RESERVED_STREAMS
 from ghealth.server.listen import ListenError
 from ghealth.server.serve import Ports, serve
-from ghealth.server.servicer import MAX_WATCHES_PER_CONNECTION
 from ghealth.settings import Settings, load
 from tests.support import wire
 from tests.support.peers import Target, answers, is_silent, nobody, target
@@ -309,14 +310,14 @@ async def test_a_client_that_pings_every_ten_seconds_is_not_cut_off() -> None:
     """
     jitter = random.Random(1)
     intervals = [10 / TEMPO * jitter.uniform(0.8, 1.2) for _ in range(PINGS)]
-    options = dict(serving_module.OPTIONS)
+    options = dict(OPTIONS)
     options[PING_FLOOR] //= TEMPO
     assert not await is_cut_off(options, intervals)
 
 
 async def test_a_client_that_floods_with_pings_is_cut_off() -> None:
     """The option has an effect: refused pings are accepted with a lower minimum interval."""
-    options = dict(serving_module.OPTIONS)
+    options = dict(OPTIONS)
     assert await is_cut_off(options, [0.02] * 6)
     assert not await is_cut_off(options | {PING_FLOOR: 1}, [0.02] * 6)
 
@@ -351,7 +352,7 @@ async def test_a_connection_full_of_watches_has_room_for_a_check(run: Run) -> No
         watching = [stub.Watch(LIVENESS) for _ in range(MAX_WATCHES_PER_CONNECTION)]
         for watch in watching:
             assert (await watch.read()).status == 1
-        checks = [stub.Check(LIVENESS) for _ in range(serving_module.RESERVED_STREAMS)]
+        checks = [stub.Check(LIVENESS) for _ in range(RESERVED_STREAMS)]
         assert [reply.status for reply in await asyncio.gather(*checks)] == [1] * len(checks)
         for watch in watching:
             watch.cancel()
@@ -360,7 +361,7 @@ async def test_a_connection_full_of_watches_has_room_for_a_check(run: Run) -> No
 async def test_an_idle_connection_is_closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The option has an effect: a connection without calls is closed after the idle time."""
     idle = "grpc.max_connection_idle_ms"
-    options = dict(serving_module.OPTIONS)
+    options = dict(OPTIONS)
     assert idle in options
     monkeypatch.setattr(serving_module, "OPTIONS", tuple((options | {idle: 100}).items()))
     async with run() as running:
@@ -505,7 +506,7 @@ async def test_a_look_up_that_fails_too_late_is_no_bug(
 
 def test_the_server_pings_its_clients() -> None:
     """A connection whose client does not answer a ping is closed after 30 s to 60 s."""
-    options = dict(serving_module.OPTIONS)
+    options = dict(OPTIONS)
     alive = options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"]
     assert 30_000 <= alive <= 60_000
 
@@ -608,25 +609,24 @@ async def test_a_long_timeout_of_the_probe_is_warned_of(
 async def test_a_caller_that_goes_away_leaves_no_line_of_grpcs(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """grpc.aio's log line about an answer that cannot be sent is dropped, its other lines are kept.
-
-    Each server has a separate filter, and removes only that filter when it stops.
-    """
-
-    def logged() -> bool:
-        caplog.clear()
-        failed = grpc.aio.InternalError("Failed execute_batch")
-        logging.getLogger("grpc._cython.cygrpc").error("raised in core", exc_info=failed)
-        return bool(caplog.records)
-
+    """grpc.aio's lines about an answer that cannot be sent are dropped, its others are kept."""
     async with run():
-        async with run():
-            assert not logged()
-        assert not logged()
-        for error in (None, ZeroDivisionError()):
-            logging.getLogger("grpc._cython.cygrpc").error("something else", exc_info=error)
-        assert [record.getMessage() for record in caplog.records] == ["something else"] * 2
-    assert logged()
+        for name in ("grpc._cython.cygrpc", "asyncio"):
+            for error in (grpc.aio.InternalError("Failed execute_batch"), None, ValueError()):
+                logging.getLogger(name).error("%s", error, exc_info=error)
+    assert [record.getMessage() for record in caplog.records] == ["None", ""] * 2
+
+
+def test_the_event_loop_runs_before_grpcs_threads() -> None:
+    """The threads that a server starts have a lower priority than those that there were."""
+    ended = threading.Event()
+    before = serving_module._threads()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    serving_module._lower_priority(serving_module._threads() - before | {2**22})
+    priority = functools.partial(os.getpriority, os.PRIO_PROCESS)
+    assert priority(thread.native_id or 0) == min(19, priority(0) + serving_module.GRPC_NICENESS)
+    ended.set()
 
 
 class Greedy:
@@ -652,19 +652,6 @@ class Greedy:
         self.streams.append(stream)
         self._send()
 
-    async def answered(self) -> bool:
-        """Wait until the server begins to answer a call; False if it closes the connection."""
-        with suppress(ConnectionResetError):
-            while received := await self.reader.read(65536):
-                for event in self.connection.receive_data(received):
-                    if isinstance(event, h2.events.ResponseReceived):
-                        return True
-        return False
-
-    def reset(self) -> None:
-        self.connection.reset_stream(self.streams.pop(), h2.errors.ErrorCodes.CANCEL)
-        self._send()
-
     async def closed(self) -> bytes:
         """Wait until the server closes the connection, and return the data that it sent."""
         found = b""
@@ -676,42 +663,6 @@ class Greedy:
 
     def _send(self) -> None:
         self.writer.write(self.connection.data_to_send())
-
-
-async def test_an_answer_that_its_caller_does_not_take_is_not_delivered_late(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The connection of a caller with a window of 0 is cut, and other callers are answered."""
-    monkeypatch.setattr(guard, "SENDING_TIMEOUT", 0.1)
-    greedy = Greedy()
-    async with target(answers(200)) as gateway, run(PROBE_URL=url_of(gateway)) as running:
-        await greedy.connect(running.port)
-        async with asking(running.port) as stub:
-            assert (await stub.Check(LIVENESS)).status == 1
-            greedy.call()
-            assert b"\0\0\0\0\2\x08\1" not in await greedy.closed()
-            assert (await stub.Check(CHECK())).status == 1
-
-
-async def test_a_caller_that_drops_many_answers_is_cut(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A client that drops more than MAX_UNDELIVERED answers is cut, which is logged in one line."""
-    monkeypatch.setattr(guard, "MAX_UNDELIVERED", 3)
-    greedy = Greedy()
-    async with target(answers(200)) as gateway, run(PROBE_URL=url_of(gateway)) as running:
-        await greedy.connect(running.port)
-        # gRPC does not report an answer that its caller resets while it is about to be sent.
-        for _ in range(100):
-            greedy.call()
-            if not await greedy.answered():
-                break
-            greedy.reset()
-        greedy.writer.close()
-        async with asking(running.port) as stub:
-            assert (await stub.Check(CHECK())).status == 1
-    (line,) = lines(caplog, "connections_cut")
-    assert line.getMessage() == ("cut 1 connections of 127.0.0.2: too many undelivered answers")
 
 
 async def test_a_flood_of_calls_costs_its_sender_the_connection(
@@ -736,10 +687,10 @@ async def test_a_flood_of_calls_costs_its_sender_the_connection(
 
 
 class Stubborn:
-    """A fake server that is its own guard, and stops when its connections were cut `cuts` times."""
+    """A fake server, servicer and guard; it stops when its connections were cut `cuts` times."""
 
-    def __init__(self, *, calls: int = 0, cuts: float = 0) -> None:
-        self.calls = calls
+    def __init__(self, *, answering: bool = False, cuts: float = 0) -> None:
+        self.answering = answering
         self.cuts = cuts
         self.stopped = asyncio.Event()
         if not cuts:
@@ -755,17 +706,24 @@ class Stubborn:
 
 
 @pytest.mark.parametrize(
-    ("calls", "cuts", "seconds"),
-    [(0, 0, 0.0), (1, 0, 0.0), (0, 1, 0.25), (0, 3, 0.45), (1, 1, 10.25), (0, 1e9, 5.25)],
+    ("answering", "cuts", "seconds"),
+    [
+        (False, 0, 0.0),
+        (True, 0, 0.0),
+        (False, 1, 0.25),
+        (False, 3, 0.45),
+        (True, 1, 10.25),
+        (False, 1e9, 5.25),
+    ],
 )
 @in_virtual_time
 async def test_connections_that_keep_the_server_from_stopping_are_cut(
-    calls: int, cuts: float, seconds: float
+    answering: bool, cuts: float, seconds: float
 ) -> None:
-    """Connections are cut 0.25 s after the last call or the grace; the stop ends 5 s later."""
-    stubborn: Any = Stubborn(calls=calls, cuts=cuts)
+    """Connections are cut 0.25 s after the last answer or the grace; the stop ends 5 s later."""
+    stubborn: Any = Stubborn(answering=answering, cuts=cuts)
     started = asyncio.get_running_loop().time()
-    await serving_module._stop(stubborn, stubborn, 10)
+    await serving_module._stop(stubborn, stubborn, stubborn, 10)
     took = asyncio.get_running_loop().time() - started
     assert took == pytest.approx(seconds, abs=0.11)
 

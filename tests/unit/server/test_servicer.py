@@ -18,8 +18,8 @@ from ghealth.events import RequestAnswered
 from ghealth.health import GATEWAY, POLICIES, REASON_KEY, Status
 from ghealth.probe import Probe, ProbeResult, WithTimeout
 from ghealth.server import reflection, servicer
-from ghealth.server import serve as serving_module
 from ghealth.server.guard import Guard
+from ghealth.server.limits import MAX_WATCHES_PER_CONNECTION, OPTIONS
 from ghealth.server.servicer import SERVICE_NAME, AllPaths, HealthServicer
 from tests.support import wire
 from tests.support.fakes import READY, SICK, FakeContext, FakeProbe, Recorder, guard_of
@@ -67,7 +67,7 @@ def serve() -> Serve:
         checker = Checker(
             {GATEWAY: probe, **(more or {})}, cache_ttl=0, watch_interval=0.01, emit=recorder
         )
-        grpc_server = grpc.aio.server(options=serving_module.OPTIONS)
+        grpc_server = grpc.aio.server(options=OPTIONS)
         choose = functools.partial(POLICIES[policy], status_callers=("grpc-", "Envoy/HC"))
         guard = guard_of(recorder)
         health = HealthServicer(
@@ -238,18 +238,18 @@ async def test_a_caller_that_is_gone_ends_a_call_as_cancelled(
     assert [record for record in caplog.records if record.exc_info] == []
 
 
-async def test_a_call_of_a_connection_that_is_being_cut_costs_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A call that the guard refuses ends as cancelled: nothing is read, probed or answered."""
+HUGE = [(f"x-{number}", "y" * 2000) for number in range(10)]
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch", "List"])
+async def test_headers_before_the_acknowledgement_are_refused(serve: Serve, method: str) -> None:
+    """20 KB of headers in the first flight, which gRPC accepts, are refused without a probe."""
     probe = FakeProbe()
-    health = servicer_of(probe)
-    monkeypatch.setattr(health._guard, "enter", lambda _name: None)
-    context = FakeContext(b"")
-    answer: Any = health.handler(wire.CHECK).stream_unary
-    with pytest.raises(asyncio.CancelledError):
-        await answer(None, context)
-    assert (probe.attempts, context.told, context.when_done) == (0, None, [])
+    async with serve(probe) as served:
+        path = f"/{SERVICE_NAME}/{method}"
+        reply = await wire.call(served.port, wire.EMPTY_MESSAGE, path=path, headers=HUGE)
+    assert (reply.code, reply.headers["grpc-message"]) == (8, "headers too large")
+    assert probe.attempts == 0
 
 
 async def test_a_call_counts_until_its_answer_is_sent(serve: Serve) -> None:
@@ -260,7 +260,7 @@ async def test_a_call_counts_until_its_answer_is_sent(serve: Serve) -> None:
         checking = asyncio.create_task(served.check())
         while not probe.under_way:
             await served.check("liveness")
-        assert served.guard.calls >= 1
+        assert len(served.guard._calls) >= 1
         probe.gate.set()
         await checking
         await failing(served.check("x"))
@@ -269,7 +269,7 @@ async def test_a_call_counts_until_its_answer_is_sent(serve: Serve) -> None:
         watching = served.watch()
         await watching.read()
         watching.cancel()
-        while served.guard.calls:
+        while len(served.guard._calls):
             await served.stub.Check(health_pb2.HealthCheckRequest(service="liveness"))
 
 
@@ -787,7 +787,7 @@ async def test_watches_are_limited_for_each_connection_and_in_total(
     serve: Serve,
 ) -> None:
     """24 watches on a connection and `max_watches` in total are accepted, and Checks after that."""
-    per_connection = servicer.MAX_WATCHES_PER_CONNECTION
+    per_connection = MAX_WATCHES_PER_CONNECTION
     refused = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches")
     async with (
         serve(FakeProbe(), max_watches=per_connection + 2) as served,
@@ -924,3 +924,26 @@ async def test_a_reflection_stream_does_not_end_with_ok_after_a_failure() -> Non
     with pytest.raises(grpc.aio.AbortError):
         await open_
     assert stream.told == (grpc.StatusCode.UNAVAILABLE, "gateway answered 503")
+
+
+@in_virtual_time
+async def test_a_read_that_takes_too_long_is_not_cancelled() -> None:
+    """The call is answered and the read continues: a cancelled one leaks memory in grpcio."""
+    reads: list[asyncio.Task[Any] | None] = []
+    sent = asyncio.Event()
+
+    async def read() -> bytes:
+        reads.append(asyncio.current_task())
+        await sent.wait()
+        return b""
+
+    context = FakeContext(None)
+    context.read = read  # type: ignore[method-assign]
+    with pytest.raises(grpc.aio.AbortError):
+        await method_of(wire.CHECK, FakeProbe())(context)
+    assert context.told == NO_MESSAGE_CAME
+    (reading,) = reads
+    assert reading is not None
+    assert not reading.done()
+    sent.set()
+    await reading
