@@ -1,8 +1,7 @@
 """Fakes of the parts, with gates instead of delays."""
 
 import asyncio
-import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -10,7 +9,7 @@ import grpc
 from ghealth.events import Event, ProbeCompleted, RequestAnswered
 from ghealth.health import Health, Reason, ReasonKind
 from ghealth.probe import ProbeResult
-from ghealth.server.guard import Connections, Guard, Peer
+from ghealth.server.guard import Guard, NoConnections
 
 
 def answered(code: int) -> Reason:
@@ -82,27 +81,12 @@ class Recorder:
         ]
 
 
-class NoConnections(Connections):
-    """The connections of a process that has none."""
-
-    def __init__(self) -> None:
-        pass
-
-    def memory(self) -> int:
-        return 0
-
-    def count(self) -> int:
-        return 0
-
-    def each(self, _ports: Collection[int]) -> Iterator[tuple[Peer, socket.socket]]:
-        return iter(())
-
-
 def guard_of(recorder: Recorder, *, max_watches: int = 100) -> Guard:
     """Make a guard that counts, and cuts nothing."""
     return Guard(
         max_watches=max_watches,
         descriptors=1024,
+        limit=None,
         emit=recorder,
         connections=NoConnections(),
         trim=lambda: None,

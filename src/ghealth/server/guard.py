@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -25,8 +26,8 @@ from ghealth.server.limits import (
     KERNEL_BUFFER,
     MAX_CALLS,
     MAX_HEADERS,
+    RECOMMENDED_MEMORY,
     SETTINGS_TIMEOUT,
-    memory_limit,
 )
 
 _log = logging.getLogger(__name__)
@@ -200,6 +201,31 @@ class Connections:
         return set(map(int, names)) - self._kept
 
 
+class NoConnections(Connections):
+    """No connections: on a system other than Linux they cannot be found, and are not limited."""
+
+    def __init__(self) -> None:
+        self._arrived = asyncio.Event()
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def memory(self) -> int:
+        """Return 0."""
+        return 0
+
+    def count(self) -> int:
+        """Return 0."""
+        return 0
+
+    def each(self, ports: Collection[int]) -> Iterator[tuple[Peer, socket.socket]]:  # noqa: ARG002
+        """Yield nothing."""
+        return iter(())
+
+    def listen(self, ports: Collection[int]) -> None:
+        """Do nothing."""
+
+
 def _traffic(connection: socket.socket) -> tuple[int, int]:
     """Return the milliseconds since the client sent something, and all bytes that it has sent."""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
@@ -238,7 +264,7 @@ class Guard:
         clock: Seconds on a monotonic clock.
         connections: Finds the connections; `close` closes it.
         trim: Returns freed memory to the system.
-        limit: The bytes of memory that this process may have.
+        limit: The bytes of memory that this process may have; None without a limit.
     """
 
     def __init__(
@@ -250,19 +276,21 @@ class Guard:
         clock: Callable[[], float] = time.monotonic,
         connections: Connections | None = None,
         trim: Callable[[], object] = _trim,
-        limit: int | None = None,
+        limit: int | None,
     ) -> None:
         self._max_calls = MAX_CALLS + max_watches
         self._max_descriptors = descriptors * ROOM
         self._emit = emit
         self._clock = clock
-        self._connections = connections or Connections()
+        if connections is None:
+            connections = Connections() if sys.platform == "linux" else NoConnections()
+        self._connections = connections
         self._trim = trim
         self._ports: frozenset[int] = frozenset()
         # A dict, because it keeps the order: the oldest call is first.
         self._calls: dict[OpenCall, None] = {}
         self._at_start = self._usual = self._connections.memory()
-        room = (limit or memory_limit()) - self._at_start
+        room = RECOMMENDED_MEMORY if limit is None else max(0, limit - self._at_start)
         self._max_memory = self._at_start + room * ROOM
         self._max_growth = max(room * MEMORY_SHARE, 2 * MEMORY_STEP)
         self._trimmed_at = clock()

@@ -35,7 +35,8 @@ SETTINGS_TIMEOUT: Final = 2.0
 Honest clients need one round trip."""
 
 RECOMMENDED_MEMORY: Final = 192 << 20
-"""The memory limit in deploy/, in bytes; it is assumed where there is no limit."""
+"""The memory limit in deploy/, in bytes. Without a limit, ghealth may take as much more than it has
+at the start: a program that serves inside itself may be larger."""
 
 OPTIONS: Final = (
     # With SO_REUSEPORT a second server could listen on the same port, and each would get a part of
@@ -87,8 +88,10 @@ _UNLIMITED: Final = 1 << 60
 
 def memory_limit(
     memberships: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
-) -> int:
+) -> int | None:
     """Return the smallest memory limit of the control groups that this process is in, in bytes.
+
+    None without a limit.
 
     Args:
         memberships: The file with the process's control groups (cgroups(7)).
@@ -107,4 +110,4 @@ def memory_limit(
                 with suppress(OSError, ValueError):  # no such file, or "max"
                     limits.append(int((place / name).read_text()))
     found = min(limits)
-    return RECOMMENDED_MEMORY if found == _UNLIMITED else found
+    return None if found == _UNLIMITED else found

@@ -22,7 +22,7 @@ from ghealth.observe.log import Log
 from ghealth.probe import Probe
 from ghealth.server import reflection
 from ghealth.server.guard import Guard
-from ghealth.server.limits import OPTIONS
+from ghealth.server.limits import OPTIONS, memory_limit
 from ghealth.server.listen import admin_sockets, listen
 from ghealth.server.prepare import Prepared, prepare
 from ghealth.server.servicer import AllPaths, HealthServicer
@@ -128,7 +128,10 @@ async def _serve(
     stack.callback(log.close)
     emit = fan_out((log, *admin.sinks))
     guard = Guard(
-        max_watches=settings.max_watches, descriptors=process.descriptor_limit(), emit=emit
+        max_watches=settings.max_watches,
+        descriptors=process.descriptor_limit(),
+        limit=memory_limit(),
+        emit=emit,
     )
     stack.callback(guard.close)
     checker = Checker(
@@ -201,7 +204,7 @@ async def _stop(
 
 
 def _threads() -> set[int]:
-    return {int(task.name) for task in Path("/proc/self/task").iterdir()}
+    return {int(task.name) for task in Path("/proc/self/task").glob("*")}
 
 
 def _lower_priority(threads: Iterable[int]) -> None:

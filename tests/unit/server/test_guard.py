@@ -72,10 +72,17 @@ class FakeConnections(Connections):
 class Scene:
     """A guard whose time, memory and connections are the test's."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        limit: int | None = RECOMMENDED_MEMORY,
+        used: int = AT_START,
+    ) -> None:
         self.now = 1000.0
         self.trims = 0
         self.connections = FakeConnections()
+        self.connections.used = used
         self.recorder = Recorder()
         self.guard = Guard(
             max_watches=MAX_WATCHES,
@@ -84,7 +91,7 @@ class Scene:
             clock=lambda: self.now,
             connections=self.connections,
             trim=self.trim,
-            limit=RECOMMENDED_MEMORY,
+            limit=limit,
         )
         self.guard.serve([PORT])
         # The one that was connected first has been silent for longest.
@@ -226,6 +233,31 @@ def test_what_stays_is_not_short_until_three_quarters_are_used(scene: Scene) -> 
     scene.connections.used = int(RECOMMENDED_MEMORY * 0.9)
     scene.guard.look()
     assert scene.cuts == [cut(3, "memory")]
+
+
+def test_without_a_limit_memory_at_the_start_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A program that serves inside itself may be larger than ghealth alone may become."""
+    scene = Scene(monkeypatch, limit=None, used=2 * RECOMMENDED_MEMORY)
+    scene.connect(ATTACKER, sent=1 << 20)
+    scene.guard.look()
+    assert scene.cuts == []
+    scene.connections.used += RECOMMENDED_MEMORY
+    scene.guard.look()
+    assert scene.cuts == [cut(1, "memory")]
+
+
+def test_on_other_systems_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only Linux lets a process find its connections; elsewhere ghealth serves without limits."""
+    monkeypatch.setattr("sys.platform", "darwin")
+    recorder = Recorder()
+    guard = Guard(max_watches=0, descriptors=DESCRIPTORS, limit=None, emit=recorder)
+    guard.serve([PORT])
+    assert guard.look() == CALM_INTERVAL
+    guard.cut_all()
+    guard.close()
+    assert recorder.events == []
 
 
 def test_at_the_stop_every_connection_is_cut(scene: Scene) -> None:

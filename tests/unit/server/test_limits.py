@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ghealth.server.limits import RECOMMENDED_MEMORY, memory_limit
+from ghealth.server.limits import memory_limit
 
 MIB = 1 << 20
 
@@ -31,11 +31,11 @@ MIB = 1 << 20
 def test_the_smallest_limit_of_the_control_groups_holds(
     tmp_path: Path, memberships: str | None, files: Mapping[str, object], expected: int | None
 ) -> None:
-    """Version 1 and 2, with and without a namespace; without a limit the recommended one holds."""
+    """Version 1 and 2, with and without a namespace; None without a limit."""
     listed = tmp_path / "cgroup"
     if memberships is not None:
         listed.write_text(memberships)
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{content}\n")
-    assert memory_limit(listed, tmp_path) == (expected or RECOMMENDED_MEMORY)
+    assert memory_limit(listed, tmp_path) == expected
