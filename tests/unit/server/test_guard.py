@@ -376,6 +376,7 @@ def test_the_connections_to_a_port_are_found_and_cut(connections: Connections, h
         assert found == [(Peer(host, ours[0].getsockname()[1]), 1000)]
         assert connections.count() == before
         for end in ours:
+            end.settimeout(20)
             with pytest.raises(ConnectionResetError):
                 end.recv(1)
         assert list(connections.each([port])) == []
