@@ -171,10 +171,9 @@ async def test_a_server_that_hangs_up() -> None:
     """Before HTTP/2 has begun the connection failed; after the request, the RPC."""
     async with target(says(b""), reads=False) as peer:
         report = await checked(peer.port, connect_timeout=0.2)
-    assert (report.exit_code, report.keys["reason"]) == (
-        ExitCode.NO_CONNECTION,
-        "connection closed without an answer",
-    )
+    # The kernel sends a reset instead if something was not read yet.
+    assert report.exit_code is ExitCode.NO_CONNECTION
+    assert str(report.keys["reason"]).startswith("connection ")
     peer_ = Http2Peer(lambda _: None, stays=False)
     async with target(peer_.talk, reads=False) as peer:
         report = await checked(peer.port)
