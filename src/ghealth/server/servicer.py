@@ -300,10 +300,11 @@ class HealthServicer:
             yield reading.result()
 
     def _refusal(self, health: Health, call: _Call) -> Answer | None:
-        """Return UNAVAILABLE if the caller could misread OK as a ready gateway, else None."""
-        if health.serving or self._policy(health, call.user_agent).code is Code.OK:
+        """Return the policy's code if the caller could misread OK as a ready gateway, else None."""
+        if health.serving:
             return None
-        return Answer(Code.UNAVAILABLE, reason=health.reason)
+        answer = self._policy(health, call.user_agent)
+        return None if answer.code is Code.OK else answer
 
     async def _message(self, call: _Call, parse: Callable[[bytes], Message]) -> "Message | Answer":
         """Read and parse the caller's message, or return the answer to a caller that sent none.
