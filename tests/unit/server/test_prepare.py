@@ -1,13 +1,11 @@
 import ssl
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 import trustme
 
 from ghealth.health import GATEWAY, LIVENESS
-from ghealth.probe import PROBES, AllOf, ProbeResult
+from ghealth.probe import AllOf, ProbeResult
 from ghealth.server.prepare import Prepared, configure, prepare
 from ghealth.settings import Mistakes, Settings
 
@@ -68,25 +66,6 @@ def test_a_custom_probe_for_liveness_is_a_mistake() -> None:
     found = prepare(Settings(), {LIVENESS: ready})
     assert isinstance(found, Mistakes)
     assert found.lines == ("probes: 'liveness' is reserved; expected other names",)
-
-
-def test_a_probe_that_cannot_be_made_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that the HTTP library would refuse at the first probe is refused at the start."""
-
-    def refuse(url: httpx.URL, **_: object) -> Any:
-        raise ValueError(f"not {url.host}")
-
-    monkeypatch.setitem(PROBES, "http", refuse)
-    lines = mistakes(
-        monkeypatch,
-        GHEALTH_PROBE_URL="http://me:s3cret@gw/ready?token=s3cret,http://gw2",
-        GHEALTH_SERVICES='{"a": "http://b/"}',
-    )
-    assert lines == (
-        "GHEALTH_PROBE_URL: http://***@gw/ready?*** cannot be probed: not gw",
-        "GHEALTH_PROBE_URL: http://gw2/ cannot be probed: not gw2",
-        "GHEALTH_SERVICES: http://b/ cannot be probed: not b",
-    )
 
 
 @pytest.fixture
