@@ -81,11 +81,16 @@ class WithTimeout:
         """Probe once; a probe that takes longer is not ready."""
         started = self._clock()
         late = ProbeResult(ready=False, reason=Reason(ReasonKind.TIMED_OUT, f"{self._seconds:g} s"))
+        timeout = asyncio.timeout(self._seconds)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with timeout:
                 result = await self._probe()
-        except TimeoutError:
-            return late
+        except (TimeoutError, asyncio.CancelledError):
+            # In Python 3.11 and 3.12, this is a CancelledError after a TaskGroup inside the probe
+            # has failed.
+            if timeout.expired():
+                return late
+            raise
         # After a SIGSTOP a response that was buffered long ago and the expired timer come in the
         # same turn of the event loop, and the response may be first.
         return late if self._clock() - started > self._seconds else result

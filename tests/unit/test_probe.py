@@ -695,6 +695,28 @@ async def test_several_probes_share_one_timeout() -> None:
     assert str(found.reason) == "probe 2 of 3: no answer within 3 s"
 
 
+@in_virtual_time
+async def test_a_timeout_after_a_task_group_has_failed_is_one() -> None:
+    """In Python 3.11 and 3.12 the group leaves the task as if it had been cancelled."""
+
+    async def probe() -> ProbeResult:
+        with suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(FakeProbe(ZeroDivisionError())())
+        await asyncio.sleep(10)
+        return READY
+
+    found = await WithTimeout(probe, 3, clock=asyncio.get_running_loop().time)()
+    assert found == ProbeResult(ready=False, reason=Reason(ReasonKind.TIMED_OUT, "3 s"))
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), asyncio.CancelledError()])
+async def test_only_the_time_limit_is_a_timeout(error: BaseException) -> None:
+    """What a probe raises by itself is a bug, also if it is a TimeoutError."""
+    with pytest.raises(type(error)):
+        await WithTimeout(FakeProbe(error), 3)()
+
+
 @pytest.mark.parametrize(("seconds", "ready"), [(3.0, True), (3.001, False)])
 async def test_a_result_at_the_time_limit_counts(seconds: float, ready: bool) -> None:
     """After a SIGSTOP a result that came too late by the clock is a timeout (trap 11)."""
