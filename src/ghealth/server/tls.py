@@ -61,7 +61,7 @@ class ServerCertificate:
         self._files = files
         self._lock = threading.Lock()
         self._problem = ""
-        self._contents = self._verified = _read(files)
+        self._contents = _read(files)
         _verify(files, self._contents)
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -94,8 +94,9 @@ class ServerCertificate:
         with self._lock:
             try:
                 contents = _read(self._files)
-                if contents not in (self._contents, self._verified):
-                    self._verified = contents
+                if contents != self._contents:
+                    # At each handshake while they are not valid: it takes 1 ms, and the cause may
+                    # be a lack of descriptors that is soon over.
                     _verify(self._files, contents)
                     self._contents = contents
                     message = "serving with the new certificate"
