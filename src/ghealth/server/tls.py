@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 _CERT: Final = "GHEALTH_TLS_CERT_FILE"
 _KEY: Final = "GHEALTH_TLS_KEY_FILE"
 _CLIENT_CA: Final = "GHEALTH_TLS_CLIENT_CA_FILE"
+_OPENSSL: Final = "OPENSSL_CONF"
+"""With the configuration of FIPS but without its provider, OpenSSL has no ciphers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def trust_store() -> ssl.SSLContext:
         CertificateError: If there are none, or OpenSSL has no ciphers.
     """
     needed = "since a target has an https URL"
-    with _naming("OPENSSL_CONF", "OpenSSL", f"ciphers, {needed}"):  # FIPS without its provider
+    with _naming(_OPENSSL, os.environ.get(_OPENSSL, "unset"), f"ciphers, {needed}"):
         context = ssl.create_default_context()
     # Python 3.13 sets it, and would refuse certificates that Go and Python 3.12 accept: those of
     # private authorities often lack an extension.
@@ -181,8 +183,9 @@ def _verify(files: Files, contents: _Contents) -> None:
     gRPC does not report why it refuses a pair, and a rotation it ignores silently.
     """
     cert, _, client_ca = contents
-    with _naming(_CERT, f"{files.cert} and {files.key}", "PEM, and no password"):
+    with _naming(_OPENSSL, os.environ.get(_OPENSSL, "unset"), "ciphers"):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with _naming(_CERT, f"{files.cert} and {files.key}", "PEM, and no password"):
         # Without a password, OpenSSL would ask for it on the terminal.
         context.load_cert_chain(files.cert, files.key, password="")
     with _naming(_CERT, files.cert, "CERTIFICATE with RSA, ECDSA P-256, P-384, P-521 or Ed25519"):

@@ -531,20 +531,24 @@ def test_a_trust_store_that_cannot_be_read_is_a_mistake(
     assert str(raised.value) == mistake + NEEDED
 
 
-def test_openssl_without_ciphers_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openssl_without_ciphers_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, secret: Mounted
+) -> None:
     """A FIPS configuration without its provider is named in one line."""
 
-    def broken() -> Any:
+    def broken(*_: object) -> Any:
         error = ssl.SSLError(161, "library has no ciphers")
         error.reason = "LIBRARY_HAS_NO_CIPHERS"
         raise error
 
+    monkeypatch.setenv("OPENSSL_CONF", "/x.cnf")
     monkeypatch.setattr(ssl, "create_default_context", broken)
+    monkeypatch.setattr(ssl, "SSLContext", broken)
+    expected = "OPENSSL_CONF: /x.cnf: library has no ciphers; expected ciphers"
     with pytest.raises(CertificateError) as raised:
         trust_store()
-    assert str(raised.value) == (
-        f"OPENSSL_CONF: OpenSSL: library has no ciphers; expected ciphers, {NEEDED}"
-    )
+    assert str(raised.value) == f"{expected}, {NEEDED}"
+    assert mistakes(files_in(secret)) == [expected]
 
 
 def test_the_trust_store_is_as_strict_on_every_python(monkeypatch: pytest.MonkeyPatch) -> None:
