@@ -85,24 +85,6 @@ def pair(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def test_the_certificate_is_read_at_the_start(
-    monkeypatch: pytest.MonkeyPatch, pair: dict[str, str]
-) -> None:
-    """With TLS alone, or beside the plain port."""
-    found = configured(monkeypatch, GHEALTH_LISTEN="off", **pair)
-    assert isinstance(found, Prepared)
-    assert found.certificate is not None
-
-
-def test_a_certificate_that_cannot_be_used_is_a_mistake(
-    monkeypatch: pytest.MonkeyPatch, pair: dict[str, str]
-) -> None:
-    """No certificate that is accepted at the start fails at the first handshake."""
-    Path(pair["GHEALTH_TLS_CERT_FILE"]).write_text("x")
-    (line,) = mistakes(monkeypatch, **pair)
-    assert line.startswith("GHEALTH_TLS_CERT_FILE: ")
-
-
 def test_mistakes_in_settings_and_files_are_one_list(
     monkeypatch: pytest.MonkeyPatch, pair: dict[str, str]
 ) -> None:
