@@ -191,7 +191,7 @@ def _word(value: object) -> object:
     return "warning" if word == "warn" else word
 
 
-_HOST: Final = re.compile(rf"{HOST_NAME.pattern}|[0-9a-f.]*:[0-9a-f:.]+")
+_HOST: Final = re.compile(rf"{HOST_NAME.pattern}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _PORTS: Final = range(1, 65536)
 _SEVERAL_URLS: Final = re.compile(r"[\s,]|[;|][a-z][a-z0-9+.-]*://", re.IGNORECASE)
 """A folded YAML list becomes URLs that are separated by spaces."""
@@ -199,13 +199,13 @@ _SEVERAL_URLS: Final = re.compile(r"[\s,]|[;|][a-z][a-z0-9+.-]*://", re.IGNORECA
 
 def _url(text: str) -> httpx.URL:
     if _SEVERAL_URLS.search(text):
-        raise ValueError("several URLs in one, white space, or a comma that is not written %2C")
+        raise ValueError("several URLs in one, white space, or a comma; in a URL, write %2C")
     try:
         url = httpx.Request("GET", text).url  # some names are refused only in a request
     except (httpx.InvalidURL, UnicodeError):
         raise ValueError("not a URL") from None
     if url.scheme not in PROBES:
-        raise ValueError("nothing, or no http:// or https://, before or after a comma")
+        raise ValueError("no http:// or https:// before or after a comma; in a URL, write %2C")
     valid_port = url.port is None or url.port in _PORTS
     if not (valid_port and _HOST.fullmatch(url.raw_host.decode())):
         raise ValueError("not a URL that can be probed")

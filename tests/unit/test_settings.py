@@ -309,6 +309,8 @@ def test_mistakes_of_a_program_are_explained(values: Any, text: str) -> None:
         ("https://gw", "gw", None, b"/", None),
         ("http://gw:80/a?b=1#c", "gw", None, b"/a?b=1", None),
         ("http://[::1]:15021/", "[::1]:15021", 15021, b"/", None),
+        ("http://[2001:DB8::1]/", "[2001:DB8::1]", None, b"/", None),
+        ("http://GW.example./", "gw.example.", None, b"/", None),
         ("http://bücher.test/ä", "xn--bcher-kva.test", None, b"/%C3%A4", None),
         ("http://me:p%40ss@gw/", "gw", None, b"/", "Basic bWU6cEBzcw=="),
         ("http://me@gw/", "gw", None, b"/", "Basic bWU6"),
@@ -338,8 +340,8 @@ def test_several_urls_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -
         assert settings(monkeypatch, PROBE_URL=text).probe_url == tuple(map(httpx.URL, urls))
 
 
-SEVERAL = "several URLs in one, white space, or a comma that is not written %2C"
-NO_SCHEME = "nothing, or no http:// or https://, before or after a comma"
+SEVERAL = "several URLs in one, white space, or a comma; in a URL, write %2C"
+NO_SCHEME = "no http:// or https:// before or after a comma; in a URL, write %2C"
 
 
 @pytest.mark.parametrize(
