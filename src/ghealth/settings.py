@@ -50,7 +50,7 @@ MASK: Final = "***"
 """Shown in place of a secret."""
 
 _MAX_SHOWN: Final = 80
-_MISTAKE: Final = "setting"
+_ERROR_TYPE: Final = "setting"
 """The type of this module's errors in a ValidationError."""
 
 _PORT: Final = "GHEALTH_PORT"
@@ -482,7 +482,7 @@ class Settings(BaseSettings):
             settings = validate(values)
         except ValidationError as error:
             for found in error.errors(include_url=False):
-                if found["type"] == _MISTAKE or not found["loc"]:
+                if found["type"] == _ERROR_TYPE or not found["loc"]:
                     raise  # by __init__, which has reported all; or the values are not a mapping
                 name = str(found["loc"][0])
                 mistakes.setdefault(name, _explain(name, values[name], found))
@@ -495,7 +495,7 @@ class Settings(BaseSettings):
         for name, text in mistakes.items():
             # A function: pydantic would show a model's secrets in the error's JSON.
             context = {"text": text, "rest": lambda: settings}
-            kind = PydanticCustomError(_MISTAKE, "{text}", context)
+            kind = PydanticCustomError(_ERROR_TYPE, "{text}", context)
             errors.append({"type": kind, "loc": (name,), "input": None})
         raise ValidationError.from_exception_data(cls.__name__, errors, hide_input=True)
 
