@@ -18,7 +18,9 @@ _BROADCAST: Final = "255.255.255.255"
 LOCALHOST: Final = "localhost"
 _MAX_PORT: Final = 65535
 _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
-_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+HOST_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+"""A name that can be looked up; of another, Python's look-up raises UnicodeError."""
+
 _PORT: Final = re.compile("[0-9]{1,5}")
 
 
@@ -61,9 +63,9 @@ class Address:
             return cls(ANY_IPV6, int(port))
         if host.startswith("[") and host.endswith("]"):
             return cls(_ip(host[1:-1]), int(port))
-        if not _NAME.fullmatch(host):
+        if not HOST_NAME.fullmatch(host):
             raise ValueError(f"{host!r} is not a host name")
-        return cls(host, int(port))
+        return cls(host.lower(), int(port))
 
     @property
     def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -31,7 +31,7 @@ class Addresses:
             # listener to IPv6 only.
             self._fixed = LOOPBACK
         else:
-            with suppress(socket.gaierror, UnicodeError):
+            with suppress(socket.gaierror):
                 self._fixed = _look_up(self._host, socket.AI_NUMERICHOST)
 
     async def find(self) -> Sequence[str]:
@@ -39,7 +39,6 @@ class Addresses:
 
         Raises:
             socket.gaierror: If the name has no address.
-            UnicodeError: If it cannot be a name: a label is too long.
             OSError: With EAGAIN if no thread can be started.
         """
         if self._fixed:

@@ -32,7 +32,14 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from ghealth.address import DEFAULT_LISTEN, OFF, Address, listen_address, listen_addresses
+from ghealth.address import (
+    DEFAULT_LISTEN,
+    HOST_NAME,
+    OFF,
+    Address,
+    listen_address,
+    listen_addresses,
+)
 from ghealth.durations import duration, show_seconds
 from ghealth.health import GATEWAY, LIVENESS, PolicyName
 from ghealth.matcher import HTTP_CODES, Matcher
@@ -43,7 +50,7 @@ MASK: Final = "***"
 """Shown in place of a secret."""
 
 _MAX_SHOWN: Final = 80
-_MISTAKE: Final = "setting"
+_ERROR_TYPE: Final = "setting"
 """The type of this module's errors in a ValidationError."""
 
 _PORT: Final = "GHEALTH_PORT"
@@ -184,35 +191,29 @@ def _word(value: object) -> object:
     return "warning" if word == "warn" else word
 
 
-_HOST: Final = re.compile(rb"[0-9A-Za-z._:-]+")  # httpx escapes what cannot be in a host
-
+_HOST: Final = re.compile(rf"{HOST_NAME.pattern}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _PORTS: Final = range(1, 65536)
-_SCHEME: Final = "[a-z][a-z0-9+.-]*://"
-_NEXT_URL: Final = re.compile(rf"\s*,\s*(?={_SCHEME})", re.IGNORECASE)
-"""A comma before a scheme separates URLs; any other belongs to one of them."""
-
-_SEVERAL_URLS: Final = re.compile(rf"\s|[,;|]{_SCHEME}", re.IGNORECASE)
+_SEVERAL_URLS: Final = re.compile(r"[\s,]|[;|][a-z][a-z0-9+.-]*://", re.IGNORECASE)
 """A folded YAML list becomes URLs that are separated by spaces."""
-
-_NO_SCHEME: Final = re.compile(
-    r",(localhost|[\w.-]*[a-z][\w.-]*:\d+|\d+(\.\d+){3}(:\d+)?|\[[\w:.]+\](:\d+)?)?(/|$)",
-    re.IGNORECASE,
-)
 
 
 def _url(text: str) -> httpx.URL:
     if _SEVERAL_URLS.search(text):
-        raise ValueError("white space, or several URLs in one")
-    if _NO_SCHEME.search(text):
-        raise ValueError("nothing, or no http:// or https://, after a comma")
+        raise ValueError("several URLs in one, white space, or a comma; in a URL, write %2C")
     try:
-        url = httpx.URL(text)
+        url = httpx.Request("GET", text).url  # some names are refused only in a request
     except (httpx.InvalidURL, UnicodeError):
         raise ValueError("not a URL") from None
+    if url.scheme not in PROBES:
+        raise ValueError("no http:// or https:// before or after a comma; in a URL, write %2C")
     valid_port = url.port is None or url.port in _PORTS
-    if not (valid_port and url.scheme in PROBES and _HOST.fullmatch(url.raw_host)):
+    if not (valid_port and _HOST.fullmatch(url.raw_host.decode())):
         raise ValueError("not a URL that can be probed")
     return url
+
+
+def _urls(value: object) -> object:
+    return [one.strip() for one in value.split(",")] if isinstance(value, str) else value
 
 
 def show_url(url: httpx.URL) -> str:
@@ -353,7 +354,7 @@ class Settings(BaseSettings):
 
     probe_url: Annotated[
         tuple[Url, ...],
-        BeforeValidator(lambda value: _NEXT_URL.split(value) if isinstance(value, str) else value),
+        BeforeValidator(_urls),
         Field(min_length=1),
         _Syntax(
             "comma-separated http:// or https:// URLs",
@@ -481,7 +482,7 @@ class Settings(BaseSettings):
             settings = validate(values)
         except ValidationError as error:
             for found in error.errors(include_url=False):
-                if found["type"] == _MISTAKE or not found["loc"]:
+                if found["type"] == _ERROR_TYPE or not found["loc"]:
                     raise  # by __init__, which has reported all; or the values are not a mapping
                 name = str(found["loc"][0])
                 mistakes.setdefault(name, _explain(name, values[name], found))
@@ -494,7 +495,7 @@ class Settings(BaseSettings):
         for name, text in mistakes.items():
             # A function: pydantic would show a model's secrets in the error's JSON.
             context = {"text": text, "rest": lambda: settings}
-            kind = PydanticCustomError(_MISTAKE, "{text}", context)
+            kind = PydanticCustomError(_ERROR_TYPE, "{text}", context)
             errors.append({"type": kind, "loc": (name,), "input": None})
         raise ValidationError.from_exception_data(cls.__name__, errors, hide_input=True)
 

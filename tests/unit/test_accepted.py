@@ -51,8 +51,9 @@ async def answer(*_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
     return httpcore.AsyncMockStream([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
 
 
-async def find(_: Addresses) -> list[str]:
-    """Find an address for any host."""
+async def find(addresses: Addresses) -> list[str]:
+    """Find an address for any host that can be looked up."""
+    addresses._host.encode("idna")
     return ["127.0.0.1"]
 
 

@@ -32,6 +32,7 @@ def test_an_address_is_a_host_and_a_port(text: str, address: Address) -> None:
         ("[::ffff:127.0.0.1]:1", "127.0.0.1:1"),
         ("[::ffff:0.0.0.0]:1", "0.0.0.0:1"),
         ("a:00080", "a:80"),
+        ("LocalHost:1", "localhost:1"),
     ],
 )
 def test_the_same_address_may_be_written_in_several_ways(text: str, shown: str) -> None:

@@ -18,7 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.rollout import numbers, traffic
-from ghealth import cli, process
+from ghealth import cli, flags, process
 from ghealth.admin import http, routes
 from ghealth.admin.page import REFRESH
 from ghealth.check import alb, call
@@ -140,7 +140,7 @@ def test_the_exit_codes_are_listed() -> None:
         for command in range(2)
     )
     assert checks == {str(code.value) for code in ExitCode}
-    assert serves == {str(code) for code in (cli.OK, cli.MISTAKE, cli.CANNOT_START)}
+    assert serves == {str(code) for code in (cli.OK, flags.MISTAKE, cli.CANNOT_START)}
     assert f"{cli.KILLED_BY} + n" in rows
 
 
@@ -294,7 +294,7 @@ def test_the_example_of_mistakes_is_what_is_printed(
     assert example is not None
     for variable in example[1].split():
         monkeypatch.setenv(*variable.split("=", 1))
-    assert cli.main(["settings"]) == cli.MISTAKE
+    assert cli.main(["settings"]) == flags.MISTAKE
     assert capsys.readouterr().err == example[2]
 
 

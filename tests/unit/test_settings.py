@@ -309,6 +309,8 @@ def test_mistakes_of_a_program_are_explained(values: Any, text: str) -> None:
         ("https://gw", "gw", None, b"/", None),
         ("http://gw:80/a?b=1#c", "gw", None, b"/a?b=1", None),
         ("http://[::1]:15021/", "[::1]:15021", 15021, b"/", None),
+        ("http://[2001:DB8::1]/", "[2001:DB8::1]", None, b"/", None),
+        ("http://GW.example./", "gw.example.", None, b"/", None),
         ("http://bücher.test/ä", "xn--bcher-kva.test", None, b"/%C3%A4", None),
         ("http://me:p%40ss@gw/", "gw", None, b"/", "Basic bWU6cEBzcw=="),
         ("http://me@gw/", "gw", None, b"/", "Basic bWU6"),
@@ -332,37 +334,45 @@ def test_a_url_is_taken_apart(
 
 
 def test_several_urls_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A comma before a scheme separates; other characters belong to a URL."""
-    text = "http://a/x,y;z|b?z=1,2;3|4&n=1.5,2.5/,3:4 ,\n HTTPS://b:1/, http://c/"
-    found = settings(monkeypatch, PROBE_URL=text)
-    assert found.probe_url == tuple(map(httpx.URL, re.split(r"\s*,\s*(?=h)", text.lower())))
+    """White space around a comma is ignored; other characters belong to a URL."""
+    urls = ("http://a/x%2Cy;z|b?z=1;3|4&n=1:2/", "HTTPS://b:1/", "http://c/")
+    for text in (",".join(urls), " , ".join(urls), ",\n".join(urls)):
+        assert settings(monkeypatch, PROBE_URL=text).probe_url == tuple(map(httpx.URL, urls))
+
+
+SEVERAL = "several URLs in one, white space, or a comma; in a URL, write %2C"
+NO_SCHEME = "no http:// or https:// before or after a comma; in a URL, write %2C"
 
 
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("http://a/ http://b/", "white space, or several URLs in one"),
-        ("http://a/\nhttp://b/", "white space, or several URLs in one"),
-        ("http://a/;HTTP://b/", "white space, or several URLs in one"),
-        ("http://a/|https://b/", "white space, or several URLs in one"),
-        ("http://a/ ; http://b/", "white space, or several URLs in one"),
-        ("http://a/,,http://b/", "nothing, or no http:// or https://, after a comma"),
-        ("http://a/, ,http://b/", "nothing, or no http:// or https://, after a comma"),
-        ("http://a/x,", "nothing, or no http:// or https://, after a comma"),
-        (",http://a/", "not a URL that can be probed"),
         *(
-            (f"http://a/ready,{rest}", "nothing, or no http:// or https://, after a comma")
+            (f"http://a/{between}", SEVERAL)
+            for between in (
+                " http://b/",
+                "\nhttp://b/",
+                ";HTTP://b/",
+                "|https://b/",
+                " ; http://b/",
+            )
+        ),
+        *(
+            (f"http://a/x,{rest}", NO_SCHEME)
             for rest in (
-                "localhost:15000/ready",
-                "localhost:15000",
+                "",
+                ",http://b/",
+                " ,http://b/",
+                "y",
                 "localhost/ready",
-                "127.0.0.1/ready",
+                "localhost:15000",
                 "127.0.0.1:15000/ready",
                 "[::1]:15000/ready",
-                "gw.example:80/",
+                "gateway-b.ns.svc/ready",
                 "gw:80,http://b/",
             )
         ),
+        (",http://a/", NO_SCHEME),
     ],
 )
 def test_other_separators_of_urls_are_mistakes(
@@ -373,10 +383,11 @@ def test_other_separators_of_urls_are_mistakes(
     assert line.endswith(f"expected comma-separated http:// or https:// URLs ({hint})")
 
 
-def test_a_service_has_one_url(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("url", ["http://b/,http://c/", "http://b/,c/", "http://b/ http://c/"])
+def test_a_service_has_one_url(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """With two of them, the second would never be probed."""
-    (line,) = mistakes(monkeypatch, GHEALTH_SERVICES='{"a": "http://b/,http://c/"}')
-    assert line.endswith("(a: url: white space, or several URLs in one)")
+    (line,) = mistakes(monkeypatch, GHEALTH_SERVICES=json.dumps({"a": url}))
+    assert line.endswith(f"(a: url: {SEVERAL})")
 
 
 MISTAKES = {
@@ -402,6 +413,9 @@ MISTAKES = {
         "http://",
         "http://gw:99999/",
         "http://g:0",
+        "http://g..w/",
+        "http://xn--/",
+        f"http://{'g' * 64}/",
         "http://[gw/",
         "http://g w/",
         "http://\x01/",
@@ -508,7 +522,7 @@ def test_headers_about_the_connection_are_refused(
 def test_a_mistake_in_a_service_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The value is a secret, the service's name is not."""
     (line,) = mistakes(monkeypatch, GHEALTH_SERVICES='{"a": "http://b/", "c": "s3cret"}')
-    assert line.endswith("(c: url: not a URL that can be probed)")
+    assert line.endswith(f"(c: url: {NO_SCHEME})")
 
 
 def test_a_long_value_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 
 from ghealth.health import GATEWAY, LIVENESS
 from ghealth.probe import PROBES, AllOf, Probe, WithTimeout
-from ghealth.server.tls import (
-    CertificateError,
-    Files,
-    ServerCertificate,
-    trust_store,
-    trust_store_mistakes,
-)
+from ghealth.server.tls import CertificateError, Files, ServerCertificate, trust_store
 from ghealth.settings import Mistakes, Settings, Target, load, show_url
 
 
@@ -57,38 +51,33 @@ def prepare(settings: Settings, own_probes: Mapping[str, Probe]) -> Prepared | M
     targets |= {name: [target] for name, target in settings.services.items()}
     targets = {name: several for name, several in targets.items() if name not in own_probes}
 
-    trust = None
-    if any(target.url.scheme == "https" for several in targets.values() for target in several):
-        lines += trust_store_mistakes()
-        trust = None if lines else trust_store()
-
-    made: dict[str, list[Probe]] = {GATEWAY: []}
-    for name, several in targets.items():
-        made[name] = []
-        for target in several:
-            try:
-                probe = PROBES[target.url.scheme](
-                    target.url,
-                    success_codes=settings.probe_success_codes,
-                    headers=target.headers,
-                    trust=trust,
-                )
-                made[name].append(probe)
-            except ValueError as error:
-                variable = "GHEALTH_SERVICES" if name else "GHEALTH_PROBE_URL"
-                lines.append(f"{variable}: {show_url(target.url)} cannot be probed: {error}")
-    made |= {name: [probe] for name, probe in own_probes.items()}
-
-    certificate = None
-    if settings.tls_listen and settings.tls_cert_file and settings.tls_key_file:
-        files = Files(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
-        try:
-            certificate = ServerCertificate(files)
-        except CertificateError as error:
-            lines.append(f"{error.variable}: {error}")
+    trust = certificate = None
+    try:
+        if any(target.url.scheme == "https" for several in targets.values() for target in several):
+            trust = trust_store()
+    except CertificateError as error:
+        lines.append(str(error))
+    try:
+        if settings.tls_listen and settings.tls_cert_file and settings.tls_key_file:
+            certificate = ServerCertificate(
+                Files(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+            )
+    except CertificateError as error:
+        lines.append(str(error))
     if lines:
         return Mistakes(tuple(lines), settings)
 
+    def create(target: Target) -> Probe:
+        return PROBES[target.url.scheme](
+            target.url,
+            success_codes=settings.probe_success_codes,
+            headers=target.headers,
+            trust=trust,
+        )
+
+    made: dict[str, list[Probe]] = {GATEWAY: []}  # the gateway comes first
+    made |= {name: [create(target) for target in several] for name, several in targets.items()}
+    made |= {name: [probe] for name, probe in own_probes.items()}
     probes: dict[str, Probe] = {}
     for name, together in made.items():
         timed = [WithTimeout(probe, settings.probe_timeout) for probe in together]

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import starmap
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +22,8 @@ _log = logging.getLogger(__name__)
 _CERT: Final = "GHEALTH_TLS_CERT_FILE"
 _KEY: Final = "GHEALTH_TLS_KEY_FILE"
 _CLIENT_CA: Final = "GHEALTH_TLS_CLIENT_CA_FILE"
+_OPENSSL: Final = "OPENSSL_CONF"
+"""With the configuration of FIPS but without its provider, OpenSSL has no ciphers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +43,10 @@ class Files:
 
 
 class CertificateError(Exception):
-    """A file of a server's certificate cannot be used; the message is one line.
+    """A certificate, a key or OpenSSL cannot be used.
 
-    Args:
-        variable: The variable that names the file.
-        reason: What is wrong with it.
+    The message is one line: the variable, its value, what is wrong with it and what is expected.
     """
-
-    def __init__(self, variable: str, reason: str) -> None:
-        super().__init__(reason)
-        self.variable = variable
 
 
 class ServerCertificate:
@@ -68,7 +63,7 @@ class ServerCertificate:
         self._files = files
         self._lock = threading.Lock()
         self._problem = ""
-        self._contents = self._verified = _read(files)
+        self._contents = _read(files)
         _verify(files, self._contents)
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -101,8 +96,9 @@ class ServerCertificate:
         with self._lock:
             try:
                 contents = _read(self._files)
-                if contents not in (self._contents, self._verified):
-                    self._verified = contents
+                if contents != self._contents:
+                    # At each handshake while they are not valid: it takes 1 ms, and the cause may
+                    # be a lack of descriptors that is soon over.
                     _verify(self._files, contents)
                     self._contents = contents
                     message = "serving with the new certificate"
@@ -120,39 +116,31 @@ class ServerCertificate:
 
 
 def trust_store() -> ssl.SSLContext:
-    """Read the certificates of the system, or of `SSL_CERT_FILE` and `SSL_CERT_DIR`."""
-    context = ssl.create_default_context()
+    """Read the certificates of the system, or of `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+
+    Raises:
+        CertificateError: If there are none, or OpenSSL has no ciphers.
+    """
+    needed = "since a target has an https URL"
+    with _naming(_OPENSSL, os.environ.get(_OPENSSL, "unset"), f"ciphers, {needed}"):
+        context = ssl.create_default_context()
     # Python 3.13 sets it, and would refuse certificates that Go and Python 3.12 accept: those of
     # private authorities often lack an extension.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return context
-
-
-def trust_store_mistakes() -> list[str]:
-    """Return why https targets cannot be verified. OpenSSL ignores unreadable files silently."""
-    needed = "since a target has an https URL"
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    except ssl.SSLError as error:  # as in a FIPS configuration without its provider
-        return [f"OPENSSL_CONF: {_words(error)}; expected ciphers, {needed}"]
-    lines = []
-    paths = ssl.get_default_verify_paths()
+    # OpenSSL ignores what it cannot read silently.
     cafile, capath = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if cafile:
-        try:
+        with _naming("SSL_CERT_FILE", cafile, f"a PEM file, {needed}"):
             context.load_verify_locations(cafile)
-        except OSError as error:
-            lines.append(f"SSL_CERT_FILE: {cafile}: {_words(error)}; expected a PEM file, {needed}")
     if capath and not all(map(os.path.isdir, capath.split(os.pathsep))):
-        lines.append(
-            f"SSL_CERT_DIR: {capath}: not a folder; expected one with certificates, {needed}"
-        )
+        raise CertificateError(f"SSL_CERT_DIR: {capath}: not a folder; expected folders, {needed}")
+    paths = ssl.get_default_verify_paths()
     if not (cafile or capath or paths.cafile or paths.capath):
-        lines.append(
-            f"SSL_CERT_FILE: unset, and the system has no certificates in {paths.openssl_cafile} "
-            f"or {paths.openssl_capath}; expected a PEM file, {needed}"
+        places = f"{paths.openssl_cafile} or {paths.openssl_capath}"
+        raise CertificateError(
+            f"SSL_CERT_FILE: unset, and no certificates in {places}; expected a PEM file, {needed}"
         )
-    return lines
+    return context
 
 
 _Contents = tuple[bytes, bytes, bytes]
@@ -172,9 +160,8 @@ def _read(files: Files) -> _Contents:
             # After a byte order mark, gRPC's BoringSSL does not find the PEM.
             return b"" if path is None else path.read_bytes().replace(codecs.BOM_UTF8, b"")
 
-    places = ((_CERT, files.cert), (_KEY, files.key), (_CLIENT_CA, files.client_ca))
-    cert, key, client_ca = starmap(contents, places)
-    return cert, key, client_ca
+    cert, key = contents(_CERT, files.cert), contents(_KEY, files.key)
+    return cert, key, contents(_CLIENT_CA, files.client_ca)
 
 
 _SUPPORTED_KEYS: Final = (
@@ -196,8 +183,9 @@ def _verify(files: Files, contents: _Contents) -> None:
     gRPC does not report why it refuses a pair, and a rotation it ignores silently.
     """
     cert, _, client_ca = contents
-    with _naming(_CERT, f"{files.cert} and {files.key}", "PEM, and no password"):
+    with _naming(_OPENSSL, os.environ.get(_OPENSSL, "unset"), "ciphers"):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with _naming(_CERT, f"{files.cert} and {files.key}", "PEM, and no password"):
         # Without a password, OpenSSL would ask for it on the terminal.
         context.load_cert_chain(files.cert, files.key, password="")
     with _naming(_CERT, files.cert, "CERTIFICATE with RSA, ECDSA P-256, P-384, P-521 or Ed25519"):
@@ -219,7 +207,7 @@ def _naming(variable: str, place: object, expected: str = "a readable file") -> 
         yield
     except (OSError, ValueError) as error:
         why = _words(error)
-        raise CertificateError(variable, f"{place}: {why}; expected {expected}") from None
+        raise CertificateError(f"{variable}: {place}: {why}; expected {expected}") from None
 
 
 _WORDS: Final[Mapping[str | None, str]] = {

@@ -1,13 +1,11 @@
 import ssl
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 import trustme
 
 from ghealth.health import GATEWAY, LIVENESS
-from ghealth.probe import PROBES, AllOf, ProbeResult
+from ghealth.probe import AllOf, ProbeResult
 from ghealth.server.prepare import Prepared, configure, prepare
 from ghealth.settings import Mistakes, Settings
 
@@ -70,25 +68,6 @@ def test_a_custom_probe_for_liveness_is_a_mistake() -> None:
     assert found.lines == ("probes: 'liveness' is reserved; expected other names",)
 
 
-def test_a_probe_that_cannot_be_made_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that the HTTP library would refuse at the first probe is refused at the start."""
-
-    def refuse(url: httpx.URL, **_: object) -> Any:
-        raise ValueError(f"not {url.host}")
-
-    monkeypatch.setitem(PROBES, "http", refuse)
-    lines = mistakes(
-        monkeypatch,
-        GHEALTH_PROBE_URL="http://me:s3cret@gw/ready?token=s3cret,http://gw2",
-        GHEALTH_SERVICES='{"a": "http://b/"}',
-    )
-    assert lines == (
-        "GHEALTH_PROBE_URL: http://***@gw/ready?*** cannot be probed: not gw",
-        "GHEALTH_PROBE_URL: http://gw2/ cannot be probed: not gw2",
-        "GHEALTH_SERVICES: http://b/ cannot be probed: not b",
-    )
-
-
 @pytest.fixture
 def pair(tmp_path: Path) -> dict[str, str]:
     """A certificate and its key, as variables."""
@@ -104,24 +83,6 @@ def pair(tmp_path: Path) -> dict[str, str]:
         "GHEALTH_TLS_KEY_FILE": str(tmp_path / "tls.key"),
         "GHEALTH_TLS_CLIENT_CA_FILE": str(tmp_path / "ca.crt"),
     }
-
-
-def test_the_certificate_is_read_at_the_start(
-    monkeypatch: pytest.MonkeyPatch, pair: dict[str, str]
-) -> None:
-    """With TLS alone, or beside the plain port."""
-    found = configured(monkeypatch, GHEALTH_LISTEN="off", **pair)
-    assert isinstance(found, Prepared)
-    assert found.certificate is not None
-
-
-def test_a_certificate_that_cannot_be_used_is_a_mistake(
-    monkeypatch: pytest.MonkeyPatch, pair: dict[str, str]
-) -> None:
-    """No certificate that is accepted at the start fails at the first handshake."""
-    Path(pair["GHEALTH_TLS_CERT_FILE"]).write_text("x")
-    (line,) = mistakes(monkeypatch, **pair)
-    assert line.startswith("GHEALTH_TLS_CERT_FILE: ")
 
 
 def test_mistakes_in_settings_and_files_are_one_list(

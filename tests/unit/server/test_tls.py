@@ -13,7 +13,7 @@ import trustme
 
 from ghealth.server import tls
 from ghealth.server.serve import Ports, serve
-from ghealth.server.tls import Files, ServerCertificate
+from ghealth.server.tls import CertificateError, Files, ServerCertificate, trust_store
 from ghealth.settings import Settings
 from tests.support import wire
 from tests.support.certificates import (
@@ -37,8 +37,8 @@ def mistakes(files: Files) -> list[str]:
     """Return the mistake in certificate files, if there is one."""
     try:
         ServerCertificate(files)
-    except tls.CertificateError as error:
-        return [f"{error.variable}: {error}"]
+    except CertificateError as error:
+        return [str(error)]
     return []
 
 
@@ -119,6 +119,7 @@ BOM = b"\xef\xbb\xbf"
 BAD_BLOCK = b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n"
 OTHER_KEY = pair_of(AUTHORITY)[KEY]
 PEM = "PEM, and no password"
+BOTH = "GHEALTH_TLS_CERT_FILE: {0}/tls.crt and {0}/tls.key: "
 KINDS = "CERTIFICATE with RSA, ECDSA P-256, P-384, P-521 or Ed25519"
 
 Change = Callable[[Pair], Pair]
@@ -126,33 +127,33 @@ Change = Callable[[Pair], Pair]
 BROKEN: dict[str, tuple[Change, str]] = {
     "of two pairs": (
         lambda pair: pair | {KEY: OTHER_KEY},
-        "{0}/tls.crt and {0}/tls.key: the certificate and the key do not match; expected " + PEM,
+        BOTH + "the certificate and the key do not match; expected " + PEM,
     ),
     "not PEM": (
         lambda pair: pair | {CERT: b"?"},
-        "{0}/tls.crt and {0}/tls.key: cannot be read; expected " + PEM,
+        BOTH + "cannot be read; expected " + PEM,
     ),
     "one bad block": (
         lambda pair: pair | {CERT: pair[CERT] + BAD_BLOCK},
-        "{0}/tls.crt and {0}/tls.key: bad base64 decode; expected " + PEM,
+        BOTH + "bad base64 decode; expected " + PEM,
     ),
     "trusted": (
         lambda pair: pair | {CERT: trusted(pair[CERT])},
-        "{0}/tls.crt: TRUSTED CERTIFICATE; expected " + KINDS,
+        "GHEALTH_TLS_CERT_FILE: {0}/tls.crt: TRUSTED CERTIFICATE; expected " + KINDS,
     ),
     "without a key": (
         lambda pair: {CERT: pair[CERT]},
-        "{0}/tls.key: No such file or directory; expected a readable file",
+        "GHEALTH_TLS_KEY_FILE: {0}/tls.key: No such file or directory; expected a readable file",
     ),
     "without a certificate": (
         lambda pair: {KEY: pair[KEY]},
-        "{0}/tls.crt: No such file or directory; expected a readable file",
+        "GHEALTH_TLS_CERT_FILE: {0}/tls.crt: No such file or directory; expected a readable file",
     ),
 }
 
 
 def trusted(cert: bytes) -> bytes:
-    """Return a certificate in OpenSSL's own format, which gRPC does not read."""
+    """Return a certificate in OpenSSL's own format, which gRPC reads of authorities only."""
     command = ["openssl", "x509", "-trustout", "-addtrust", "serverAuth"]
     return subprocess.run(command, input=cert, check=True, capture_output=True).stdout
 
@@ -176,8 +177,7 @@ def test_a_broken_new_pair_is_not_served(
     assert [fetch() for _ in range(5)] == [None] * 5
     assert events(caplog) == [("certificate_rejected", reason)]
     assert caplog.records[0].levelno == logging.WARNING
-    variable = "GHEALTH_TLS_KEY_FILE" if broken == "without a key" else "GHEALTH_TLS_CERT_FILE"
-    assert mistakes(files) == [f"{variable}: {reason}"]
+    assert mistakes(files) == [reason]
     secret.swap(new)
     assert [fetch() for _ in range(2)] == [(new, None), None]
     assert events(caplog) == [("certificate_rejected", reason), ("certificate_replaced", "")]
@@ -218,24 +218,27 @@ def test_the_same_files_written_again_are_no_news(
     assert events(caplog) == []
 
 
-def test_a_handshake_verifies_nothing_again(
+def test_a_handshake_verifies_only_a_new_pair(
     secret: Mounted, fetches: Fetches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trap 23: as long as the files stay the same, valid or not, they are compared only."""
-    verified: list[object] = []
-    verify = tls._verify
+    """Trap 23: a pair in use is compared only. One that could not be verified is tried again.
 
-    def count(files: Files, contents: Any) -> None:
-        verified.append(contents)
+    With no free descriptor, for example, a valid pair cannot be read.
+    """
+    verify, fails = tls._verify, [True, True, False]
+
+    def failing(files: Files, contents: Any) -> None:
+        if fails.pop(0):
+            raise CertificateError("GHEALTH_TLS_CERT_FILE: Too many open files")
         verify(files, contents)
 
-    monkeypatch.setattr(tls, "_verify", count)
     ServerCertificate(files_in(secret)).credentials()
+    monkeypatch.setattr(tls, "_verify", failing)
     (fetch,) = fetches.ports
-    for _ in range(3):
-        secret.swap(pair_of(AUTHORITY) | {KEY: OTHER_KEY})
-        assert [fetch() for _ in range(3)] == [None] * 3
-    assert len(verified) == 4
+    assert fetch() is None
+    new = pair_of(AUTHORITY)
+    secret.swap(new)
+    assert [fetch() for _ in range(5)] == [None, None, (new, None), None, None]
 
 
 def openssl_pair(folder: Path, *options: str) -> Files:
@@ -395,7 +398,7 @@ async def test_a_rotation_reaches_every_port(run: Run, secret: Mounted) -> None:
 async def test_client_certificates(run: Run, tmp_path: Path, secret: Mounted) -> None:
     """With TLS_CLIENT_CA_FILE only certificates of its authorities are answered, expired ones not.
 
-    The authorities follow their file as the pair does.
+    The authorities follow their file as the pair does; they may be in OpenSSL's own format.
     """
     good = Mounted(tmp_path / "good", pair_of(AUTHORITY)).path
     foreign = Mounted(tmp_path / "foreign", pair_of(OTHER)).path
@@ -405,7 +408,7 @@ async def test_client_certificates(run: Run, tmp_path: Path, secret: Mounted) ->
         assert (await wire.call(port, LIVENESS, tls=client_of(AUTHORITY, good))).code == 0
         for pair in (None, foreign, expired):
             await refused(port, client_of(AUTHORITY, pair))
-        secret.swap(pair_of(AUTHORITY) | {CLIENT_CA: OTHER.cert_pem.bytes()})
+        secret.swap(pair_of(AUTHORITY) | {CLIENT_CA: trusted(OTHER.cert_pem.bytes())})
         assert (await wire.call(port, LIVENESS, tls=client_of(AUTHORITY, foreign))).code == 0
         await refused(port, client_of(AUTHORITY, good))
         assert (await wire.call(ports.listen[0], LIVENESS)).code == 0
@@ -448,100 +451,90 @@ async def test_a_silent_client_is_cut_off_in_the_handshake(run: Run, sent: bytes
         writer.close()
 
 
-async def test_files_that_broke_since_the_settings_were_read(run: Run, secret: Mounted) -> None:
-    """A pair that is gone when the port is opened is an error of one line, not a traceback."""
-    settings: list[Settings] = []
-    async with run():
-        settings.append(Settings())
-    secret.swap({})
-    with pytest.raises(ValueError, match="No such file or directory") as raised:
-        await serve(settings[0], shutdown_trigger=asyncio.Event().wait)
-    assert str(raised.value) == (
-        f"GHEALTH_TLS_CERT_FILE: {secret.path / CERT}: No such file or directory; expected a "
-        "readable file"
-    )
-
-
 # ---- what ghealth trusts ------------------------------------------------------------------------
 
 
+NEEDED = "since a target has an https URL"
+
+
 class Paths:
-    """Where OpenSSL looks for the certificates of the system."""
+    """The certificates of the system, which has none."""
 
-    openssl_cafile_env = "SSL_CERT_FILE"
-    openssl_capath_env = "SSL_CERT_DIR"
-    openssl_cafile = "/etc/cert.pem"
-    openssl_capath = "/etc/certs"
-
-    def __init__(self, found: str | None = "/etc/cert.pem") -> None:
-        self.cafile = found
-        self.capath = None
+    cafile = capath = None
+    openssl_cafile, openssl_capath = "/a", "/b"
 
 
-def test_a_trust_store_that_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No mistake where the system has certificates, or the variables name some."""
+@pytest.fixture
+def paths(monkeypatch: pytest.MonkeyPatch) -> type[Paths]:
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(ssl, "get_default_verify_paths", Paths)
-    assert tls.trust_store_mistakes() == []
+    return Paths
+
+
+def test_a_trust_store_that_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, paths: type[Paths]
+) -> None:
+    """It is the system's, or what the variables name."""
     file = tmp_path / "ca.pem"
     AUTHORITY.cert_pem.write_to_path(file)
-    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with monkeypatch.context() as patched:
+        patched.setattr(paths, "cafile", str(file))
+        trust_store()
     monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path}:{tmp_path}")
-    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: Paths(None))
-    assert tls.trust_store_mistakes() == []
-    names = [dict(parts)["organizationName"] for parts in issuers(tls.trust_store())]
-    assert any("trustme" in name for name in names)
+    trust_store()
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    assert ssl.PEM_cert_to_DER_cert(file.read_text()) in trust_store().get_ca_certs(True)
 
 
-def issuers(context: ssl.SSLContext) -> list[list[tuple[str, str]]]:
-    """Return the subjects of the authorities that a context trusts."""
-    found: list[Any] = context.get_ca_certs()
-    return [[pair for (pair,) in authority["subject"]] for authority in found]
-
-
+@pytest.mark.usefixtures("paths")
+@pytest.mark.parametrize(
+    ("variables", "mistake"),
+    [
+        ({}, "SSL_CERT_FILE: unset, and no certificates in /a or /b; expected a PEM file, "),
+        (
+            {"SSL_CERT_FILE": "/gone"},
+            "SSL_CERT_FILE: /gone: No such file or directory; expected a PEM file, ",
+        ),
+        (
+            {"SSL_CERT_FILE": "/dev/null"},
+            "SSL_CERT_FILE: /dev/null: no certificates in it; expected a PEM file, ",
+        ),
+        (
+            {"SSL_CERT_DIR": "/etc:/gone"},
+            "SSL_CERT_DIR: /etc:/gone: not a folder; expected folders, ",
+        ),
+    ],
+)
 def test_a_trust_store_that_cannot_be_read_is_a_mistake(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], mistake: str
 ) -> None:
-    """OpenSSL ignores it silently, and every https probe would fail: each variable has its line."""
-    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: Paths(None))
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    ending = ", since a target has an https URL"
-    (line,) = tls.trust_store_mistakes()
-    assert line == (
-        "SSL_CERT_FILE: unset, and the system has no certificates in /etc/cert.pem or "
-        f"/etc/certs; expected a PEM file{ending}"
-    )
-    empty = tmp_path / "empty.pem"
-    empty.touch()
-    for file, why in [
-        (tmp_path / "x", "No such file or directory"),
-        (empty, "no certificates in it"),
-    ]:
-        monkeypatch.setenv("SSL_CERT_FILE", str(file))
-        monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path}:{tmp_path / 'y'}")
-        first, second = tls.trust_store_mistakes()
-        assert first.startswith(f"SSL_CERT_FILE: {file}: {why}")
-        assert first.endswith(f"expected a PEM file{ending}")
-        assert second == (
-            f"SSL_CERT_DIR: {tmp_path}:{tmp_path / 'y'}: not a folder; expected one with "
-            f"certificates{ending}"
-        )
+    """OpenSSL ignores it silently, and every https probe would fail."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CertificateError) as raised:
+        trust_store()
+    assert str(raised.value) == mistake + NEEDED
 
 
-def test_openssl_without_ciphers_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openssl_without_ciphers_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, secret: Mounted
+) -> None:
     """A FIPS configuration without its provider is named in one line."""
 
-    def broken(_: object) -> Any:
+    def broken(*_: object) -> Any:
         error = ssl.SSLError(161, "library has no ciphers")
         error.reason = "LIBRARY_HAS_NO_CIPHERS"
         raise error
 
+    monkeypatch.setenv("OPENSSL_CONF", "/x.cnf")
+    monkeypatch.setattr(ssl, "create_default_context", broken)
     monkeypatch.setattr(ssl, "SSLContext", broken)
-    assert tls.trust_store_mistakes() == [
-        "OPENSSL_CONF: library has no ciphers; expected ciphers, since a target has an https URL"
-    ]
+    expected = "OPENSSL_CONF: /x.cnf: library has no ciphers; expected ciphers"
+    with pytest.raises(CertificateError) as raised:
+        trust_store()
+    assert str(raised.value) == f"{expected}, {NEEDED}"
+    assert mistakes(files_in(secret)) == [expected]
 
 
 def test_the_trust_store_is_as_strict_on_every_python(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,4 +547,4 @@ def test_the_trust_store_is_as_strict_on_every_python(monkeypatch: pytest.Monkey
         return context
 
     monkeypatch.setattr(ssl, "create_default_context", strict)
-    assert not tls.trust_store().verify_flags & ssl.VERIFY_X509_STRICT
+    assert not trust_store().verify_flags & ssl.VERIFY_X509_STRICT
