@@ -164,7 +164,7 @@ def _settings(arguments: argparse.Namespace) -> int:
     rows = prepared.settings.rows()
     if arguments.output == "json":
         shown = [asdict(row) | {"changed": row.changed} for row in rows]
-        output.write(json.dumps(shown, ensure_ascii=False, indent=1))
+        output.write(json.dumps(shown, indent=1))
         return OK
     for row in rows:
         mark = "*" if row.changed else " "

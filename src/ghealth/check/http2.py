@@ -83,7 +83,7 @@ class Connection:
         self._received = b""
         self._has_settings = False
         self.headers: dict[str, str] = {}
-        """The headers of the response, and its trailers once it is complete."""
+        """The headers of the response, and its trailers once it is complete, fit for a terminal."""
 
     @property
     def grpc_status(self) -> int | None:
@@ -94,7 +94,7 @@ class Connection:
     @property
     def grpc_message(self) -> str:
         """The text with the code."""
-        return unquote(self.headers.get("grpc-message", ""))
+        return _printable(unquote(self.headers.get("grpc-message", "")))
 
     def close(self) -> None:
         """Close the connection."""
@@ -135,7 +135,7 @@ class Connection:
                 match event:
                     case h2.events.ResponseReceived() | h2.events.TrailersReceived():
                         self.headers |= {
-                            name.decode("latin-1"): value.decode("latin-1")
+                            name.decode("latin-1"): _printable(value.decode("latin-1"))
                             for name, value in event.headers
                         }
                     case h2.events.DataReceived():
@@ -300,6 +300,11 @@ def _look_up(server: Server, deadline: Deadline) -> list[tuple[socket.AddressFam
 def _addresses(name: bytes, port: int, flags: int = 0) -> list[tuple[socket.AddressFamily, Any]]:
     found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=flags)
     return [(family, address) for family, _, _, _, address in found]
+
+
+def _printable(text: str) -> str:
+    """Return a server's text without control characters, which could change the terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _cause(error: OSError) -> str:

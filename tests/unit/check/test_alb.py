@@ -242,8 +242,10 @@ async def test_a_message_of_any_length_is_received() -> None:
 
 
 async def test_a_servers_text_is_shown_escaped() -> None:
-    """A server's text is shown decoded and quoted, and an unknown code as a number."""
+    """Control characters cannot change the terminal; an unknown code is shown as a number."""
     said = ((":status", "200"), ("grpc-status", "77"), ("grpc-message", "%1B[2Jcl%C3%A9"))
     report = await checked_peer(trailers(*said))
-    assert r"grpc-status 77 (unknown) '\x1b[2Jclé'" in report.text
+    assert "grpc-status 77 (unknown) '?[2Jclé'" in report.text
     assert report.keys["code_name"] is None
+    report = await checked_peer(trailers((":status", "5\x1b[2J"), ("grpc-status", "0")))
+    assert failure(report) == ("HTTP status 5?[2J", alb.FAILED)
