@@ -106,7 +106,7 @@ def main() -> int:
         if ghealth.poll() is not None:
             return ghealth.returncode
         screen.print("run", f"Status page: http://localhost:{ADMIN_PORT}/")
-        screen.print("run", "Lines of \"check\" are the output of: ghealth check --watch")
+        screen.print("run", 'Lines of "check" are the output of: ghealth check --watch')
         stack.callback(_end, screen.follow("check", GHEALTH, "check", "--watch"))
         pressed = stack.enter_context(keys())
         _explain(screen, agent)

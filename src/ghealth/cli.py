@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import asyncio
 
 OK: Final = 0
-MISTAKE: Final = 1
 CANNOT_START: Final = 2
 KILLED_BY: Final = 128
 """Added to a signal's number, as shells do."""
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except output.OutputClosedError:
         return KILLED_BY + signal.SIGPIPE
     except output.OutputError as error:
-        return _report(MISTAKE, f"cannot write: {error}")
+        return _report(flags.MISTAKE, f"cannot write: {error}")
     except process.ResourceError as error:
         return _report(CANNOT_START, f"cannot start: {error}")
 
@@ -117,7 +116,7 @@ def _serve(_arguments: argparse.Namespace) -> int:
 
     prepared = configure()
     if isinstance(prepared, Mistakes):
-        return _report(MISTAKE, *prepared.lines)
+        return _report(flags.MISTAKE, *prepared.lines)
     settings = prepared.settings
 
     async def run() -> None:
@@ -160,7 +159,7 @@ def _settings(arguments: argparse.Namespace) -> int:
 
     prepared = configure()
     if isinstance(prepared, Mistakes):
-        return _report(MISTAKE, *prepared.lines)
+        return _report(flags.MISTAKE, *prepared.lines)
     rows = prepared.settings.rows()
     if arguments.output == "json":
         shown = [asdict(row) | {"changed": row.changed} for row in rows]

@@ -18,7 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.rollout import numbers, traffic
-from ghealth import cli, process
+from ghealth import cli, flags, process
 from ghealth.admin import http, routes
 from ghealth.admin.page import REFRESH
 from ghealth.check import alb, call
@@ -139,7 +139,7 @@ def test_the_exit_codes_are_listed() -> None:
         for command in range(2)
     )
     assert checks == {str(code.value) for code in ExitCode}
-    assert serves == {str(code) for code in (cli.OK, cli.MISTAKE, cli.CANNOT_START)}
+    assert serves == {str(code) for code in (cli.OK, flags.MISTAKE, cli.CANNOT_START)}
     assert f"{cli.KILLED_BY} + n" in rows
 
 
@@ -281,7 +281,7 @@ def test_the_example_of_a_warning_is_what_is_printed() -> None:
     response = alb._Response(code=12, grpc_message="Method not found!")
     group = alb.TargetGroup(path=path, matcher=matcher)
     report = alb._report(Server.parse("10.0.3.17:8080"), group, response, 0.002)
-    assert f"{report.text}\nwarning: {report.warnings[0]}\n```" in COMMANDS
+    assert f"{report.text}\nghealth: warning: {report.warnings[0]}\n```" in COMMANDS
 
 
 def test_the_example_of_mistakes_is_what_is_printed(
@@ -293,7 +293,7 @@ def test_the_example_of_mistakes_is_what_is_printed(
     assert example is not None
     for variable in example[1].split():
         monkeypatch.setenv(*variable.split("=", 1))
-    assert cli.main(["settings"]) == cli.MISTAKE
+    assert cli.main(["settings"]) == flags.MISTAKE
     assert capsys.readouterr().err == example[2]
 
 

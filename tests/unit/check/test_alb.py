@@ -10,7 +10,7 @@ from ghealth.check.report import ExitCode, Report
 from ghealth.check.tls import client_context
 from ghealth.health import CHECK_PATH, REASON_KEY
 from ghealth.matcher import GRPC_CODES, Matcher
-from tests.support.peers import is_silent, nobody, resets, says, target
+from tests.support.peers import is_silent, resets, says, target
 from tests.unit.check.servers import (
     TIMEOUT,
     Answers,
@@ -150,12 +150,6 @@ async def test_silence_is_a_timeout(tls: Any, missing: str) -> None:
     async with target(is_silent, reads=False) as peer:
         report = await checked(peer.port, timeout=0.1, tls=tls)
     assert failure(report) == (f"no {missing} within 0.1 s", alb.TIMED_OUT)
-
-
-async def test_a_refused_connection() -> None:
-    """A refused connection is a failed check."""
-    with nobody() as port:
-        assert failure(await checked(port)) == ("connection refused", alb.FAILED)
 
 
 async def test_https_health_checks_verify_nothing() -> None:
