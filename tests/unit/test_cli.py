@@ -124,12 +124,23 @@ def test_mistakes_in_the_settings(
 
 
 def test_what_the_locale_cannot_show_is_escaped() -> None:
-    """A locale without Unicode ends nothing."""
-    environment = processes.environment() | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(
-        [*processes.COMMAND, "settings"], capture_output=True, env=environment, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
+    """A locale without Unicode ends nothing, and JSON stays JSON."""
+    environment = processes.environment() | {
+        "PYTHONIOENCODING": "ascii",
+        "GHEALTH_SERVICES": '{"é🔴": "http://a/"}',
+    }
+    texts = []
+    for flags in ([], ["--output=json"]):
+        done = subprocess.run(
+            [*processes.COMMAND, "settings", *flags],
+            capture_output=True,
+            env=environment,
+            text=True,
+            check=True,
+        )
+        texts.append(done.stdout)
+    assert r'* GHEALTH_SERVICES={"\xe9\U0001f534": "http://a/"}' in texts[0]
+    assert '{"é🔴": "http://a/"}' in [row["value"] for row in json.loads(texts[1])]
 
 
 def test_a_taken_port_is_one_line() -> None:
