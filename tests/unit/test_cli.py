@@ -371,6 +371,24 @@ def test_as_process_number_1_it_heeds_sigterm() -> None:
         assert ghealth.process.wait(processes.TIMEOUT) == 0
 
 
+def test_a_watch_as_process_number_1_heeds_sigterm() -> None:
+    """Trap 17, for the other command that runs until it is stopped (`docker run … check`)."""
+    unshare = processes.in_namespaces("--pid", "--fork", "--kill-child")
+    with subprocess.Popen(
+        [*unshare, *processes.COMMAND, "check", "--watch", "--addr=unix:/nonexistent"],
+        stdout=subprocess.PIPE,
+        env=processes.environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        (child,) = child_of(process.pid)
+        os.kill(child, signal.SIGTERM)
+        try:
+            assert process.wait(processes.TIMEOUT) == cli.KILLED_BY + signal.SIGTERM
+        finally:
+            process.kill()
+
+
 def child_of(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children") as children:  # noqa: PTH123
         return [int(number) for number in children.read().split()]
