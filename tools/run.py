@@ -18,7 +18,7 @@ from tests.support.gateway import READY, SICK, SILENT, Agent, Gateway, listens, 
 GHEALTH: Final = str(Path(sys.prefix) / "bin" / "ghealth")
 READINESS_PORT, AGENT_PORT, PORT, ADMIN_PORT = 15021, 15020, 25021, 25022
 COLOURS: Final = {"run": 36, "ghealth": 35, "check": 33, "alb": 34}
-STATES: Final = {"s": SICK, "r": READY, "h": SILENT}
+STATES: Final = {"s": ("not ready (503)", SICK), "r": ("ready", READY), "h": ("hang", SILENT)}
 
 
 class Screen:
@@ -106,6 +106,7 @@ def main() -> int:
         if ghealth.poll() is not None:
             return ghealth.returncode
         screen.print("run", f"Status page: http://localhost:{ADMIN_PORT}/")
+        screen.print("run", 'Lines of "check" are the output of: ghealth check --watch')
         stack.callback(_end, screen.follow("check", GHEALTH, "check", "--watch"))
         pressed = stack.enter_context(keys())
         _explain(screen, agent)
@@ -120,9 +121,8 @@ def _explain(screen: Screen, agent: Agent | None) -> None:
     if agent is None:
         screen.print("run", "Ctrl-C ends it.")
     elif sys.stdin.isatty():
-        screen.print(
-            "run", "Press s: not ready (503), r: ready, h: hang, a: check as an ALB, q: quit"
-        )
+        states = ", ".join(f"{key}: {words}" for key, (words, _) in STATES.items())
+        screen.print("run", f"Press {states}, a: check as an ALB, q: quit")
     else:
         screen.print("run", f"Make the gateway fail:  curl -X PUT localhost:{AGENT_PORT}/{SICK}")
         screen.print("run", f"and ready again:        curl -X PUT localhost:{AGENT_PORT}/{READY}")
@@ -144,9 +144,11 @@ def _obey(
             return
         if key == "a":
             screen.follow("alb", GHEALTH, "check", "--as", "alb").wait()
-        elif key in STATES and agent is not None:
-            agent.state = STATES[key]
-            screen.print("run", f"The gateway is {agent.state} now.")
+        elif agent is None or key not in STATES:
+            _explain(screen, agent)
+        else:
+            words, agent.state = STATES[key]
+            screen.print("run", f"Gateway: {words}")
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

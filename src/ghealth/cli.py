@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     process.reset_inherited()
+    # SIGTERM must end every command, and ghealth also during startup. Without a handler, the kernel
+    # ignores the signal for process number 1.
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(KILLED_BY + signum))
     for stream in (sys.stdout, sys.stderr):
         # Without this, a locale without Unicode would raise. A closed stream is None.
         if isinstance(stream, io.TextIOWrapper):
@@ -100,9 +103,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _serve(_arguments: argparse.Namespace) -> int:
-    # SIGTERM must end ghealth also during startup. Without a handler, the kernel ignores the
-    # signal for process number 1.
-    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(KILLED_BY + signum))
     process.require_resources()
     process.limit_arenas()
     # Imported here: gRPC and pydantic take a quarter of a second.
@@ -163,7 +163,7 @@ def _settings(arguments: argparse.Namespace) -> int:
     rows = prepared.settings.rows()
     if arguments.output == "json":
         shown = [asdict(row) | {"changed": row.changed} for row in rows]
-        output.write(json.dumps(shown, ensure_ascii=False, indent=1))
+        output.write(json.dumps(shown, indent=1))
         return OK
     for row in rows:
         mark = "*" if row.changed else " "

@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, NoReturn
 
 from ghealth import output
@@ -13,23 +13,9 @@ MISTAKE: Final = 1
 
 _TRUE: Final = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE: Final = ("0", "f", "F", "FALSE", "false", "False")
-_HELP_COLUMN: Final = 31
-_WIDTH: Final = 78
 
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Formats help without breaking words at their hyphens.
-
-    Args:
-        prog: The program's name.
-    """
-
-    def __init__(self, prog: str) -> None:
-        # Without a width, argparse imports shutil, for the terminal's.
-        super().__init__(prog, max_help_position=_HELP_COLUMN, width=_WIDTH)
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+# Without a width, argparse imports shutil, for the terminal's.
+_HELP: Final = partial(argparse.RawDescriptionHelpFormatter, max_help_position=31, width=78)
 
 
 def parsed_by(parse: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
@@ -64,9 +50,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *, keep_rest: bool = False, **options: Any) -> None:
-        options.setdefault("formatter_class", HelpFormatter)
-        options.setdefault("allow_abbrev", False)
-        super().__init__(**options)
+        super().__init__(formatter_class=_HELP, allow_abbrev=False, **options)
         self._keep_rest = keep_rest
 
     def error(self, message: str) -> NoReturn:

@@ -124,12 +124,23 @@ def test_mistakes_in_the_settings(
 
 
 def test_what_the_locale_cannot_show_is_escaped() -> None:
-    """A locale without Unicode ends nothing."""
-    environment = processes.environment() | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(
-        [*processes.COMMAND, "settings"], capture_output=True, env=environment, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
+    """A locale without Unicode ends nothing, and JSON stays JSON."""
+    environment = processes.environment() | {
+        "PYTHONIOENCODING": "ascii",
+        "GHEALTH_SERVICES": '{"é🔴": "http://a/"}',
+    }
+    texts = []
+    for flags in ([], ["--output=json"]):
+        done = subprocess.run(
+            [*processes.COMMAND, "settings", *flags],
+            capture_output=True,
+            env=environment,
+            text=True,
+            check=True,
+        )
+        texts.append(done.stdout)
+    assert r'* GHEALTH_SERVICES={"\xe9\U0001f534": "http://a/"}' in texts[0]
+    assert '{"é🔴": "http://a/"}' in [row["value"] for row in json.loads(texts[1])]
 
 
 def test_a_taken_port_is_one_line() -> None:
@@ -358,6 +369,24 @@ def test_as_process_number_1_it_heeds_sigterm() -> None:
         (child,) = child_of(ghealth.process.pid)
         os.kill(child, signal.SIGTERM)
         assert ghealth.process.wait(processes.TIMEOUT) == 0
+
+
+def test_a_watch_as_process_number_1_heeds_sigterm() -> None:
+    """Trap 17, for the other command that runs until it is stopped (`docker run … check`)."""
+    unshare = processes.in_namespaces("--pid", "--fork", "--kill-child")
+    with subprocess.Popen(
+        [*unshare, *processes.COMMAND, "check", "--watch", "--addr=unix:/nonexistent"],
+        stdout=subprocess.PIPE,
+        env=processes.environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        (child,) = child_of(process.pid)
+        os.kill(child, signal.SIGTERM)
+        try:
+            assert process.wait(processes.TIMEOUT) == cli.KILLED_BY + signal.SIGTERM
+        finally:
+            process.kill()
 
 
 def child_of(pid: int) -> list[int]:

@@ -282,7 +282,7 @@ def test_the_example_of_a_warning_is_what_is_printed() -> None:
     response = alb._Response(code=12, grpc_message="Method not found!")
     group = alb.TargetGroup(path=path, matcher=matcher)
     report = alb._report(Server.parse("10.0.3.17:8080"), group, response, 0.002)
-    assert f"{report.text}\nwarning: {report.warnings[0]}\n```" in COMMANDS
+    assert f"{report.text}\nghealth: warning: {report.warnings[0]}\n```" in COMMANDS
 
 
 def test_the_example_of_mistakes_is_what_is_printed(

@@ -68,19 +68,6 @@ def test_the_arguments_are_the_processs(monkeypatch: pytest.MonkeyPatch) -> None
     assert parser().parse_args().switch
 
 
-def test_help_breaks_no_word(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A word with hyphens stays in one line."""
-    monkeypatch.setenv("COLUMNS", "60")
-    made = Parser(prog="tool", formatter_class=flags.HelpFormatter)
-    made.add_argument("--flag", help="a few words and one-that-has-many-hyphens-in-it")
-    with pytest.raises(SystemExit) as ended:
-        made.parse_args(["-help"])
-    assert ended.value.code == 0
-    assert " one-that-has-many-hyphens-in-it\n" in capsys.readouterr().out
-
-
 def test_a_subcommand_has_the_same_syntax() -> None:
     """The class serves as the class of subcommands, too."""
     main = argparse.ArgumentParser()

@@ -45,7 +45,6 @@ class Admin:
         targets: The URLs that are probed for each service, secrets masked; it has every service,
             also those without a target.
         probe_timeout: Seconds that a probe may take.
-        host: The name of this pod or machine; None for its host name.
     """
 
     def __init__(
@@ -54,11 +53,10 @@ class Admin:
         targets: Mapping[str, Sequence[str]],
         *,
         probe_timeout: float,
-        host: str | None = None,
     ) -> None:
         self._settings = settings
         self._targets = targets
-        self._host = host or printable(socket.gethostname())
+        self._host = printable(socket.gethostname())  # in a pod, its name
         self._started = time.time()
         self._metrics = Metrics(targets, probe_timeout=probe_timeout)
         self._history = History(targets)

@@ -283,7 +283,7 @@ def _end(connection: http2.Connection) -> _Reply:
 
 def _report(request: Request, reply: _Reply) -> Report:
     status = None if reply.status is None else _status_name(reply.status)
-    reason = _one_line(reply.details if reply.code is None else reply.reason) or None
+    reason = (reply.details if reply.code is None else reply.reason) or None
     exit_code, text = _judged(request, reply, status, reason)
     keys = {
         "exit_code": exit_code.value,
@@ -333,12 +333,7 @@ def _explained(request: Request, reply: _Reply) -> str:
             return f"no answer within {request.rpc_timeout:g} s"
         case Code.NOT_FOUND:
             return f'the server has no service "{request.service}"'
-    return _one_line(reply.details)
-
-
-def _one_line(text: str) -> str:
-    """Return a server's text without control characters, which could change the terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return reply.details
 
 
 def _status_name(number: int) -> str:

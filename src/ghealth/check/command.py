@@ -187,7 +187,7 @@ def _write(report: Report, arguments: argparse.Namespace, *, now: str = "") -> i
         import json
 
         stamp = {"time": now} if now else {}
-        output.write(json.dumps(stamp | dict(report.keys), ensure_ascii=False))
+        output.write(json.dumps(stamp | dict(report.keys)))
     else:
         output.write(f"{now} {report.text}".strip())
         output.report(*(f"warning: {warning}" for warning in report.warnings))

@@ -34,6 +34,13 @@ _MAX_FRAME: Final = 16_384
 _SETTINGS: Final = 4
 _GOAWAY: Final = 7
 
+_KEEPALIVE: Final = [
+    (getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)  # tcp(7); other systems have others
+]
+"""Socket options: after 40 s a watch, which has no deadline, reports that the machine is gone."""
+
 _MAX_WAIT: Final = 1e6
 """Seconds: the longest wait of a socket is 2^31 milliseconds."""
 
@@ -83,7 +90,7 @@ class Connection:
         self._received = b""
         self._has_settings = False
         self.headers: dict[str, str] = {}
-        """The headers of the response, and its trailers once it is complete."""
+        """The headers of the response, and its trailers once it is complete, fit for a terminal."""
 
     @property
     def grpc_status(self) -> int | None:
@@ -94,7 +101,7 @@ class Connection:
     @property
     def grpc_message(self) -> str:
         """The text with the code."""
-        return unquote(self.headers.get("grpc-message", ""))
+        return _printable(unquote(self.headers.get("grpc-message", "")))
 
     def close(self) -> None:
         """Close the connection."""
@@ -135,7 +142,7 @@ class Connection:
                 match event:
                     case h2.events.ResponseReceived() | h2.events.TrailersReceived():
                         self.headers |= {
-                            name.decode("latin-1"): value.decode("latin-1")
+                            name.decode("latin-1"): _printable(value.decode("latin-1"))
                             for name, value in event.headers
                         }
                     case h2.events.DataReceived():
@@ -263,6 +270,10 @@ def _connected(server: Server, deadline: Deadline) -> socket.socket:
                 # An address that does not answer leaves time for the next one.
                 sock.settimeout(deadline.left() / (len(found) - number))
                 sock.connect(address)
+                if server.address is not None:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    for option, value in _KEEPALIVE:
+                        sock.setsockopt(socket.IPPROTO_TCP, option, value)
                 stack.pop_all()
                 return sock
         except OSError as error:
@@ -300,6 +311,11 @@ def _look_up(server: Server, deadline: Deadline) -> list[tuple[socket.AddressFam
 def _addresses(name: bytes, port: int, flags: int = 0) -> list[tuple[socket.AddressFamily, Any]]:
     found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=flags)
     return [(family, address) for family, _, _, _, address in found]
+
+
+def _printable(text: str) -> str:
+    """Return a server's text without control characters, which could change the terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _cause(error: OSError) -> str:

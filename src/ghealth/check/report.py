@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
+from ghealth import flags
 from ghealth.health import Code
 
 
@@ -11,7 +12,7 @@ class ExitCode(IntEnum):
     """The exit codes of a check, which are grpc-health-probe's."""
 
     SERVING = 0
-    MISTAKE = 1
+    MISTAKE = flags.MISTAKE
     NO_CONNECTION = 2
     RPC_FAILED = 3
     NOT_SERVING = 4

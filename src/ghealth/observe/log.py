@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 from ghealth.events import OTHER, ConnectionsCut, Event, RequestAnswered, StatusChanged, log_event
@@ -197,13 +196,13 @@ def logging_to(stream: TextIO | None, *, level: str, as_json: bool) -> Iterator[
 class TextFormatter(logging.Formatter):
     """Formats a record as text for a terminal: one line, and the stack below it if there is one."""
 
+    # Times are in UTC (RFC 3339).
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 - the base class defines it
-        """Format a record's time in UTC (RFC 3339)."""
-        moment = datetime.fromtimestamp(record.created, UTC)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class JsonFormatter(TextFormatter):

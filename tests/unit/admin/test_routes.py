@@ -29,6 +29,11 @@ ALB, GRPC = "ELB-HealthChecker/2.0", "grpc-go/1.70.0"
 ROWS = (Row("GHEALTH_PROBE_URL", "http://***@x/?***", "http://localhost/", "Where to probe"),)
 
 
+@pytest.fixture(autouse=True)
+def _host_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "gw-7f9c")
+
+
 class Target:
     """A probe with a given result, which may hang."""
 
@@ -81,7 +86,7 @@ async def run(
 ) -> AsyncGenerator[Running, None]:
     """Serve an admin port beside a checker of these targets."""
     urls = {name: [f"http://{name or 'gateway'}/ready"] for name in targets}
-    admin = Admin(ROWS, urls | {LIVENESS: []}, probe_timeout=3.0, host="gw-7f9c")
+    admin = Admin(ROWS, urls | {LIVENESS: []}, probe_timeout=3.0)
     emit = fan_out(admin.sinks)
     checker = Checker(targets, cache_ttl=cache_ttl, watch_interval=1.0, emit=emit)
     open_watches = {watchers_of.replace("gateway", ""): n for watchers_of, n in watchers.items()}
@@ -332,8 +337,8 @@ async def test_refresh_can_be_switched_off() -> None:
     assert b"\r\nContent-Security-Policy: default-src 'none';" in answer
 
 
-async def test_without_a_name_it_is_the_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a pod it is the pod's name; bytes that are not UTF-8 are shown, in settings too."""
+async def test_bytes_that_are_not_utf_8_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel accepts any in a host name, and the environment in a setting."""
     monkeypatch.setattr(socket, "gethostname", lambda: "gw\udcff")
     rows = (Row("GHEALTH_TLS_CERT_FILE", "/c\udcff.pem", "", ""),)
     admin = Admin(rows, {"": []}, probe_timeout=3.0)

@@ -10,7 +10,7 @@ from ghealth.check.report import ExitCode, Report
 from ghealth.check.tls import client_context
 from ghealth.health import CHECK_PATH, REASON_KEY
 from ghealth.matcher import GRPC_CODES, Matcher
-from tests.support.peers import is_silent, nobody, resets, says, target
+from tests.support.peers import is_silent, resets, says, target
 from tests.unit.check.servers import (
     TIMEOUT,
     Answers,
@@ -152,12 +152,6 @@ async def test_silence_is_a_timeout(tls: Any, missing: str) -> None:
     assert failure(report) == (f"no {missing} within 0.1 s", alb.TIMED_OUT)
 
 
-async def test_a_refused_connection() -> None:
-    """A refused connection is a failed check."""
-    with nobody() as port:
-        assert failure(await checked(port)) == ("connection refused", alb.FAILED)
-
-
 async def test_https_health_checks_verify_nothing() -> None:
     """An expired certificate is good enough, as for an ALB, and no server name is sent."""
     names: list[str | None] = []
@@ -242,8 +236,10 @@ async def test_a_message_of_any_length_is_received() -> None:
 
 
 async def test_a_servers_text_is_shown_escaped() -> None:
-    """A server's text is shown decoded and quoted, and an unknown code as a number."""
+    """Control characters cannot change the terminal; an unknown code is shown as a number."""
     said = ((":status", "200"), ("grpc-status", "77"), ("grpc-message", "%1B[2Jcl%C3%A9"))
     report = await checked_peer(trailers(*said))
-    assert r"grpc-status 77 (unknown) '\x1b[2Jclé'" in report.text
+    assert "grpc-status 77 (unknown) '?[2Jclé'" in report.text
     assert report.keys["code_name"] is None
+    report = await checked_peer(trailers((":status", "5\x1b[2J"), ("grpc-status", "0")))
+    assert failure(report) == ("HTTP status 5?[2J", alb.FAILED)

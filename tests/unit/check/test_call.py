@@ -103,15 +103,22 @@ def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
     ],
 )
 async def test_an_answer_becomes_an_exit_code(
-    transport: Transport, servicer: Health | None, exit_code: int, text: str
+    servicer: Health | None, exit_code: int, text: str
 ) -> None:
     """Exit codes are grpc-health-probe's, but UNAVAILABLE with ghealth's reason is 4."""
+    async with serving(servicer) as port:
+        report = await checked(port, service="s" * 200)
+    assert (report.exit_code, report.text) == (exit_code, text)
+
+
+async def test_every_transport_carries_a_request_and_its_answer(transport: Transport) -> None:
+    """TLS with and without verification and client certificates, and compression."""
+    servicer = Health(NOT_SERVING, reason="draining")
     server, options = transport
     async with serving(servicer, server) as port:
         report = await checked(port, service="s" * 200, **options)
-    assert (report.exit_code, report.text) == (exit_code, text)
-    if servicer is not None:
-        assert servicer.service == "s" * 200
+    assert (report.exit_code, report.text) == (ExitCode.NOT_SERVING, "NOT_SERVING: draining")
+    assert servicer.service == "s" * 200
 
 
 @pytest.mark.parametrize(

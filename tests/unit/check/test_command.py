@@ -169,8 +169,6 @@ def test_tls(
         (["localhost:1"], "unexpected argument 'localhost:1'"),
         (["--addr=a:1", "--as=alb", "a"], "unexpected argument 'a'"),
         (["--addr=a:1", "--watch", "a"], "unexpected argument 'a'"),
-        (["-other"], "unknown flag -other"),
-        (["--as=nlb"], "argument --as: invalid choice: 'nlb' (choose from 'alb')"),
         (
             ["-rpc-timeout=1d"],
             "argument --rpc-timeout: invalid value '1d'; expected a duration such as 5s or 500ms",
@@ -304,25 +302,21 @@ def test_text_output(capsys: pytest.CaptureFixture[str], arguments: list[str]) -
 @pytest.mark.parametrize("arguments", [[], ["--as=alb"]])
 @pytest.mark.usefixtures("asked")
 def test_json_output(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    """The keys of the report are one line."""
+    """The keys of the report are one line, in ASCII: whatever the locale can write, it is JSON."""
     run("-addr=a:1", "--output=json", *arguments)
     printed = capsys.readouterr()
-    assert printed.out == '{"reason": "é"}\n'
+    assert printed.out == '{"reason": "\\u00e9"}\n'
     assert printed.err == ""
 
 
 @pytest.mark.usefixtures("asked")
 def test_a_watch_prints_each_change(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each line begins with the time in UTC; the last one decides the exit code."""
+    """Each line has the time in UTC, in JSON too; the last one decides the exit code."""
     assert run("-addr=a:1", "--watch") == ExitCode.SERVING
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" ")[2] for line in lines] == ["NOT_SERVING: é", "status: SERVING"]
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ", line) for line in lines)
 
-
-@pytest.mark.usefixtures("asked")
-def test_a_watch_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each change is an object with its time."""
     run("-addr=a:1", "--watch", "--output=json")
     for line in capsys.readouterr().out.splitlines():
         assert list(json.loads(line)) == ["time", "reason"]
@@ -359,17 +353,3 @@ def test_an_alb(asked: list[Any]) -> None:
         (Server.parse("a:1"), TargetGroup()),
         (Server.parse("a:1"), TargetGroup(path="/", matcher=matcher, timeout=1.0)),
     ]
-
-
-def test_a_check_as_a_process() -> None:
-    """The whole command: a port without a server means no connection."""
-    with nobody("127.0.0.1") as port:
-        done = subprocess.run(
-            [sys.executable, "-m", "ghealth", "check", f"-addr=:{port}", "-connect-timeout=.1s"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == ExitCode.NO_CONNECTION
-    assert done.stdout.startswith(f'failed to connect to ":{port}" within 0.1 s')
-    assert done.stderr == ""

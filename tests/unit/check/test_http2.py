@@ -3,6 +3,7 @@ import errno
 import os
 import socket
 import threading
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -150,6 +151,18 @@ async def test_a_server_that_drips_does_not_lengthen_the_time() -> None:
         server = Server.parse(f"127.0.0.1:{peer.port}")
         with pytest.raises(TimeoutError):
             await asyncio.to_thread(http2.connect, server, http2.Deadline(0.3), is_grpc=True)
+
+
+def test_a_machine_that_is_gone_ends_a_connection() -> None:
+    """A Watch has no deadline; TCP asks whether the other side is there, within a minute."""
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = Server.parse(f"127.0.0.1:{listening.getsockname()[1]}")
+        with closing(http2.connect(server, http2.Deadline(FOREVER))) as connection:
+            sock = connection._sock
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            idle, interval, count = [sock.getsockopt(socket.IPPROTO_TCP, one) for one in options]
+    assert idle + interval * count < 60
 
 
 @pytest.mark.parametrize(
