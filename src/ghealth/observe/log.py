@@ -38,8 +38,6 @@ _MINUTE: Final = 60.0
 MAX_PATHS: Final = 20
 """Paths that are logged because no load balancer should check them."""
 
-_SHORTAGES: Final[dict[str, str]] = {"memory": "memory is short"}
-
 
 class Log:
     """A sink that logs each change of a status, of a reason or of what a kind of caller gets.
@@ -72,7 +70,7 @@ class Log:
                     self._log_path(event)
                 self._log_answer(event, now)
             case ConnectionsCut(address=address, count=count, reason=reason):
-                why = _SHORTAGES.get(reason, f"too many {reason}")
+                why = "memory is short" if reason == "memory" else f"too many {reason}"
                 text = f"cut {count} connections of {address}: {why}"
                 fields = {"address": address, "count": count, "reason": reason}
                 self._limited.add(logging.WARNING, "connections_cut", reason, text, fields)
