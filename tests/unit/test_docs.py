@@ -21,7 +21,7 @@ from bench.rollout import numbers, traffic
 from ghealth import cli, flags, process
 from ghealth.admin import http, routes
 from ghealth.admin.page import REFRESH
-from ghealth.check import alb, call
+from ghealth.check import alb, call, http2
 from ghealth.check.addresses import Server
 from ghealth.check.report import ExitCode
 from ghealth.events import ConnectionsCut, RequestAnswered, StatusChanged
@@ -412,6 +412,7 @@ FIGURE = re.compile(rf"(?<![\w.,])\d[\d,.]*\s?{UNITS}")
 
 def known_figures() -> set[str]:
     """Return the figures that follow from constants."""
+    idle, interval, count = http2.KEEPALIVE.values()
     ttl, timeout = DEFAULTS.cache_ttl, DEFAULTS.probe_timeout
     alerts = page("deploy/observability/prometheusrule.yaml")
     project = tomllib.loads(page("pyproject.toml"))
@@ -426,6 +427,7 @@ def known_figures() -> set[str]:
         f"{log.MAX_LINES_PER_MINUTE} lines a minute",
         f"{RECOMMENDED_MEMORY >> 20} MiB",
         f"{guard.BUSY_INTERVAL * 1000:g} ms",
+        f"{idle + interval * count} s",
         f"{http.MAX_CONNECTIONS} connections",
         f"{http.HEAD_TIMEOUT + http.ANSWER_TIMEOUT:g} s",
         f"{http.MAX_HEAD // 1024} KiB",

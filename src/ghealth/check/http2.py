@@ -34,12 +34,9 @@ _MAX_FRAME: Final = 16_384
 _SETTINGS: Final = 4
 _GOAWAY: Final = 7
 
-_KEEPALIVE: Final = [
-    (getattr(socket, name), value)
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
-    if hasattr(socket, name)  # tcp(7); other systems have others
-]
-"""Socket options: after 40 s a watch, which has no deadline, reports that the machine is gone."""
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""Socket options (tcp(7)): after 40 s a watch, which has no deadline, reports that the machine is
+gone."""
 
 _MAX_WAIT: Final = 1e6
 """Seconds: the longest wait of a socket is 2^31 milliseconds."""
@@ -272,8 +269,9 @@ def _connected(server: Server, deadline: Deadline) -> socket.socket:
                 sock.connect(address)
                 if server.address is not None:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                    for option, value in _KEEPALIVE:
-                        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+                    for name, value in KEEPALIVE.items():
+                        with suppress(AttributeError):  # of another system
+                            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
                 stack.pop_all()
                 return sock
         except OSError as error:
