@@ -63,8 +63,7 @@ class ServerCertificate:
         self._files = files
         self._lock = threading.Lock()
         self._problem = ""
-        self._contents = _read(files)
-        _verify(files, self._contents)
+        self._contents = _verified(files)
 
     def credentials(self) -> grpc.ServerCredentials:
         """Return gRPC's credentials for one port; each port has separate ones.
@@ -95,12 +94,10 @@ class ServerCertificate:
         """
         with self._lock:
             try:
-                contents = _read(self._files)
-                if contents != self._contents:
+                if _read(self._files) != self._contents:
                     # At each handshake while they are not valid: it takes 1 ms, and the cause may
                     # be a lack of descriptors that is soon over.
-                    _verify(self._files, contents)
-                    self._contents = contents
+                    self._contents = _verified(self._files)
                     message = "serving with the new certificate"
                     log_event(_log, logging.INFO, "certificate_replaced", message)
                 self._problem = ""
@@ -162,6 +159,28 @@ def _read(files: Files) -> _Contents:
 
     cert, key = contents(_CERT, files.cert), contents(_KEY, files.key)
     return cert, key, contents(_CLIENT_CA, files.client_ca)
+
+
+_READS: Final = 3
+
+
+def _verified(files: Files) -> _Contents:
+    """Read the files and verify them.
+
+    OpenSSL reads the files itself, and Kubernetes can replace them meanwhile: what it has found is
+    true only of contents that are the same before and after.
+    """
+    for _ in range(_READS):
+        contents, problem = _read(files), None
+        try:
+            _verify(files, contents)
+        except CertificateError as error:
+            problem = error
+        if _read(files) == contents:
+            if problem:
+                raise problem
+            return contents
+    raise CertificateError(f"{_CERT}: {files.cert}: keeps changing; expected a file at rest")
 
 
 _SUPPORTED_KEYS: Final = (

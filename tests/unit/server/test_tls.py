@@ -241,6 +241,38 @@ def test_a_handshake_verifies_only_a_new_pair(
     assert [fetch() for _ in range(5)] == [None, None, (new, None), None, None]
 
 
+@pytest.mark.parametrize("times", [1, 9])
+def test_files_that_change_while_they_are_verified_are_read_again(
+    secret: Mounted,
+    fetches: Fetches,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    times: int,
+) -> None:
+    """OpenSSL reads the files itself, so half of a pair that is gone could be served."""
+    caplog.set_level(logging.INFO)
+    verify, pairs = tls._verify, [pair_of(AUTHORITY) for _ in range(times)]
+    last = pairs[0]
+
+    def replaced(files: Files, contents: Any) -> None:
+        if pairs:
+            secret.swap(pairs.pop())
+        verify(files, contents)
+
+    ServerCertificate(files_in(secret)).credentials()
+    (fetch,) = fetches.ports
+    monkeypatch.setattr(tls, "_verify", replaced)
+    secret.swap(pair_of(AUTHORITY))
+    if times == 1:
+        assert fetch() == (last, None)
+        assert events(caplog) == [("certificate_replaced", "")]
+        return
+    assert fetch() is None
+    ((event, reason),) = events(caplog)
+    assert event == "certificate_rejected"
+    assert reason.endswith(": keeps changing; expected a file at rest")
+
+
 def openssl_pair(folder: Path, *options: str) -> Files:
     """Make a self-signed pair with a key of a kind that trustme does not make."""
     files = Files(folder / "c.pem", folder / "k.pem", None)
