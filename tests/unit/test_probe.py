@@ -539,8 +539,9 @@ async def test_a_certificate_that_does_not_verify_names_the_cause(
     options: dict[str, Any], kind: ReasonKind | None
 ) -> None:
     """The authority, the time and the name in the URL have different reasons."""
-    names = options.pop("names", ("localhost",))
-    async with target(answers(200), tls=server_context(*names, **options)) as gateway:
+    rest = {name: value for name, value in options.items() if name != "names"}
+    context = server_context(*options.get("names", ("localhost",)), **rest)
+    async with target(answers(200), tls=context) as gateway:
         found = await probed(f"https://localhost:{gateway.port}/")
     assert found == (READY if kind is None else not_ready(kind))
 
