@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import sys
 import threading
 import warnings
 from contextlib import suppress
@@ -63,7 +64,7 @@ def require_resources() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Where the hard limit is infinite (macOS), the kernel may have a lower one.
     with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_at_most_max(hard), hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(MAX_DESCRIPTORS, _finite(hard)), hard))
     _require_threads(_serving_threads())
 
 
@@ -88,13 +89,13 @@ def limit_arenas() -> None:
 
 
 def descriptor_limit() -> int:
-    """Return how many descriptors this process may have, at most `MAX_DESCRIPTORS`."""
+    """Return how many descriptors this process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _at_most_max(soft)
+    return _finite(soft)
 
 
-def _at_most_max(limit: int) -> int:
-    return MAX_DESCRIPTORS if limit == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, limit)
+def _finite(limit: int) -> int:
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def _require_threads(threads: int) -> None:

@@ -11,6 +11,7 @@ import math
 import os
 import select
 import socket
+import stat
 import struct
 import sys
 import time
@@ -22,6 +23,7 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from ghealth.events import ConnectionsCut, CutReason, Sink
+from ghealth.process import MAX_DESCRIPTORS
 from ghealth.server.limits import (
     KERNEL_BUFFER,
     MAX_CALLS,
@@ -34,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 ROOM: Final = 0.75
 """Above a limit, connections are cut until this fraction of it is left. Connections without a call
-are cut when this fraction of the descriptors is in use."""
+are cut when they use this fraction of the descriptors."""
 
 MEMORY_STEP: Final = 8 << 20
 """Bytes more than at the start after which freed memory is returned to the system."""
@@ -111,19 +113,18 @@ class Connections:
     """
 
     def __init__(self) -> None:
-        self._nothing = os.open(os.devnull, os.O_RDONLY)
-        self._duplicate = os.open(os.devnull, os.O_RDONLY)
         self._statm = os.open("/proc/self/statm", os.O_RDONLY)
+        self._duplicate = os.dup(self._statm)
         self._listening = select.epoll()
-        self._kept = {self._nothing, self._duplicate, self._statm, self._listening.fileno()}
+        self._kept = {self._statm, self._duplicate, self._listening.fileno()}
         self._arrived = asyncio.Event()
 
     def close(self) -> None:
         """Close the reserved descriptors."""
         asyncio.get_running_loop().remove_reader(self._listening.fileno())
         self._listening.close()
-        for descriptor in (self._nothing, self._duplicate, self._statm):
-            os.close(descriptor)
+        os.close(self._duplicate)
+        os.close(self._statm)
 
     def memory(self) -> int:
         """Return the bytes that this process has for itself: what a control group counts."""
@@ -180,9 +181,13 @@ class Connections:
         try:
             for descriptor in self._descriptors():
                 try:
+                    # A duplicate of a file would, when it is closed, release the locks that a
+                    # program that serves inside itself has on it (fcntl(2)).
+                    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                        continue
                     os.dup2(descriptor, self._duplicate, inheritable=False)
                     found = socket.socket(fileno=self._duplicate)
-                except OSError:  # closed, or not a socket
+                except OSError:  # closed
                     continue
                 try:
                     is_ip = found.family in (socket.AF_INET, socket.AF_INET6)
@@ -191,7 +196,7 @@ class Connections:
                 finally:
                     found.detach()
         finally:
-            os.dup2(self._nothing, self._duplicate, inheritable=False)
+            os.dup2(self._statm, self._duplicate, inheritable=False)
 
     def _descriptors(self) -> Collection[int]:
         try:
@@ -279,7 +284,7 @@ class Guard:
         limit: int | None,
     ) -> None:
         self._max_calls = MAX_CALLS + max_watches
-        self._max_descriptors = descriptors * ROOM
+        self._descriptors = descriptors
         self._emit = emit
         self._clock = clock
         if connections is None:
@@ -297,11 +302,22 @@ class Guard:
         # The fewest descriptors of the current interval, and of the one before: above them,
         # connections are new.
         self._fewest = self._settled = math.inf
+        # What each connection had sent when the interval began, and the one before: an honest
+        # client has sent much only in a long time.
+        self._sent: dict[Peer, int] = {}
+        self._sent_before: dict[Peer, int] = {}
+        # The descriptors that are no connections: a program that serves inside itself has others.
+        self._others = self._connections.count()
         self._settles_at = clock() + SETTLED_AFTER
 
     def close(self) -> None:
-        """Release the descriptors."""
+        """Release the descriptors, and guard nothing from now on.
+
+        A call can still arrive if the server could not be stopped. The numbers of the descriptors
+        can then belong to other files.
+        """
         self._connections.close()
+        self._connections = NoConnections()
 
     def serve(self, ports: Iterable[int]) -> None:
         """Guard the connections to these ports, and limit their receive buffers.
@@ -360,19 +376,20 @@ class Guard:
         count, used, now = self._connections.count(), self._connections.memory(), self._clock()
         self._fewest = min(self._fewest, count)
         if now >= self._settles_at:
-            self._settles_at = now + SETTLED_AFTER
-            self._settled, self._fewest = self._fewest, count
-        is_busy = count > min(self._settled, self._fewest, self._max_descriptors / 2)
-        if count > self._max_descriptors:
+            self._settle(count, used, now)
+        is_busy = count > min(self._settled, self._fewest, self._others + self._room() / 2)
+        if count > self._others + self._room():
+            silence = {peer: silence for peer, (silence, _) in self._all()}
             in_use = {call.peer for call in self._calls}
-            idle = {peer: silence for peer, (silence, _) in self._all() if peer not in in_use}
-            silent_first = sorted(idle, key=idle.__getitem__, reverse=True)
-            excess = count - self._max_descriptors * ROOM
-            self._shed("connections", dict.fromkeys(silent_first, 1), excess)
+            idle = sorted(silence.keys() - in_use, key=silence.__getitem__, reverse=True)
+            excess = len(silence) - self._room() * ROOM
+            self._shed("connections", dict.fromkeys(idle, 1), excess)
         is_short = used > min(self._usual + self._max_growth, self._max_memory)
         if is_short:
-            # A check on a new connection has sent less, and is not cut.
-            held = {peer: sent for peer, (_, sent) in self._all() if sent > MAX_HEADERS}
+            before = self._sent_before
+            recent = {peer: sent - before.get(peer, 0) for peer, (_, sent) in self._all()}
+            # An honest client has sent less, and is not cut.
+            held = {peer: sent for peer, sent in recent.items() if sent > MAX_HEADERS}
             self._shed("memory", held, used - self._at_start)
         if is_busy:
             return SHORT_INTERVAL if is_short else BUSY_INTERVAL
@@ -381,6 +398,18 @@ class Guard:
             self._trimmed_at = now
             self._trim()
         return CALM_INTERVAL
+
+    def _room(self) -> float:
+        return min(MAX_DESCRIPTORS, self._descriptors - self._others) * ROOM
+
+    def _settle(self, count: int, used: int, now: float) -> None:
+        self._settles_at = now + SETTLED_AFTER
+        self._settled, self._fewest = self._fewest, count
+        sent = {peer: sent for peer, (_, sent) in self._all()}
+        self._others = count - len(sent)
+        if sent.keys() <= self._sent.keys():  # no connection is new, but other descriptors can be
+            self._usual = used
+        self._sent_before, self._sent = self._sent, sent
 
     def cut_all(self) -> None:
         """Cut every connection, because an open one can keep the server from stopping."""

@@ -150,6 +150,8 @@ async def _serve(
         stack.callback(logger.removeFilter, _is_worth_a_line)
     threads = _threads()
     server = grpc.aio.server(options=OPTIONS)
+    # Before anything is awaited: meanwhile other tasks of a program could start threads.
+    _lower_priority(_threads() - threads)
     if settings.reflection:
         server.add_generic_rpc_handlers(reflection.handlers(servicer.guarded))
     server.add_generic_rpc_handlers((AllPaths(servicer),))
@@ -168,7 +170,6 @@ async def _serve(
     )
     guard.serve((*ports.listen, *ports.tls_listen))
     await server.start()
-    _lower_priority(_threads() - threads)
     guarding = asyncio.create_task(guard.run())
     stack.callback(guarding.cancel)
     _log_start(prepared, ports)

@@ -362,7 +362,7 @@ class HealthServicer:
             guarded = self._guard.enter(context.peer())
             # It counts until its answer is sent, which is later than the return of the handler.
             context.add_done_callback(lambda _: self._guard.leave(guarded))  # type: ignore[arg-type]
-            user_agent, size = _headers(context)
+            user_agent, size = _headers(context, path)
             call = _Call(method, path, context, user_agent, guarded)
             self._answering_now += 1
             try:
@@ -420,12 +420,13 @@ async def _finish(context: Context, answer: Answer, message: bytes) -> bytes:
     return message
 
 
-def _headers(context: Context) -> tuple[str, int]:
+def _headers(context: Context, path: str) -> tuple[str, int]:
     """Return the caller's user agent, and the size of its headers as HTTP/2 defines it.
 
-    gRPC refuses too large headers only when the client has acknowledged the limit.
+    gRPC refuses too large headers only when the client has acknowledged the limit. Of the
+    pseudo-headers, grpc.aio shows only the path.
     """
-    metadata = [(name, value) for name, value in context.invocation_metadata() or ()]
+    metadata = [(":path", path), *(context.invocation_metadata() or ())]
     user_agent = " ".join(str(value) for name, value in metadata if name == "user-agent")
     return user_agent, sum(32 + len(name) + len(value) for name, value in metadata)
 

@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ghealth.probe import Probe, ProbeResult
 from ghealth.server import guard, listen, servicer
+from ghealth.server import listen as listening
 from ghealth.server import serve as serving_module
 from ghealth.server.limits import MAX_WATCHES_PER_CONNECTION, OPTIONS, RESERVED_STREAMS
 from ghealth.server.listen import ListenError
@@ -617,15 +618,29 @@ async def test_a_caller_that_goes_away_leaves_no_line_of_grpcs(
     assert [record.getMessage() for record in caplog.records] == ["None", ""] * 2
 
 
-def test_the_event_loop_runs_before_grpcs_threads() -> None:
-    """The threads that a server starts have a lower priority than those that there were."""
+async def test_the_event_loop_runs_before_grpcs_threads(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The threads that gRPC starts have a lower priority; those of a program around it have not."""
     ended = threading.Event()
-    before = serving_module._threads()
-    thread = threading.Thread(target=ended.wait)
-    thread.start()
-    serving_module._lower_priority(serving_module._threads() - before | {2**22})
-    priority = functools.partial(os.getpriority, os.PRIO_PROCESS)
-    assert priority(thread.native_id or 0) == min(19, priority(0) + serving_module.GRPC_NICENESS)
+    threads = [threading.Thread(target=ended.wait, daemon=True) for _ in range(2)]
+    create, bind = grpc.aio.server, listening.admin_sockets
+
+    def server(**options: Any) -> Any:
+        threads[0].start()
+        return create(**options)
+
+    def sockets(settings: Settings) -> Any:
+        threads[1].start()
+        return bind(settings)
+
+    monkeypatch.setattr(grpc.aio, "server", server)
+    monkeypatch.setattr(serving_module, "admin_sockets", sockets)
+    async with run():
+        of = functools.partial(os.getpriority, os.PRIO_PROCESS)
+        lower = min(19, of(0) + serving_module.GRPC_NICENESS)
+        assert [of(thread.native_id or 0) for thread in threads] == [lower, of(0)]
+    serving_module._lower_priority([2**22])  # it has ended
     ended.set()
 
 

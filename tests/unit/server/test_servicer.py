@@ -248,7 +248,9 @@ async def test_headers_before_the_acknowledgement_are_refused(serve: Serve, meth
     async with serve(probe) as served:
         path = f"/{SERVICE_NAME}/{method}"
         reply = await wire.call(served.port, wire.EMPTY_MESSAGE, path=path, headers=HUGE)
-    assert (reply.code, reply.headers["grpc-message"]) == (8, "headers too large")
+        long = await wire.call(served.port, wire.EMPTY_MESSAGE, path="/" + "x" * 20_000)
+    for refused in (reply, long):
+        assert (refused.code, refused.headers["grpc-message"]) == (8, "headers too large")
     assert probe.attempts == 0
 
 
