@@ -26,7 +26,8 @@ CAUGHT: Final = {"killed", "timeout"}
 """What mutmut calls a change that a test noticed, by a failure or because it did not end."""
 
 EXPLAINED: Final = {
-    "it is as false as False": ("self._watches_ended = None",),
+    "it is as false as False": ("self._watches_ended = None", "self._closed = None"),
+    "it is as false as no addresses": ("self._fixed: Sequence[str] = None",),
     "it is unequal to every status, as None is": ('last_sent: Status | None = ""',),
     "during the drain, check() returns DRAINING whatever it was given": ("_answer(service, None)",),
     "there is one result for each name": (
@@ -45,47 +46,10 @@ EXPLAINED: Final = {
         "(health, user_agent, None)",
     ),
     "httpx writes methods in capitals": ('    "get",',),
-    "h11 checks the headers and the path; any word is a method": (
-        'h11.Request(method="XXGETXX",',
-        'h11.Request(method="get",',
-    ),
-    "httpx reads no certificates for None, and the next line replaces its pool": (
-        "super().__init__(verify=None,",
-    ),
-    "httpx reads the environment only if it makes a context": (
-        "super().__init__(verify=trust, trust_env=None",
-        "super().__init__(verify=trust, trust_env=True",
-        "super().__init__(verify=trust, )",
-    ),
-    "the pool is closed after one request, and with it the connection": (
-        "max_keepalive_connections=None",
-        "max_keepalive_connections=1",
-        "ssl_context=trust, network_backend=network",
-    ),
-    "only the addresses of the result are used, not the port": (
-        "look_up(host, None)",
-        "self._addresses.find(host, None)",
-    ),
-    "only the types of the exception and of its causes are used, for the reason": (
-        "raise httpcore.ConnectError(None)",
-        "raise httpcore.ConnectError(str(None))",
-        "raise h11.RemoteProtocolError(None)",
-        'raise h11.RemoteProtocolError("XX',
-        'raise h11.RemoteProtocolError("RESPONSE',
-    ),
-    "it wakes up in vain while the last attempts to connect continue": (
-        "if (waiting) or True else None",
-    ),
-    "a request without timeouts passes None; `WithTimeout` limits the whole probe": (
-        "self._stream.read(min(max_bytes, READ_SIZE), None)",
-        "self._stream.read(min(max_bytes, READ_SIZE), )",
-        "self._stream.write(buffer, None)",
-        "self._stream.write(buffer, )",
-        "self._stream.start_tls(ssl_context, server_hostname, None)",
-        "self._stream.start_tls(ssl_context, server_hostname, )",
-    ),
-    "httpcore asks only for HTTP/2 and for connections that are used again": (
-        "self._stream.get_extra_info(None)",
+    "of this request only the URL and the headers are used": ('    "XXGETXX",',),
+    "only the order of the ranks counts": ("return 3 if number in _NO_FAMILY",),
+    "an address that occurs for each kind of socket is used once": (
+        "socket.getaddrinfo(host, None, flags=flags)",
     ),
 }
 """Why a change has no effect, and a part of the changed line of each such change."""

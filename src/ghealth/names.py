@@ -46,7 +46,7 @@ class Addresses:
         if self._found is None or self._found.done():
             found: Future[Sequence[str]] = Future()
             found.set_running_or_notify_cancel()  # a cancelled probe does not cancel it
-            thread = threading.Thread(target=self._run, args=(found,), name="look-up", daemon=True)
+            thread = threading.Thread(target=self._run, args=(found,), daemon=True)
             try:
                 thread.start()
             except RuntimeError:

@@ -646,7 +646,10 @@ async def test_a_plain_target_needs_no_tls(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ((SICK, READY, SICK), (False, "probe 1 of 3: gateway answered 503")),
         ((READY, SICK, READY), (False, "probe 2 of 3: gateway answered 503")),
-        ((READY, ProbeResult(ready=True, reason=answered(204))), (True, "gateway answered 204")),
+        (
+            (READY, READY, ProbeResult(ready=True, reason=answered(204))),
+            (True, "gateway answered 204"),
+        ),
     ],
 )
 async def test_several_probes_are_ready_if_all_are(results: Any, expected: Any) -> None:
