@@ -378,7 +378,9 @@ def main() -> int:
     parser.add_argument("--pictures", action="store_true", help="write docs/page*.png")
     pictures = parser.parse_args().pictures
     with ExitStack() as stack:
-        browser = Browser(stack.enter_context(tempfile.TemporaryDirectory()))
+        # A process of the browser that ends last may still write.
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        browser = Browser(stack.enter_context(folder))
         stack.callback(browser.close)
         if pictures:
             take_pictures(browser)
