@@ -1,6 +1,6 @@
 """Answers every call on the gRPC port: grpc.health.v1.Health, and all other paths.
 
-Only this module, reflection and the client use the protobuf messages.
+Only this module and reflection use the protobuf messages.
 """
 
 import asyncio
