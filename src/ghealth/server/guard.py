@@ -49,9 +49,9 @@ MEMORY_SHARE: Final = 0.1
 """Memory is short when new connections have taken this fraction of what was free at the start: the
 rest can be gone a moment later. Without new connections it is short at `ROOM`."""
 
-CALM_INTERVAL: Final = 0.4
-"""Seconds between two inspections while no new connection is noticed. Headers before the
-acknowledgement can fill 100 MiB in this time."""
+CALM_INTERVAL: Final = 1.0
+"""Seconds between two inspections while no new connection is noticed. About one in a hundred is
+missed; with headers before the acknowledgement, one connection can fill 20 MiB."""
 
 BUSY_INTERVAL: Final = 0.02
 """Seconds from a new connection to an inspection, and between two while there are new connections,
@@ -117,7 +117,6 @@ class Connections:
         self._duplicate = os.dup(self._statm)
         self._listening = select.epoll()
         self._kept = {self._statm, self._duplicate, self._listening.fileno()}
-        self._arrived = asyncio.Event()
 
     def close(self) -> None:
         """Close the reserved descriptors."""
@@ -148,7 +147,7 @@ class Connections:
                 host, port = found.getpeername()[:2]
                 yield Peer(_plain(host), port), found
 
-    def listen(self, ports: Collection[int]) -> None:
+    def listen(self, ports: Collection[int], arrived: Callable[[], object]) -> None:
         """Notice new connections, and limit the kernel's receive buffer of each.
 
         The buffer can be 6 MiB otherwise. Accepted sockets inherit the limit from those that
@@ -156,6 +155,8 @@ class Connections:
 
         Args:
             ports: The server's ports. Call this before the server accepts connections.
+            arrived: Called when there is a new connection. One that gRPC accepts very quickly can
+                be missed.
         """
         for found in self._sockets(ports):
             # The kernel doubles this number (socket(7)).
@@ -163,19 +164,12 @@ class Connections:
             # It stays registered after the duplicate is closed, as gRPC's descriptor is open
             # (epoll(7)). Edge-triggered: gRPC accepts the connection.
             self._listening.register(found, select.EPOLLIN | select.EPOLLET)
-        asyncio.get_running_loop().add_reader(self._listening.fileno(), self._arrive)
 
-    async def new(self) -> None:
-        """Wait for a connection that is newer than the last one waited for.
+        def notice() -> None:
+            self._listening.poll(0)
+            arrived()
 
-        One that gRPC accepts very quickly can be missed.
-        """
-        await self._arrived.wait()
-        self._arrived.clear()
-
-    def _arrive(self) -> None:
-        self._listening.poll(0)
-        self._arrived.set()
+        asyncio.get_running_loop().add_reader(self._listening.fileno(), notice)
 
     def _sockets(self, ports: Collection[int]) -> Iterator[socket.socket]:
         try:
@@ -210,7 +204,7 @@ class NoConnections(Connections):
     """No connections: on a system other than Linux they cannot be found, and are not limited."""
 
     def __init__(self) -> None:
-        self._arrived = asyncio.Event()
+        pass
 
     def close(self) -> None:
         """Do nothing."""
@@ -227,7 +221,7 @@ class NoConnections(Connections):
         """Yield nothing."""
         return iter(())
 
-    def listen(self, ports: Collection[int]) -> None:
+    def listen(self, ports: Collection[int], arrived: Callable[[], object]) -> None:
         """Do nothing."""
 
 
@@ -309,6 +303,8 @@ class Guard:
         # The descriptors that are no connections: a program that serves inside itself has others.
         self._others = self._connections.count()
         self._settles_at = clock() + SETTLED_AFTER
+        self._next_look: asyncio.TimerHandle | None = None
+        self._is_calm = False
 
     def close(self) -> None:
         """Release the descriptors, and guard nothing from now on.
@@ -316,6 +312,8 @@ class Guard:
         A call can still arrive if the server could not be stopped. The numbers of the descriptors
         can then belong to other files.
         """
+        if self._next_look is not None:
+            self._next_look.cancel()
         self._connections.close()
         self._connections = NoConnections()
 
@@ -327,7 +325,7 @@ class Guard:
                 yet.
         """
         self._ports = frozenset(ports)
-        self._connections.listen(self._ports)
+        self._connections.listen(self._ports, self._arrived)
 
     def enter(self, name: str) -> OpenCall:
         """Count a new call, and return it, for `leave`.
@@ -350,21 +348,26 @@ class Guard:
         """
         self._calls.pop(call, None)
 
-    async def run(self) -> None:
-        """Inspect the connections when there are new ones, until it is cancelled."""
-        while True:
-            seconds = BUSY_INTERVAL
-            try:
-                seconds = self.look()
-            except Exception:
-                _log.exception("guarding failed", extra={"event": "internal_error"})
-            try:
-                if seconds == CALM_INTERVAL:
-                    async with asyncio.timeout(CALM_INTERVAL):
-                        await self._connections.new()
-                await asyncio.sleep(min(seconds, BUSY_INTERVAL))
-            except TimeoutError:
-                continue
+    def start(self) -> None:
+        """Inspect the connections again and again, soon after there is a new one, until `close`."""
+        seconds = BUSY_INTERVAL
+        try:
+            seconds = self.look()
+        except Exception:
+            _log.exception("guarding failed", extra={"event": "internal_error"})
+        self._is_calm = seconds == CALM_INTERVAL
+        self._look_in(seconds)
+
+    def _arrived(self) -> None:
+        if self._is_calm:
+            self._is_calm = False
+            self._look_in(BUSY_INTERVAL)
+
+    def _look_in(self, seconds: float) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
+        # Not a task that sleeps: without callers, its turns would be most of what ghealth costs.
+        self._next_look = asyncio.get_running_loop().call_later(seconds, self.start)
 
     def look(self) -> float:
         """Inspect descriptors and memory once, and cut connections above a limit.

@@ -170,8 +170,7 @@ async def _serve(
     )
     guard.serve((*ports.listen, *ports.tls_listen))
     await server.start()
-    guarding = asyncio.create_task(guard.run())
-    stack.callback(guarding.cancel)
+    guard.start()
     _log_start(prepared, ports)
     on_started(ports)
 

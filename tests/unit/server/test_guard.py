@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,13 +47,14 @@ class FakeConnections(Connections):
         self.used = AT_START
         self.others = others
         self.breaks = False
-        self.arrived = asyncio.Event()
+        self.arrive: Callable[[], object] = print
 
     def close(self) -> None:
         self.sent.clear()
 
-    def listen(self, ports: Collection[int]) -> None:
+    def listen(self, ports: Collection[int], arrived: Callable[[], object]) -> None:
         assert set(ports) == {PORT}
+        self.arrive = arrived
 
     def memory(self) -> int:
         return self.used
@@ -62,10 +63,6 @@ class FakeConnections(Connections):
         if self.breaks:
             raise OSError
         return len(self.sent) + self.others
-
-    async def new(self) -> None:
-        await self.arrived.wait()
-        self.arrived.clear()
 
     def each(self, ports: Collection[int]) -> Iterator[tuple[Peer, socket.socket]]:
         assert set(ports) == {PORT}
@@ -339,7 +336,7 @@ def test_a_new_connection_is_inspected_often_until_it_is_settled(scene: Scene) -
 async def test_it_waits_for_new_connections_and_a_failure_does_not_end_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A new connection is inspected at once, and a failed inspection is logged and repeated."""
+    """A new connection is inspected soon, a failed inspection is repeated, and `close` ends it."""
     scene = Scene(monkeypatch)
     loop = asyncio.get_running_loop()
     looks: list[float] = []
@@ -350,13 +347,18 @@ async def test_it_waits_for_new_connections_and_a_failure_does_not_end_it(
         return real()
 
     monkeypatch.setattr(scene.guard, "look", look)
-    running = asyncio.create_task(scene.guard.run())
+    scene.guard.start()
     await asyncio.sleep(CALM_INTERVAL * 1.5)
-    scene.connections.arrived.set()
+    scene.connections.arrive()
+    await asyncio.sleep(BUSY_INTERVAL / 2)
+    scene.connections.arrive()  # the inspection is not put off
     await asyncio.sleep(CALM_INTERVAL / 2)
     scene.connections.breaks = True
     await asyncio.sleep(CALM_INTERVAL)
-    running.cancel()
+    scene.guard.close()
+    number = len(looks)
+    await asyncio.sleep(2 * CALM_INTERVAL)
+    assert len(looks) == number
     steps = [round(b - a, 3) for a, b in pairwise(looks)]
     assert steps[0] == CALM_INTERVAL
     assert steps[1] == pytest.approx(CALM_INTERVAL / 2 + BUSY_INTERVAL, abs=0.001)
@@ -462,18 +464,18 @@ async def test_new_connections_are_noticed_and_the_kernel_buffers_little_of_each
 ) -> None:
     """A connection has the buffer of the socket that listens; data of old ones is not noticed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        connections.listen([listener.getsockname()[1]])
+        arrived = asyncio.Event()
+        connections.listen([listener.getsockname()[1]], arrived.set)
         client = socket.create_connection(listener.getsockname())
         async with asyncio.timeout(20):
-            await connections.new()
+            await arrived.wait()
+        arrived.clear()
         accepted = listener.accept()[0]
         assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == KERNEL_BUFFER
         client.sendall(b"x")
-        waiting = asyncio.create_task(connections.new())
         for _ in range(10):
             await asyncio.sleep(0)
-        assert not waiting.done()
-        waiting.cancel()
+        assert not arrived.is_set()
         client.close()
         accepted.close()
 
