@@ -38,6 +38,7 @@ _RATE: Final = 10
 _WATCHERS: Final = 100
 _LEAVERS_RATE: Final = 400.0
 _SETTLE: Final = 1.5  # longer than CACHE_TTL
+_CALM: Final = 5.0  # longer than ghealth's guard inspects often after a new connection
 _FREED: Final = 17.0
 """Seconds until ghealth has returned the memory of a flood to the system."""
 
@@ -139,14 +140,14 @@ def starting(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
 
 
 def idle(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
-    """Measure CPU and wake-ups without any caller."""
+    """Measure CPU and wake-ups without any caller, some seconds after the last one."""
     found: Found = {name: {} for name in names}
 
     def used(contender: Contender) -> tuple[float, int]:
         return figures.cpu(contender.pid), figures.wake_ups(contender.pid)
 
     with gateway(kind) as envoy, all_running(names, envoy.url) as programs:
-        time.sleep(_SETTLE)
+        time.sleep(_CALM)
         for _ in rounds:
             before = {name: used(one) for name, one in programs.items()}
             time.sleep(_WINDOW)
