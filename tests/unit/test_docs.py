@@ -369,33 +369,28 @@ FIGURE = re.compile(rf"(?<![\w.,])\d[\d,.]*\s?{UNITS}")
 def known_figures() -> set[str]:
     """Return the figures that follow from constants."""
     idle, interval, count = http2.KEEPALIVE.values()
-    ttl, timeout = DEFAULTS.cache_ttl, DEFAULTS.probe_timeout
     alerts = page("deploy/observability/prometheusrule.yaml")
-    project = tomllib.loads(page("pyproject.toml"))
+    coverage = tomllib.loads(page("pyproject.toml"))["tool"]["coverage"]
+    largest_head = httpcore.AsyncHTTP11Connection.MAX_INCOMPLETE_EVENT_SIZE
     # An alert on the last so many minutes that holds for some more fires after the sum of both.
     waits = re.findall(r"\[(\d+)m\]\)\) > 0\s.*?for: (\d+)m", alerts, re.DOTALL)
-    return {
-        *(f"{int(window) + int(holds)} minutes" for window, holds in waits),
-        f"{ttl:g} s",
-        f"{timeout:g} s",
-        f"{servicer.DEADLINE_MARGIN * 1000:g} ms",
-        f"{servicer.MESSAGE_TIMEOUT:g} s",
-        f"{log.MAX_LINES_PER_MINUTE} lines a minute",
-        f"{RECOMMENDED_MEMORY >> 20} MiB",
-        f"{guard.BUSY_INTERVAL * 1000:g} ms",
-        f"{idle + interval * count} s",
-        f"{http.MAX_CONNECTIONS} connections",
-        f"{http.HEAD_TIMEOUT + http.ANSWER_TIMEOUT:g} s",
-        f"{http.MAX_HEAD // 1024} KiB",
-        f"{httpcore.AsyncHTTP11Connection.MAX_INCOMPLETE_EVENT_SIZE // 1024} KiB",
-        f"{process.MAX_DESCRIPTORS:,} descriptors",
-        f"{MAX_USER_AGENT} characters",
-        f"{routes.CHECK_TIMEOUT:g} s",
-        f"{routes.SCRAPE_MARGIN:g} s",
-        f"{REFRESH} s",
-        *(f"{minutes} minutes" for minutes in re.findall(r"(?:for: |\[)(\d+)m\b", alerts)),
-        f"{project['tool']['coverage']['report']['fail_under']} %",
+    minutes = {int(number) for number in re.findall(r"(?:for: |\[)(\d+)m\b", alerts)}
+    seconds = {DEFAULTS.cache_ttl, DEFAULTS.probe_timeout, servicer.MESSAGE_TIMEOUT, REFRESH}
+    seconds |= {idle + interval * count, http.HEAD_TIMEOUT + http.ANSWER_TIMEOUT}
+    seconds |= {routes.CHECK_TIMEOUT, routes.SCRAPE_MARGIN}
+    figures: dict[str, set[float]] = {
+        "s": seconds,
+        "ms": {servicer.DEADLINE_MARGIN * 1000, guard.BUSY_INTERVAL * 1000},
+        "minutes": minutes | {int(window) + int(holds) for window, holds in waits},
+        "lines a minute": {log.MAX_LINES_PER_MINUTE},
+        "MiB": {RECOMMENDED_MEMORY >> 20},
+        "KiB": {http.MAX_HEAD // 1024, largest_head // 1024},
+        "connections": {http.MAX_CONNECTIONS},
+        "descriptors": {process.MAX_DESCRIPTORS},
+        "characters": {MAX_USER_AGENT},
+        "%": {coverage["report"]["fail_under"]},
     }
+    return {f"{value:,g} {unit}" for unit, values in figures.items() for value in values}
 
 
 OUTSIDE_FIGURES = {
