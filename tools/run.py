@@ -1,7 +1,7 @@
 """`make run`: a gateway, ghealth beside it, and the output of both."""
 
 import os
-import queue
+import select
 import signal
 import subprocess
 import sys
@@ -66,22 +66,15 @@ class Screen:
 
 
 @contextmanager
-def keys() -> Iterator["queue.SimpleQueue[str]"]:
-    """Receive the keys that are pressed, if there is a terminal."""
-    pressed: queue.SimpleQueue[str] = queue.SimpleQueue()
+def single_keys() -> Iterator[None]:
+    """Make the terminal, if there is one, deliver each key when it is pressed."""
     if not sys.stdin.isatty():
-        yield pressed
+        yield
         return
-
-    def read() -> None:
-        while key := sys.stdin.read(1):
-            pressed.put(key)
-
     before = termios.tcgetattr(sys.stdin)
     tty.setcbreak(sys.stdin)
-    threading.Thread(target=read, daemon=True).start()
     try:
-        yield pressed
+        yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
@@ -108,10 +101,10 @@ def main() -> int:
         screen.print("run", f"Status page: http://localhost:{ADMIN_PORT}/")
         screen.print("run", 'Lines of "check" are the output of: ghealth check --watch')
         stack.callback(_end, screen.follow("check", GHEALTH, "check", "--watch"))
-        pressed = stack.enter_context(keys())
+        stack.enter_context(single_keys())
         _explain(screen, agent)
         try:
-            _obey(screen, agent, ghealth, pressed)
+            _obey(screen, agent, ghealth)
         except KeyboardInterrupt:
             print()
     return 0
@@ -128,17 +121,16 @@ def _explain(screen: Screen, agent: Agent | None) -> None:
         screen.print("run", f"and ready again:        curl -X PUT localhost:{AGENT_PORT}/{READY}")
 
 
-def _obey(
-    screen: Screen,
-    agent: Agent | None,
-    ghealth: "subprocess.Popen[str]",
-    pressed: "queue.SimpleQueue[str]",
-) -> None:
+def _obey(screen: Screen, agent: Agent | None, ghealth: "subprocess.Popen[str]") -> None:
     """Run the commands of the keys until ghealth ends."""
+    keyboard = [sys.stdin] if sys.stdin.isatty() else []
     while ghealth.poll() is None:
-        try:
-            key = pressed.get(timeout=0.5)
-        except queue.Empty:
+        ready, _, _ = select.select(keyboard, [], [], 0.5)
+        if not ready:
+            continue
+        key = os.read(sys.stdin.fileno(), 1).decode(errors="replace")
+        if not key:  # the terminal is gone
+            keyboard = []
             continue
         if key == "q":
             return

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -25,18 +26,7 @@ from ghealth.health import (
 )
 from ghealth.observe.callers import Caller
 from ghealth.observe.metrics import Metrics
-from ghealth.server import guard
-from ghealth.server.limits import (
-    KERNEL_BUFFER,
-    MAX_CALLS,
-    MAX_HEADERS,
-    MAX_PENDING,
-    MAX_WATCHES_PER_CONNECTION,
-    READ_BUFFER,
-    RECOMMENDED_MEMORY,
-    RESERVED_STREAMS,
-    SETTINGS_TIMEOUT,
-)
+from ghealth.server import guard, limits
 from ghealth.server.servicer import MAX_REFLECTIONS, MESSAGE_TIMEOUT
 from ghealth.settings import Row, Settings
 
@@ -106,7 +96,7 @@ RESULTS: Final = {
 }
 
 
-MEMORY_LIMIT: Final = RECOMMENDED_MEMORY >> 20
+MEMORY_LIMIT: Final = limits.RECOMMENDED_MEMORY >> 20
 """MiB that deploy/ recommends as limit."""
 
 AT_REST: Final = 40
@@ -117,10 +107,10 @@ MIB: Final = 1024
 LIMITS: Final = (
     ("`ghealth check`: HEALTHCHECK, and one by `kubectl exec`", 2, 25 * MIB),
     ("connections", process.MAX_DESCRIPTORS, 16.5),
-    ("their bytes in gRPC", process.MAX_DESCRIPTORS, READ_BUFFER / 1024),
-    ("their bytes in the kernel", process.MAX_DESCRIPTORS, KERNEL_BUFFER / 1024),
-    ("calls that Python has not accepted yet", MAX_PENDING, 23),
-    ("calls under way, reflection and waiting checks among them", MAX_CALLS, 29),
+    ("their bytes in gRPC", process.MAX_DESCRIPTORS, limits.READ_BUFFER / 1024),
+    ("their bytes in the kernel", process.MAX_DESCRIPTORS, limits.KERNEL_BUFFER / 1024),
+    ("calls that Python has not accepted yet", limits.MAX_PENDING, 23),
+    ("calls under way, reflection and waiting checks among them", limits.MAX_CALLS, 29),
     ("watches, by default", DEFAULTS.max_watches, 29),
 )
 """Limits, and what each costs in KiB: measured, with the largest headers that are accepted."""
@@ -155,21 +145,12 @@ def settings() -> str:
     )
 
 
-def _reasons(meanings: Mapping[ReasonKind, str]) -> str:
+def reasons(meanings: Mapping[ReasonKind, str]) -> str:
+    """List reasons with their meanings."""
     return _table(
         "| reason | what happened |",
         (f"| {_example(kind)} | {meaning} |" for kind, meaning in meanings.items()),
     )
-
-
-def reasons() -> str:
-    """List the reasons that a probe can have."""
-    return _reasons(PROBE_REASONS)
-
-
-def other_reasons() -> str:
-    """List the reasons that come from ghealth itself."""
-    return _reasons(OTHER_REASONS)
 
 
 def answers() -> str:
@@ -177,8 +158,7 @@ def answers() -> str:
     sick = Health(Status.NOT_SERVING, Reason(ReasonKind.ANSWERED, "503"))
 
     def cell(answer: Answer) -> str:
-        is_ok = answer.code is Code.OK
-        return f"`OK` + `{answer.name}`" if is_ok else f"`{answer.name}`"
+        return f"`OK` + `{answer.name}`" if answer.code is Code.OK else f"`{answer.name}`"
 
     rows = []
     for name, policy in POLICIES.items():
@@ -191,11 +171,8 @@ def answers() -> str:
 def metrics() -> str:
     """List every metric of ghealth with its type, labels and meaning."""
     made = Metrics([GATEWAY], probe_timeout=DEFAULTS.probe_timeout)
-    made(
-        RequestAnswered(
-            method=OTHER, path="/", user_agent="", service=None, answer=Answer(Code.UNAVAILABLE)
-        )
-    )
+    answer = Answer(Code.UNAVAILABLE)
+    made(RequestAnswered(method=OTHER, path="/", user_agent="", service=None, answer=answer))
     made.render("", {GATEWAY: ALIVE}, {})
     rows = []
     for family in made.collect():
@@ -264,7 +241,7 @@ def _size(kib: float) -> str:
     return f"{kib / MIB:g} MiB" if kib >= MIB else f"{kib:g} KiB"
 
 
-def limits() -> str:
+def all_limits() -> str:
     """Show what untrusted clients can hold: limits, costs and their sum."""
     rows = [
         f"| {name} | {most} | {_size(cost)} | {most * cost / MIB:.1f} MiB |"
@@ -282,26 +259,18 @@ def limits() -> str:
 
 def limits_of_one() -> str:
     """Show what one connection or one address can hold."""
-    return _table(
-        "| limit | |",
-        (
-            f"| {name} | {value} |"
-            for name, value in {
-                "calls on a connection": RESERVED_STREAMS + MAX_WATCHES_PER_CONNECTION,
-                "watches on a connection": MAX_WATCHES_PER_CONNECTION,
-                "headers of a call": f"{MAX_HEADERS // 1024} KiB",
-                "time until a client acknowledges SETTINGS": f"{SETTINGS_TIMEOUT:g} s",
-                "time for a call's message": f"{MESSAGE_TIMEOUT:g} s",
-                "reflection streams in all": MAX_REFLECTIONS,
-                "connections in all, until some without a call are cut": (
-                    f"{process.MAX_DESCRIPTORS * guard.ROOM:g}"
-                ),
-                "memory that is not used yet at the start, until connections are cut": (
-                    f"{guard.ROOM:.0%}"
-                ),
-            }.items()
-        ),
-    )
+    cut_above = process.MAX_DESCRIPTORS * guard.ROOM
+    most = {
+        "calls on a connection": limits.RESERVED_STREAMS + limits.MAX_WATCHES_PER_CONNECTION,
+        "watches on a connection": limits.MAX_WATCHES_PER_CONNECTION,
+        "headers of a call": f"{limits.MAX_HEADERS // 1024} KiB",
+        "time until a client acknowledges SETTINGS": f"{limits.SETTINGS_TIMEOUT:g} s",
+        "time for a call's message": f"{MESSAGE_TIMEOUT:g} s",
+        "reflection streams in all": MAX_REFLECTIONS,
+        "connections in all, until some without a call are cut": f"{cut_above:g}",
+        "memory that is not used yet at the start, until connections are cut": f"{guard.ROOM:.0%}",
+    }
+    return _table("| limit | |", (f"| {name} | {value} |" for name, value in most.items()))
 
 
 def out_after() -> str:
@@ -324,15 +293,15 @@ def out_after_picture() -> str:
 
 TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "settings": settings,
-    "reasons": reasons,
-    "other reasons": other_reasons,
+    "reasons": partial(reasons, PROBE_REASONS),
+    "other reasons": partial(reasons, OTHER_REASONS),
     "answers": answers,
     "metrics": metrics,
     "results": results,
     "callers": callers,
     "flags": check_flags,
     "out after": out_after,
-    "limits": limits,
+    "limits": all_limits,
     "limits of one": limits_of_one,
 }
 

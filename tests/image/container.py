@@ -89,19 +89,16 @@ class Container:
     def process(self) -> dict[str, str]:
         """Return the kernel's status of its process."""
         status = Path(f"/proc/{self.inspect()['State']['Pid']}/status").read_text()
-        return {name: value.strip() for name, _, value in map(_parted, status.splitlines())}
+        return dict(re.findall(r"^(\w+):[ \t]*(.*)$", status, re.MULTILINE))
 
-    def memory(self) -> tuple[int, int]:
-        """Return the memory limit and the peak, in bytes, cache included."""
+    def memory_limit(self) -> int:
+        """Return the memory limit, in bytes."""
         groups = Path(f"/proc/{self.inspect()['State']['Pid']}/cgroup").read_text()
-        if version_1 := re.search(r"^\d+:memory:(.*)$", groups, re.MULTILINE):
-            group = Path(f"/sys/fs/cgroup/memory{version_1[1]}")
-            files = ("memory.limit_in_bytes", "memory.max_usage_in_bytes")
+        if version_1 := re.search(r"^\d+:memory:/(.*)$", groups, re.MULTILINE):
+            file = f"memory/{version_1[1]}/memory.limit_in_bytes"
         else:
-            group = Path(f"/sys/fs/cgroup{groups.strip().removeprefix('0::')}")
-            files = ("memory.max", "memory.peak")
-        limit, peak = (int((group / file).read_text()) for file in files)
-        return limit, peak
+            file = f"{groups.strip().removeprefix('0::/')}/memory.max"
+        return int((Path("/sys/fs/cgroup") / file).read_text())
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of its log."""
@@ -129,10 +126,6 @@ class Container:
 def _succeed(done: "subprocess.CompletedProcess[str]") -> None:
     if done.returncode:
         raise RuntimeError(f"{' '.join(done.args)} failed:\n{done.stderr}")
-
-
-def _parted(line: str) -> tuple[str, str, str]:
-    return line.partition(":")
 
 
 @contextmanager

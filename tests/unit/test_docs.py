@@ -33,7 +33,6 @@ from ghealth.health import (
     Answer,
     Code,
     Health,
-    Reason,
     ReasonKind,
     Result,
     Status,
@@ -42,11 +41,10 @@ from ghealth.matcher import GRPC_CODES, Matcher
 from ghealth.observe import log
 from ghealth.observe.log import Log
 from ghealth.printable import MAX_USER_AGENT
-from ghealth.server import guard, serve, servicer
+from ghealth.server import guard, servicer
 from ghealth.server.limits import RECOMMENDED_MEMORY
 from ghealth.settings import Row, Settings
 from tests.support.fakes import answered
-from tests.support.peers import answers, target
 from tools import prose, tables
 from tools.tables import (
     DEFAULTS,
@@ -70,10 +68,6 @@ def page(name: str) -> str:
 
 def words_in_code(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text)
-
-
-def section(text: str, heading: str) -> str:
-    return re.split(r"^#+ ", text.partition(f"# {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def table(text: str, first: str) -> list[list[str]]:
@@ -149,92 +143,70 @@ def test_the_exit_codes_are_listed() -> None:
 
 def documented_keys() -> dict[str, set[str]]:
     """Return the keys that docs/commands.md lists for each event."""
-    name = re.compile(r"`(\w+)`")
     return {
-        event: set(name.findall(keys))
+        event: set(re.findall(r"`(\w+)`", keys))
         for events, _, keys in table(COMMANDS, "`event`")
-        for event in name.findall(events)
+        for event in words_in_code(events)
     }
 
 
-def written_events() -> dict[str, set[str]]:
-    """Return each event in the source, with the keys that a call names."""
-    found: dict[str, set[str]] = {}
-    for file in SOURCES:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if not isinstance(node, ast.Call) or not isinstance(
-                node.func, ast.Name | ast.Attribute
+def written_keys() -> dict[str, set[str]]:
+    """Return each event that a call of `log_event` in the source names, with the keys."""
+    found = {}
+    for node in ast.walk(ast.parse("\n".join(path.read_text() for path in SOURCES))):
+        match node:
+            case ast.Call(
+                func=ast.Name("log_event"),
+                args=[_, _, ast.Constant(str(event)), *_],
+                keywords=keywords,
             ):
-                continue
-            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
-            texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
-            if name == "log_event":
-                for text in texts[:1]:
-                    keys = {keyword.arg for keyword in node.keywords if keyword.arg}
-                    found.setdefault(str(text), set()).update(keys)
-            for keyword in node.keywords:
-                if keyword.arg == "extra" and isinstance(keyword.value, ast.Dict):
-                    for value in keyword.value.values:
-                        if isinstance(value, ast.Constant):
-                            found.setdefault(str(value.value), set())
+                found[event] = {keyword.arg for keyword in keywords if keyword.arg}
     return found
 
 
-def test_every_event_of_the_log_is_documented(caplog: pytest.LogCaptureFixture) -> None:
-    """docs/commands.md lists the events that the code writes, and no others."""
-    # The two that the formatter and the queue write themselves.
-    others = {"message", "log_lines_dropped"}
-    assert set(documented_keys()) == {*written_events(), *limited_events(caplog), *others}
-
-
-def test_the_keys_of_events_are_documented() -> None:
-    """docs/commands.md lists the keys that a call in the source names."""
-    documented = documented_keys()
-    for event, keys in written_events().items():
-        assert keys <= documented[event], event
-    assert documented["started"] - written_events()["started"] == {
-        "listen",
-        "tls_listen",
-        "admin_listen",
-    }
-    assert '"dropped": count' in Path(log.__file__).read_text()
-    assert documented["log_lines_dropped"] == {"dropped"}
-
-
-def limited_events(caplog: pytest.LogCaptureFixture) -> dict[str, set[str]]:
+def limited_keys(caplog: pytest.LogCaptureFixture) -> dict[str, set[str]]:
     """Return the events whose lines are limited, with the keys that are written."""
     now, sick = 0.0, Health(Status.NOT_SERVING, answered(503))
     sink = Log([GATEWAY], lambda: now)
     with caplog.at_level(logging.INFO, "ghealth"):
         for number in range(16):
             found = Health(Status.SERVING, answered(number))
-            for event in (
-                StatusChanged(service=GATEWAY, previous=sick, health=found, held_seconds=1),
-                StatusChanged(service="b", previous=found, health=found, held_seconds=1),
-                ConnectionsCut(address="", count=1, reason="calls"),
+            answer = Answer(Code(number), reason=answered(503))
+            sink(StatusChanged(service=GATEWAY, previous=sick, health=found, held_seconds=1))
+            sink(StatusChanged(service="b", previous=found, health=found, held_seconds=1))
+            sink(ConnectionsCut(address="", count=1, reason="calls"))
+            sink(
                 RequestAnswered(
-                    method="Check",
-                    path=CHECK_PATH,
-                    user_agent="",
-                    service=GATEWAY,
-                    answer=Answer(Code(number), reason=answered(503)),
-                ),
-            ):
-                sink(event)
+                    method="Check", path=CHECK_PATH, user_agent="", service=GATEWAY, answer=answer
+                )
+            )
         sink.close()
-    found_keys: dict[str, set[str]] = {}
-    for record in caplog.records:
-        fields = vars(record)
-        found_keys.setdefault(fields["event"], set()).update(fields["fields"])
-    return found_keys
+    keys: dict[str, set[str]] = {}
+    for record in map(vars, caplog.records):
+        keys.setdefault(record["event"], set()).update(record["fields"])
+    return keys
 
 
-def test_the_keys_of_limited_events_are_documented(caplog: pytest.LogCaptureFixture) -> None:
-    """docs/commands.md lists the keys of the events that are written by changes, and no others."""
-    limited = limited_events(caplog)
+def test_every_event_of_the_log_is_documented(caplog: pytest.LogCaptureFixture) -> None:
+    """docs/commands.md lists the events that the code writes, and no others."""
+    source = "\n".join(path.read_text() for path in SOURCES)
+    bugs = set(re.findall(r'extra={"event": "(\w+)"}', source))
+    # The two that the formatter and the queue write themselves.
+    others = {"message", "log_lines_dropped"}
+    assert set(documented_keys()) == {*written_keys(), *limited_keys(caplog), *bugs, *others}
+
+
+def test_the_keys_of_events_are_documented(caplog: pytest.LogCaptureFixture) -> None:
+    """docs/commands.md lists the keys of each event, and for limited events no others."""
+    documented, limited = documented_keys(), limited_keys(caplog)
     assert len(limited) == 4
-    for event, keys in limited.items():
-        assert keys == documented_keys()[event], event
+    assert limited.items() <= documented.items()
+    for event, keys in written_keys().items():
+        assert keys <= documented[event], event
+    addresses = {"listen", "tls_listen", "admin_listen"}
+    assert documented["started"] - written_keys()["started"] == addresses
+    assert '"dropped": count' in Path(log.__file__).read_text()
+    assert documented["log_lines_dropped"] == {"dropped"}
 
 
 # What the commands print.
@@ -251,29 +223,21 @@ def test_the_keys_of_the_json_output_are_documented() -> None:
     assert rows["`settings`"] == [*Row.__dataclass_fields__, "changed"]
 
 
-async def test_the_output_in_the_readme_is_what_is_printed() -> None:
-    """The example of `ghealth check --as alb` is its output beside a gateway that answers 503."""
-    example = re.search(
-        r"```console\n\$ ghealth check --as alb\n(.*?)```", page("README.md"), re.DOTALL
-    )
-    assert example is not None
-    async with target(answers(503)) as gateway:
-        url = f"http://127.0.0.1:{gateway.port}/"
-        settings = Settings.model_validate(
-            {"listen": "127.0.0.1:0", "admin_listen": "off", "probe_url": url, "drain_delay": "0s"}
-        )
-        started: asyncio.Future[serve.Ports] = asyncio.get_running_loop().create_future()
-        stop = asyncio.Event()
-        serving = asyncio.create_task(
-            serve.serve(settings, shutdown_trigger=stop.wait, on_started=started.set_result)
-        )
-        port = (await started).listen[0]
-        server = Server.parse(f"127.0.0.1:{port}")
-        report = await asyncio.to_thread(alb.check, server, alb.TargetGroup())
-        stop.set()
-        await serving
-    printed = re.sub(r"in \d+ ms", "in 5 ms", report.text.replace(f":{port}", ":25021"))
-    assert printed == example[1].rstrip()
+def console(name: str, command: str) -> re.Match[str]:
+    """Return the example of a command on a page: its first group is the output."""
+    found = re.search(rf"```console\n\$ {command}\n(.*?)```", page(name), re.DOTALL)
+    assert found is not None
+    return found
+
+
+def test_what_an_alb_gets_is_what_the_readme_has() -> None:
+    """The code and the example are the default answer to an ALB while the gateway answers 503."""
+    sick = Health(Status.NOT_SERVING, answered(503))
+    answer = POLICIES[DEFAULTS.answer](sick, ALB_USER_AGENT, DEFAULTS.status_callers)
+    assert f"**`{answer.name}`** ({answer.code.value})" in page("README.md")
+    response = alb._Response(code=answer.code, grpc_message=str(answer.reason))
+    report = alb._report(Server.parse("127.0.0.1:25021"), alb.TargetGroup(), response, 0.005)
+    assert console("README.md", "ghealth check --as alb")[1] == f"{report.text}\n"
 
 
 def test_the_example_of_a_warning_is_what_is_printed() -> None:
@@ -289,10 +253,8 @@ def test_the_example_of_mistakes_is_what_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """docs/configuration.md has the lines that its example prints."""
-    text = page("docs/configuration.md")
-    example = re.search(r"```console\n\$ (.*?) ghealth\n(.*?)```", text, re.DOTALL)
-    assert example is not None
-    for variable in example[1].split():
+    example = console("docs/configuration.md", "(?P<variables>.*?) ghealth")
+    for variable in example["variables"].split():
         monkeypatch.setenv(*variable.split("=", 1))
     assert cli.main(["settings"]) == flags.MISTAKE
     assert capsys.readouterr().err == example[2]
@@ -310,29 +272,23 @@ def test_the_examples_of_settings_are_valid() -> None:
 
 async def test_the_example_of_embedding_runs(caplog: pytest.LogCaptureFixture) -> None:
     """The program in docs/embedding.md serves its own probe, and drains on SIGTERM."""
-    example = re.search(r"```python\n(.*?)```", page("docs/embedding.md"), re.DOTALL)
-    assert example is not None
+    example = page("docs/embedding.md").partition("```python\n")[2].partition("```")[0]
     started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     found: list[int] = []
 
-    def note(_text: str, port: int) -> None:
-        started.set_result(port)
-
     async def ask() -> None:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{await started}") as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            for jobs in range(0, 101, 100):
-                for number in range(jobs):
-                    program["jobs"].put_nowait(str(number))
-                answer = await stub.Check(health_pb2.HealthCheckRequest())
-                found.append(answer.status)
-                await asyncio.sleep(DEFAULTS.cache_ttl)  # a result is fresh for that long
+            check = health_pb2_grpc.HealthStub(channel).Check
+            found.append((await check(health_pb2.HealthCheckRequest())).status)
+            for _ in range(100):
+                program["jobs"].put_nowait("")
+            await asyncio.sleep(DEFAULTS.cache_ttl)  # a result is fresh for that long
+            found.append((await check(health_pb2.HealthCheckRequest())).status)
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.Event().wait()
 
-    source = example[1].replace("[::]:25021", "127.0.0.1:0")
-    program: dict[str, Any] = {"__name__": "example", "print": note}
-    exec(compile(source, "docs/embedding.md", "exec"), program)  # noqa: S102
+    program: dict[str, Any] = {"__name__": "example", "print": lambda *a: started.set_result(a[1])}
+    exec(example.replace("[::]:25021", "127.0.0.1:0"), program)  # noqa: S102
     program["work"] = ask
     caplog.set_level(logging.INFO)
     async with asyncio.timeout(30):
@@ -413,33 +369,28 @@ FIGURE = re.compile(rf"(?<![\w.,])\d[\d,.]*\s?{UNITS}")
 def known_figures() -> set[str]:
     """Return the figures that follow from constants."""
     idle, interval, count = http2.KEEPALIVE.values()
-    ttl, timeout = DEFAULTS.cache_ttl, DEFAULTS.probe_timeout
     alerts = page("deploy/observability/prometheusrule.yaml")
-    project = tomllib.loads(page("pyproject.toml"))
+    coverage = tomllib.loads(page("pyproject.toml"))["tool"]["coverage"]
+    largest_head = httpcore.AsyncHTTP11Connection.MAX_INCOMPLETE_EVENT_SIZE
     # An alert on the last so many minutes that holds for some more fires after the sum of both.
     waits = re.findall(r"\[(\d+)m\]\)\) > 0\s.*?for: (\d+)m", alerts, re.DOTALL)
-    return {
-        *(f"{int(window) + int(holds)} minutes" for window, holds in waits),
-        f"{ttl:g} s",
-        f"{timeout:g} s",
-        f"{servicer.DEADLINE_MARGIN * 1000:g} ms",
-        f"{servicer.MESSAGE_TIMEOUT:g} s",
-        f"{log.MAX_LINES_PER_MINUTE} lines a minute",
-        f"{RECOMMENDED_MEMORY >> 20} MiB",
-        f"{guard.BUSY_INTERVAL * 1000:g} ms",
-        f"{idle + interval * count} s",
-        f"{http.MAX_CONNECTIONS} connections",
-        f"{http.HEAD_TIMEOUT + http.ANSWER_TIMEOUT:g} s",
-        f"{http.MAX_HEAD // 1024} KiB",
-        f"{httpcore.AsyncHTTP11Connection.MAX_INCOMPLETE_EVENT_SIZE // 1024} KiB",
-        f"{process.MAX_DESCRIPTORS:,} descriptors",
-        f"{MAX_USER_AGENT} characters",
-        f"{routes.CHECK_TIMEOUT:g} s",
-        f"{routes.SCRAPE_MARGIN:g} s",
-        f"{REFRESH} s",
-        *(f"{minutes} minutes" for minutes in re.findall(r"(?:for: |\[)(\d+)m\b", alerts)),
-        f"{project['tool']['coverage']['report']['fail_under']} %",
+    minutes = {int(number) for number in re.findall(r"(?:for: |\[)(\d+)m\b", alerts)}
+    seconds = {DEFAULTS.cache_ttl, DEFAULTS.probe_timeout, servicer.MESSAGE_TIMEOUT, REFRESH}
+    seconds |= {idle + interval * count, http.HEAD_TIMEOUT + http.ANSWER_TIMEOUT}
+    seconds |= {routes.CHECK_TIMEOUT, routes.SCRAPE_MARGIN}
+    figures: dict[str, set[float]] = {
+        "s": seconds,
+        "ms": {servicer.DEADLINE_MARGIN * 1000, guard.BUSY_INTERVAL * 1000},
+        "minutes": minutes | {int(window) + int(holds) for window, holds in waits},
+        "lines a minute": {log.MAX_LINES_PER_MINUTE},
+        "MiB": {RECOMMENDED_MEMORY >> 20},
+        "KiB": {http.MAX_HEAD // 1024, largest_head // 1024},
+        "connections": {http.MAX_CONNECTIONS},
+        "descriptors": {process.MAX_DESCRIPTORS},
+        "characters": {MAX_USER_AGENT},
+        "%": {coverage["report"]["fail_under"]},
     }
+    return {f"{value:,g} {unit}" for unit, values in figures.items() for value in values}
 
 
 OUTSIDE_FIGURES = {
@@ -577,20 +528,3 @@ def test_no_length_of_time_is_vague() -> None:
 def test_habits_are_found_in_prose(path: str, text: str, words: list[str]) -> None:
     """Comments, docstrings, pages and messages are prose; code is not."""
     assert [word for _, word, _ in prose.found(path, text)] == words
-
-
-def test_what_an_alb_gets_is_what_the_readme_has() -> None:
-    """The default policy answers an ALB with the code that the README's table has."""
-    sick = Health(Status.NOT_SERVING, Reason(ReasonKind.ANSWERED, "503"))
-    answer = POLICIES[DEFAULTS.answer](sick, ALB_USER_AGENT, DEFAULTS.status_callers)
-    assert f"**`{answer.name}`** ({answer.code.value})" in page("README.md")
-
-
-def test_the_recipes_have_the_memory_limit_of_the_bounds() -> None:
-    """The memory limit in deploy/ is the one for which SECURITY.md adds up the bounds."""
-    for file in (
-        "gateway-api/gateway.yaml",
-        "helm/values-native.yaml",
-        "kustomize/ghealth-native/deployment.yaml",
-    ):
-        assert f"memory: {MEMORY_LIMIT}Mi" in (ROOT / "deploy" / file).read_text(), file
