@@ -9,6 +9,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +28,29 @@ TIMEOUT = 3.0  # the default: long enough for a gateway that is ready, on any ma
 SERVING, NOT_SERVING = 1, 2
 
 
-class Asker:
-    """A caller that keeps its connection."""
-
-    def __init__(self, port: int) -> None:
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
-        grpc.channel_ready_future(self._channel).result(processes.TIMEOUT)
-        self._stub = health_pb2_grpc.HealthStub(self._channel)
-
-    def check(self, service: str = "") -> int:
-        request = health_pb2.HealthCheckRequest(service=service)
-        status: int = self._stub.Check(request, timeout=processes.TIMEOUT).status
-        return status
-
-    def watch(self) -> Any:
-        return self._stub.Watch(health_pb2.HealthCheckRequest(), timeout=processes.TIMEOUT)
-
-    def close(self) -> None:
-        self._channel.close()
+@contextmanager
+def asking(port: int) -> Iterator[Any]:
+    """Yield the stub of a caller that keeps its connection."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        grpc.channel_ready_future(channel).result(processes.TIMEOUT)
+        yield health_pb2_grpc.HealthStub(channel)
 
 
+def status_of(stub: Any, service: str = "") -> int:
+    """Check, and return the status."""
+    request = health_pb2.HealthCheckRequest(service=service)
+    status: int = stub.Check(request, timeout=processes.TIMEOUT).status
+    return status
+
+
+@dataclass
 class Scene:
     """An Envoy, its agent, a ghealth that probes at every check, and a caller."""
 
-    def __init__(self, envoy: Gateway, agent: Agent, ghealth: processes.Server) -> None:
-        self.envoy, self.agent, self.ghealth = envoy, agent, ghealth
-        self.asker = Asker(ghealth.port)
+    envoy: Gateway
+    agent: Agent
+    ghealth: processes.Server
+    stub: Any
 
     def concludes(self, status: int, reason: str | None = None) -> float:
         """Check, and assert the answer, its time and, if the status changed, its reason.
@@ -61,10 +60,10 @@ class Scene:
         """
         assert self.envoy.process is not None
         taking = Stopwatch(self.ghealth.process.pid, self.envoy.process.pid)
-        assert self.asker.check() == status
+        assert status_of(self.stub) == status
         assert taking.seconds < TIMEOUT + 0.2
         took = taking.on_the_wall
-        assert self.asker.check("liveness") == SERVING
+        assert status_of(self.stub, "liveness") == SERVING
         if reason is not None:
             assert self.ghealth.next("status_changed")["reason"] == reason
         return took
@@ -77,10 +76,9 @@ def scene() -> Iterator[Scene]:
         processes.server(
             PROBE_URL=envoy.url, CACHE_TTL="0", PROBE_TIMEOUT=str(TIMEOUT), WATCH_INTERVAL="0.05"
         ) as ghealth,
+        asking(ghealth.port) as stub,
     ):
-        made = Scene(envoy, agent, ghealth)
-        yield made
-        made.asker.close()
+        yield Scene(envoy, agent, ghealth, stub)
 
 
 def test_the_states_of_a_gateways_life(scene: Scene) -> None:
@@ -119,7 +117,7 @@ def test_a_gateway_that_hangs(scene: Scene) -> None:
 
 def test_watch_follows_the_gateway(scene: Scene) -> None:
     """A Watch sends each change of the gateway, and drain."""
-    watching = scene.asker.watch()
+    watching = scene.stub.Watch(health_pb2.HealthCheckRequest(), timeout=processes.TIMEOUT)
     assert next(watching).status == SERVING
     for state, status in [(SICK, NOT_SERVING), (READY, SERVING)]:
         scene.agent.state = state
@@ -136,20 +134,21 @@ def test_an_envoy_that_was_drained_by_hand() -> None:
     with gateway() as (envoy, _):
         admin = f"http://localhost:{envoy.admin_port}"
         urls = f"{envoy.url}, {admin}/ready"
-        with processes.server(PROBE_URL=urls, CACHE_TTL="0", PROBE_TIMEOUT="20") as ghealth:
-            asker = Asker(ghealth.port)
-            assert asker.check() == SERVING
+        with (
+            processes.server(PROBE_URL=urls, CACHE_TTL="0", PROBE_TIMEOUT="20") as ghealth,
+            asking(ghealth.port) as stub,
+        ):
+            assert status_of(stub) == SERVING
             assert ghealth.next("status_changed")["reason"] == "gateway answered 200"
             httpx.post(f"{admin}/healthcheck/fail", trust_env=False).raise_for_status()
             assert httpx.get(envoy.url, trust_env=False).status_code == 200
-            assert asker.check() == NOT_SERVING
+            assert status_of(stub) == NOT_SERVING
             changed = ghealth.next("status_changed")
             assert changed["reason"] == "probe 2 of 2: gateway answered 503"
             reply = asyncio.run(wire.call(ghealth.port, wire.EMPTY_MESSAGE))
             assert (reply.code, reply.headers["grpc-message"]) == (14, changed["reason"])
             httpx.post(f"{admin}/healthcheck/ok", trust_env=False).raise_for_status()
-            assert asker.check() == SERVING
-            asker.close()
+            assert status_of(stub) == SERVING
 
 
 SILENT_NAME_SERVER = """
@@ -182,15 +181,14 @@ def test_a_stopped_and_continued_process_serves_nothing_stale() -> None:
     with (
         gateway() as (envoy, agent),
         processes.server(PROBE_URL=envoy.url, PROBE_TIMEOUT="20", CACHE_TTL="1") as ghealth,
+        asking(ghealth.port) as stub,
     ):
-        asker = Asker(ghealth.port)
-        assert asker.check() == SERVING
+        assert status_of(stub) == SERVING
         ghealth.process.send_signal(signal.SIGSTOP)
         agent.state = SICK
         time.sleep(1.1)  # no test can advance the machine's clock
         ghealth.process.send_signal(signal.SIGCONT)
-        assert asker.check() == NOT_SERVING
-        asker.close()
+        assert status_of(stub) == NOT_SERVING
 
 
 async def test_a_message_that_came_while_it_was_stopped_is_nobody_elses() -> None:

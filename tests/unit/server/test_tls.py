@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -19,8 +20,6 @@ from ghealth.server.tls import CertificateError, Files, ServerCertificate, trust
 from ghealth.settings import Settings
 from tests.support import certificates, wire
 from tests.support.certificates import CERT, CLIENT_CA, KEY, Mounted, Pair, client_of, der_of
-
-Fetch = Callable[[], object]
 
 AUTHORITY, OTHER = trustme.CA(), trustme.CA()
 
@@ -55,21 +54,38 @@ class Port:
     """What gRPC has for a port, and would ask at each handshake."""
 
     initial: object
-    fetch: Fetch
+    handshake: Callable[[], object]
     require_client_authentication: bool
 
 
+class Rotating:
+    """A Secret whose certificate is used without gRPC, and what is logged about it."""
+
+    def __init__(self, secret: Mounted, caplog: pytest.LogCaptureFixture) -> None:
+        self.swap, self.path = secret.swap, secret.path
+        self.files = files_in(secret)
+        self.caplog = caplog
+        port: Any = ServerCertificate(self.files).credentials()
+        self.handshake: Callable[[], object] = port.handshake
+
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        """The events and their reasons."""
+        lines = [vars(record) for record in self.caplog.records]
+        return [(line["event"], line.get("fields", {}).get("reason", "")) for line in lines]
+
+
 @pytest.fixture
-def _without_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
+def rotating(
+    monkeypatch: pytest.MonkeyPatch, secret: Mounted, caplog: pytest.LogCaptureFixture
+) -> Rotating:
     def configure(pairs: object, *, root_certificates: bytes | None) -> tuple[object, object]:
         return pairs, root_certificates
 
     monkeypatch.setattr(grpc, "dynamic_ssl_server_credentials", Port)
     monkeypatch.setattr(grpc, "ssl_server_certificate_configuration", configure)
-
-
-def port_of(certificate: ServerCertificate) -> Any:
-    return certificate.credentials()
+    caplog.set_level(logging.INFO, "ghealth.server.tls")
+    return Rotating(secret, caplog)
 
 
 def serves(pair: Pair, client_ca: bytes | None = None) -> object:
@@ -77,42 +93,22 @@ def serves(pair: Pair, client_ca: bytes | None = None) -> object:
     return [(pair[KEY], pair[CERT])], client_ca
 
 
-@pytest.fixture
-def fetch(_without_grpc: None, secret: Mounted) -> Fetch:
-    """What gRPC would ask at each handshake of a port."""
-    port: Port = port_of(ServerCertificate(files_in(secret)))
-    return port.fetch
-
-
-def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    return [
-        (vars(record)["event"], vars(record).get("fields", {}).get("reason", ""))
-        for record in caplog.records
-        if record.name == "ghealth.server.tls"
-    ]
-
-
-@pytest.fixture(autouse=True)
-def _all_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-
-
-@pytest.mark.usefixtures("_without_grpc")
 @pytest.mark.parametrize("verifies", [False, True])
 def test_a_new_pair_is_served_on_every_port(
-    secret: Mounted, caplog: pytest.LogCaptureFixture, verifies: bool
+    secret: Mounted, rotating: Rotating, verifies: bool
 ) -> None:
     """Each port gets the new pair at its next handshake, and there is one line about it."""
     certificate = ServerCertificate(files_in(secret, verifies=verifies))
-    ports = [port_of(certificate), port_of(certificate)]
+    ports: list[Any] = [certificate.credentials(), certificate.credentials()]
     assert [port.require_client_authentication for port in ports] == [verifies] * 2
-    assert [port.fetch() for port in ports] == [None, None]
+    assert [port.handshake() for port in ports] == [None, None]
     new = pair_of() | {CLIENT_CA: OTHER.cert_pem.bytes()}
     secret.swap(new)
     expected = serves(new, new[CLIENT_CA] if verifies else None)
-    assert [port.fetch() for port in ports * 2] == [expected, expected, None, None]
-    assert events(caplog) == [("certificate_replaced", "")]
-    assert port_of(certificate).initial == expected
+    assert [port.handshake() for port in ports * 2] == [expected, expected, None, None]
+    assert rotating.events == [("certificate_replaced", "")]
+    third: Any = certificate.credentials()
+    assert third.initial == expected
 
 
 def openssl(arguments: str, data: bytes = b"") -> bytes:
@@ -149,26 +145,20 @@ MISMATCH = "the certificate and the key do not match; expected " + PEM
     ],
     ids=["of two pairs", "not PEM", "one bad block", "trusted", "no key", "no certificate"],
 )
-def test_a_broken_new_pair_is_not_served(
-    secret: Mounted,
-    fetch: Fetch,
-    caplog: pytest.LogCaptureFixture,
-    broken: Pair,
-    reason: str,
-) -> None:
+def test_a_broken_new_pair_is_not_served(rotating: Rotating, broken: Pair, reason: str) -> None:
     """The old one stays, with one line however many handshakes there are, until it is fixed.
 
     At the start the same pair is a mistake that names the file.
     """
-    reason = reason.format(secret.path)
-    secret.swap(broken)
-    assert [fetch() for _ in range(5)] == [None] * 5
-    assert events(caplog) == [("certificate_rejected", reason)]
-    assert caplog.records[0].levelno == logging.WARNING
-    assert mistakes(files_in(secret)) == [reason]
-    secret.swap(NEW)
-    assert [fetch(), fetch()] == [serves(NEW), None]
-    assert events(caplog) == [("certificate_rejected", reason), ("certificate_replaced", "")]
+    reason = reason.format(rotating.path)
+    rotating.swap(broken)
+    assert [rotating.handshake() for _ in range(5)] == [None] * 5
+    assert rotating.events == [("certificate_rejected", reason)]
+    assert rotating.caplog.records[0].levelno == logging.WARNING
+    assert mistakes(rotating.files) == [reason]
+    rotating.swap(NEW)
+    assert [rotating.handshake(), rotating.handshake()] == [serves(NEW), None]
+    assert rotating.events[1:] == [("certificate_replaced", "")]
 
 
 CRL = b"-----BEGIN X509 CRL-----\n-----END X509 CRL-----\n"
@@ -192,65 +182,50 @@ def test_client_authorities_that_cannot_be_used_are_a_mistake(
     assert mistakes(files) == [f"GHEALTH_TLS_CLIENT_CA_FILE: {expected}"]
 
 
-def test_the_same_files_written_again_are_no_news(
-    secret: Mounted, fetch: Fetch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_same_files_written_again_are_no_news(rotating: Rotating) -> None:
     """A swap that changes no byte is not a new certificate, and has no line."""
-    secret.swap({name: (secret.path / name).read_bytes() for name in (CERT, KEY)})
-    assert fetch() is None
-    assert events(caplog) == []
+    rotating.swap({name: (rotating.path / name).read_bytes() for name in (CERT, KEY)})
+    assert rotating.handshake() is None
+    assert rotating.events == []
 
 
 def test_a_handshake_verifies_only_a_new_pair(
-    secret: Mounted, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+    rotating: Rotating, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trap 23: a pair in use is compared only. One that could not be verified is tried again.
 
     With no free descriptor, for example, a valid pair cannot be read.
     """
-    verify, fails = tls._verify, [True, True, False]
+    none_left = CertificateError("GHEALTH_TLS_CERT_FILE: Too many open files")
+    monkeypatch.setattr(tls, "_verify", Mock(side_effect=[none_left, none_left, None]))
+    assert rotating.handshake() is None
+    rotating.swap(NEW)
+    found = [rotating.handshake() for _ in range(5)]
+    assert found == [None, None, serves(NEW), None, None]
 
-    def failing(*arguments: Any) -> None:
-        if fails.pop(0):
-            raise CertificateError("GHEALTH_TLS_CERT_FILE: Too many open files")
-        verify(*arguments)
 
-    monkeypatch.setattr(tls, "_verify", failing)
-    assert fetch() is None
-    secret.swap(NEW)
-    assert [fetch() for _ in range(5)] == [None, None, serves(NEW), None, None]
+KEEPS_CHANGING = "GHEALTH_TLS_CERT_FILE: {0}/tls.crt: keeps changing; expected a file at rest"
 
 
 @pytest.mark.parametrize(
-    ("times", "event", "reason"),
-    [
-        (1, "certificate_replaced", ""),
-        (9, "certificate_rejected", ": keeps changing; expected a file at rest"),
-    ],
+    ("times", "event"),
+    [(1, ("certificate_replaced", "")), (9, ("certificate_rejected", KEEPS_CHANGING))],
 )
 def test_files_that_change_while_they_are_verified_are_read_again(
-    secret: Mounted,
-    fetch: Fetch,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    times: int,
-    event: str,
-    reason: str,
+    rotating: Rotating, monkeypatch: pytest.MonkeyPatch, times: int, event: tuple[str, str]
 ) -> None:
     """OpenSSL reads the files itself, so half of a pair that is gone could be served."""
     verify, pairs = tls._verify, [NEW, *(pair_of() for _ in range(times - 1))]
 
     def replaced(*arguments: Any) -> None:
         if pairs:
-            secret.swap(pairs.pop())
+            rotating.swap(pairs.pop())
         verify(*arguments)
 
     monkeypatch.setattr(tls, "_verify", replaced)
-    secret.swap(pair_of())
-    assert fetch() == (None if pairs else serves(NEW))
-    ((logged, why),) = events(caplog)
-    assert logged == event
-    assert why.endswith(reason)
+    rotating.swap(pair_of())
+    assert rotating.handshake() == (None if pairs else serves(NEW))
+    assert rotating.events == [(event[0], event[1].format(rotating.path))]
 
 
 EC = "-nodes -newkey ec -pkeyopt ec_paramgen_curve:"
@@ -470,15 +445,11 @@ def test_openssl_without_ciphers_is_a_mistake(
     monkeypatch: pytest.MonkeyPatch, secret: Mounted
 ) -> None:
     """A FIPS configuration without its provider is named in one line."""
-
-    def broken(*_: object) -> Any:
-        error = ssl.SSLError(161, "library has no ciphers")
-        error.reason = "LIBRARY_HAS_NO_CIPHERS"
-        raise error
-
+    error = ssl.SSLError(161, "library has no ciphers")
+    error.reason = "LIBRARY_HAS_NO_CIPHERS"
     monkeypatch.setenv("OPENSSL_CONF", "/x.cnf")
-    monkeypatch.setattr(ssl, "create_default_context", broken)
-    monkeypatch.setattr(ssl, "SSLContext", broken)
+    for name in ("create_default_context", "SSLContext"):
+        monkeypatch.setattr(ssl, name, Mock(side_effect=error))
     expected = "OPENSSL_CONF: /x.cnf: library has no ciphers; expected ciphers"
     with pytest.raises(CertificateError) as raised:
         trust_store()
