@@ -89,7 +89,7 @@ def rotating(
 
 
 def serves(pair: Pair, client_ca: bytes | None = None) -> object:
-    """Return what gRPC is told to serve."""
+    """Return what gRPC then serves."""
     return [(pair[KEY], pair[CERT])], client_ca
 
 
