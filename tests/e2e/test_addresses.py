@@ -1,21 +1,28 @@
 """Addresses to listen on, as machines have them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import processes
 
+FORMS = (":0", "*:0", "localhost:0", "[::1]:0", "[0:0::1]:0", "[::ffff:127.0.0.1]:0")
 
-@pytest.mark.parametrize(
-    "text", [":0", "*:0", "localhost:0", "[::1]:0", "[0:0::1]:0", "[::ffff:127.0.0.1]:0"]
-)
-def test_addresses_of_every_form_are_listened_on(text: str) -> None:
+
+@pytest.fixture(scope="module")
+def listening() -> Iterator[processes.Server]:
+    """A ghealth that listens on an address of each form."""
+    with processes.server(LISTEN=",".join(FORMS)) as ghealth:
+        yield ghealth
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_addresses_of_every_form_are_listened_on(listening: processes.Server, text: str) -> None:
     """Ghealth answers on every form of an IP address, and on `localhost`."""
-    with processes.server(LISTEN=text) as ghealth:
-        loopback = "[::1]" if "::1]" in text else "127.0.0.1"
-        addr = f"--addr={loopback}:{ghealth.port}"
-        done = processes.run("check", addr, "--service=liveness", *processes.TIMES)
+    port = listening.started["listen"][FORMS.index(text)].rpartition(":")[2]
+    addr = f"{'[::1]' if '::1]' in text else '127.0.0.1'}:{port}"
+    done = processes.run("check", "--addr", addr, "--service=liveness", *processes.TIMES)
     assert done.returncode == 0
 
 
@@ -27,17 +34,16 @@ def test_a_link_local_address_has_its_interface() -> None:
         assert ghealth.started["listen"] == [f"[fe80::1%lo]:{ghealth.port}"]
 
 
-def test_without_ipv6_localhost_is_its_ipv4_address(tmp_path: Path) -> None:
-    """On nodes without IPv6, /etc/hosts often has ::1 for localhost all the same."""
+@pytest.mark.parametrize("text", ["[::]:25021", "localhost:0"])
+def test_a_node_without_ipv6(tmp_path: Path, text: str) -> None:
+    """`[::]` and `localhost` are IPv4 there, though /etc/hosts often has ::1 all the same."""
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 localhost\n::1 localhost\n")
-    script = (
-        f"ip link set lo up && mount --bind {hosts} /etc/hosts && "
-        "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
-    )
+    ipv4_alone = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
+    script = f"ip link set lo up && mount --bind {hosts} /etc/hosts && {ipv4_alone}"
     enter = processes.in_namespaces("--net", "--mount", script=script)
-    with processes.server(*enter, LISTEN="localhost:0") as ghealth:
-        assert ghealth.started["listen"] == [f"localhost:{ghealth.port}"]
+    with processes.server(*enter, LISTEN=text) as ghealth:
+        assert ghealth.check_inside("--service=liveness").stdout == "status: SERVING\n"
 
 
 def test_without_a_loopback_it_serves() -> None:

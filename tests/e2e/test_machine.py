@@ -9,13 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 import pytest
-from grpc_health.v1 import health_pb2
 
 from tests.support import processes, wire
-from tests.support.gateway import SICK, free_port, gateway
+from tests.support.gateway import SILENT, Gateway, free_port, gateway
 from tests.support.stopwatch import Stopwatch
 
 SERVING = b"\0\0\0\0\2\x08\1"
@@ -43,10 +41,16 @@ def busy() -> Iterator[None]:
             loop.kill()
 
 
-async def test_without_cpu_answers_are_right_and_in_time() -> None:
+@pytest.fixture(scope="module")
+def envoy() -> Iterator[Gateway]:
+    """A gateway that is ready."""
+    with gateway() as (envoy, _):
+        yield envoy
+
+
+async def test_without_cpu_answers_are_right_and_in_time(envoy: Gateway) -> None:
     """With a busy loop on every core, each Check is answered correctly within a second."""
     with ExitStack() as stack:
-        envoy, _ = stack.enter_context(gateway())
         ghealth = stack.enter_context(processes.server(PROBE_URL=envoy.url))
         for _ in range(os.cpu_count() or 1):
             stack.enter_context(busy())
@@ -60,30 +64,13 @@ async def test_without_cpu_answers_are_right_and_in_time() -> None:
         assert statistics.median(took) < IN_TIME
 
 
-@contextmanager
-def memory_of(mib: int) -> Iterator[tuple[str, ...]]:
-    """Create a control group with a limit; yield the command that runs another in it."""
-    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-    version_1 = first.is_dir()
-    group = (first if version_1 else second) / f"ghealth-test-{os.getpid()}"
-    limit = "memory.limit_in_bytes" if version_1 else "memory.max"
-    try:
-        group.mkdir()
-        (group / limit).write_text(str(mib << 20))
-    except OSError:
-        assert "CI" not in os.environ, "CI must be able to make a control group"
-        pytest.skip("no control groups on this machine")
-    try:
-        yield ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$0" "$@"')
-    finally:
-        group.rmdir()
+LIMIT = 96 << 20
 
 
-async def test_in_96_mib_it_serves_checks_and_watches() -> None:
+async def test_in_96_mib_it_serves_checks_and_watches(envoy: Gateway) -> None:
     """Under a limit of 96 MiB it survives 300 checks and 100 watches."""
     with (
-        memory_of(96) as limited,
-        gateway() as (envoy, _),
+        processes.control_group("memory", memory_limit_in_bytes=LIMIT, memory_max=LIMIT) as limited,
         processes.server(*limited, PROBE_URL=envoy.url) as ghealth,
     ):
         together = asyncio.Barrier(5)
@@ -94,10 +81,10 @@ async def test_in_96_mib_it_serves_checks_and_watches() -> None:
         assert ghealth.ended_by(signal.SIGINT) == 0
 
 
-async def test_with_64_descriptors_it_serves() -> None:
+async def test_with_64_descriptors_it_serves(envoy: Gateway) -> None:
     """With 64 descriptors and 80 silent connections at once, each Check gets the correct answer."""
-    limited = ("sh", "-c", 'ulimit -n 64 && exec "$0" "$@"')
-    with gateway() as (envoy, _), processes.server(*limited, PROBE_URL=envoy.url) as ghealth:
+    limited = processes.limiting("-n 64")
+    with processes.server(*limited, PROBE_URL=envoy.url) as ghealth:
         opened = [asyncio.open_connection("127.0.0.1", ghealth.port) for _ in range(80)]
         silent = await asyncio.gather(*opened)
         took = await asks(100, ghealth)
@@ -108,48 +95,59 @@ async def test_with_64_descriptors_it_serves() -> None:
             writer.close()
 
 
-def test_a_full_disk_under_the_log_changes_nothing() -> None:
-    """With a standard output that accepts nothing more, it answers, and ends on a signal."""
-    with Path("/dev/full").open("w") as full, gateway() as (envoy, agent):
-        port = free_port()
-        agent.state = SICK
-        listen = {"LISTEN": f"127.0.0.1:{port}", "ADMIN_LISTEN": "off"}
-        settings = processes.environment(PROBE_URL=envoy.url, **listen)
-        with subprocess.Popen(processes.COMMAND, stdout=full, env=settings) as process:
-            done = processes.run("check", "--addr", f"127.0.0.1:{port}", *processes.TIMES)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(processes.TIMEOUT) == 0
+@pytest.fixture
+def full_pipe() -> Iterator[str]:
+    """The path of a pipe that is full, and that nothing reads."""
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    yield f"/proc/{os.getpid()}/fd/{writer}"
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("output", ["full pipe", "/dev/full", "&-"])
+def test_a_log_that_nobody_reads_delays_no_answer(full_pipe: str, output: str) -> None:
+    """Trap 18: with a pipe or a disk that is full, or closed, it answers and ends on a signal."""
+    port = free_port()
+    listen = {"LISTEN": f"127.0.0.1:{port}", "ADMIN_LISTEN": "off"}
+    settings = processes.environment(PROBE_URL="http://127.0.0.1:1/", **listen)
+    place = output.replace("full pipe", full_pipe)
+    command = ("sh", "-c", f'exec "$0" "$@" >{place}', *processes.COMMAND)
+    with subprocess.Popen(command, env=settings) as process:
+        done = processes.run("check", "--addr", f"127.0.0.1:{port}", *processes.TIMES)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(processes.TIMEOUT) == 0
     assert done.returncode == 4
 
 
-def test_a_read_only_file_system_without_tmp_is_enough() -> None:
+def test_a_read_only_file_system_without_tmp_is_enough(envoy: Gateway) -> None:
     """Nothing is written anywhere: with a read-only root and no /tmp it serves."""
     script = "mount -o remount,bind,ro / && ! touch / 2>/dev/null"
     enter = processes.in_namespaces("--mount", script=script)
-    with (
-        gateway() as (envoy, _),
-        processes.server(*enter, "env", "TMPDIR=/gone", PROBE_URL=envoy.url) as ghealth,
-    ):
+    with processes.server(*enter, "env", "TMPDIR=/gone", PROBE_URL=envoy.url) as ghealth:
         assert ghealth.check().stdout == "status: SERVING\n"
         assert ghealth.ended_by(signal.SIGINT) == 0
 
 
 async def test_liveness_is_true_through_all_of_it() -> None:
     """While the gateway hangs and the process was stopped for a while, `liveness` is SERVING."""
-    request = health_pb2.HealthCheckRequest(service="liveness").SerializeToString()
     with gateway() as (envoy, agent), processes.server(PROBE_URL=envoy.url) as ghealth:
-        agent.state = "silent"
+
+        async def is_alive() -> bool:
+            reply = await wire.call(ghealth.port, wire.framed(b"\x0a\x08liveness"))
+            return (reply.code, reply.data) == (0, SERVING)
+
+        agent.state = SILENT
         hanging = asyncio.create_task(wire.call(ghealth.port, wire.EMPTY_MESSAGE))
-        for stops in (False, True, False):
-            if stops:
-                ghealth.process.send_signal(signal.SIGSTOP)
-                await asyncio.sleep(0.5)
-                ghealth.process.send_signal(signal.SIGCONT)
-            reply = await wire.call(ghealth.port, wire.framed(request))
-            assert (reply.code, reply.data) == (0, SERVING)
+        assert await is_alive()
+        ghealth.process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(0.5)
+        ghealth.process.send_signal(signal.SIGCONT)
+        assert await is_alive()
+        ghealth.process.send_signal(signal.SIGTERM)
+        assert await is_alive()
         assert (await hanging).code == 14
-        with suppress(ProcessLookupError):
-            ghealth.process.send_signal(signal.SIGTERM)
-        reply = await wire.call(ghealth.port, wire.framed(request))
-        assert (reply.code, reply.data) == (0, SERVING)
         ghealth.process.send_signal(signal.SIGTERM)

@@ -26,6 +26,11 @@ class Target:
         self.requests: list[bytes] = []
         self.talks: set[asyncio.Task[None]] = set()
 
+    @property
+    def url(self) -> str:
+        """Its URL, without TLS and on 127.0.0.1."""
+        return f"http://127.0.0.1:{self.port}/"
+
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
         talk = asyncio.create_task(self._talk(reader, writer))

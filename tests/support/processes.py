@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,10 +29,12 @@ def environment(**variables: str) -> dict[str, str]:
     return kept | {f"GHEALTH_{name}": value for name, value in variables.items()}
 
 
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of ghealth, and wait for its end."""
+def run(
+    *arguments: str, prefix: Sequence[str] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of ghealth, perhaps by another command, and wait for its end."""
     return subprocess.run(
-        [*COMMAND, *arguments],
+        [*prefix, *COMMAND, *arguments],
         env=environment(**variables),
         capture_output=True,
         text=True,
@@ -54,6 +57,36 @@ def in_namespaces(*kinds: str, script: str = "true", mapped: bool = True) -> tup
         assert "CI" not in os.environ, "CI must be able to create namespaces"
         pytest.skip(f"no namespaces on this machine: unshare {' '.join(kinds)}")
     return prefix
+
+
+def limiting(option: str) -> tuple[str, ...]:
+    """Return the command that runs another with a limit of the shell's `ulimit`."""
+    return ("sh", "-c", f'ulimit {option} && exec "$0" "$@"')
+
+
+@contextmanager
+def control_group(controller: str, **limits: int) -> Iterator[tuple[str, ...]]:
+    """Create a control group; yield the command that runs another in it. Without, skip the test.
+
+    Args:
+        controller: Its folder in version 1.
+        limits: The values of its files, by name with `_` for the first dot; those that the version
+            does not have are left out.
+    """
+    root = Path("/sys/fs/cgroup")
+    group = (root / controller if (root / controller).is_dir() else root) / f"test-{os.getpid()}"
+    try:
+        group.mkdir()
+        files = {group / name.replace("_", ".", 1): limit for name, limit in limits.items()}
+        for file in filter(Path.exists, files):
+            file.write_text(str(files[file]))
+    except OSError:
+        assert "CI" not in os.environ, "CI must be able to make a control group"
+        pytest.skip("no control groups on this machine")
+    try:
+        yield ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$0" "$@"')
+    finally:
+        group.rmdir()
 
 
 class Server:
@@ -109,6 +142,12 @@ class Server:
     def check(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `ghealth check`, with long timeouts."""
         return run("check", "--addr", f"127.0.0.1:{self.port}", *TIMES, *arguments)
+
+    def check_inside(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `ghealth check` in its network namespace, with long timeouts."""
+        enter = ("nsenter", f"--net=/proc/{self.process.pid}/ns/net")
+        addr = f"127.0.0.1:{self.port}"
+        return run("check", "--addr", addr, *TIMES, *arguments, prefix=enter)
 
     def ended_by(self, signum: signal.Signals) -> int:
         """Send it a signal, and return its exit code."""

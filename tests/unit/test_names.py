@@ -13,6 +13,8 @@ from ghealth.names import Addresses
 LIMIT = 10.0
 """Seconds after which a look-up, or the question to the name server, will not come."""
 
+FOUND = ("10.0.0.1",)
+
 UNKNOWN = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
@@ -23,14 +25,12 @@ class NameServer:
         self.gate = threading.Event()
         self.asked = threading.Semaphore(0)
         self.threads: list[threading.Thread] = []
-        self.flags: list[int] = []
         self.fails: Exception | None = None
 
     def getaddrinfo(self, _: str, port: int, *, flags: int, **__: object) -> Any:
         if flags & socket.AI_NUMERICHOST:
             raise UNKNOWN
         self.threads.append(threading.current_thread())
-        self.flags.append(flags)
         self.asked.release()
         self.gate.wait(LIMIT)
         if self.fails is not None:
@@ -55,22 +55,18 @@ async def found(addresses: Addresses) -> Sequence[str]:
         return await addresses.find()
 
 
+NUMERIC = [("127.0.0.1", ("127.0.0.1",)), ("::1", ("::1",)), ("0", ("0.0.0.0",))]
+
+
 @pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", ["127.0.0.1"]),
-        ("::1", ["::1"]),
-        ("0", ["0.0.0.0"]),
-        ("localhost", LOOPBACK),
-        ("localhost.", LOOPBACK),
-    ],
+    ("host", "expected"), [*NUMERIC, ("localhost", LOOPBACK), ("localhost.", LOOPBACK)]
 )
 async def test_an_address_needs_no_thread(
     monkeypatch: pytest.MonkeyPatch, host: str, expected: Sequence[str]
 ) -> None:
     """An IP address in any form, and `localhost`, are found at once."""
     monkeypatch.setattr(threading, "Thread", None)
-    assert list(await found(Addresses(host))) == list(expected)
+    assert await found(Addresses(host)) == expected
 
 
 async def test_a_name_is_looked_up_off_the_loop_for_each_probe(name_server: NameServer) -> None:
@@ -80,8 +76,7 @@ async def test_a_name_is_looked_up_off_the_loop_for_each_probe(name_server: Name
     await name_server.question()
     assert not finding.done()
     name_server.gate.set()
-    assert await finding == ("10.0.0.1",)
-    assert await found(addresses) == ("10.0.0.1",)
+    assert [await finding, await found(addresses)] == [FOUND, FOUND]
     assert len(name_server.threads) == 2
     assert all(thread.daemon for thread in name_server.threads), "the process's end would wait"
 
@@ -95,7 +90,7 @@ async def test_a_cancelled_probe_leaves_its_look_up_to_the_next(name_server: Nam
         finding.cancel()
         await asyncio.wait((finding,))
     name_server.gate.set()
-    assert await found(addresses) == ("10.0.0.1",)
+    assert await found(addresses) == FOUND
     assert len(name_server.threads) == 1
 
 
@@ -129,17 +124,19 @@ async def test_a_failed_look_up_raises(name_server: NameServer, error: Exception
         assert raised.value.args == error.args
 
 
-async def test_without_a_thread_a_look_up_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_thread_a_look_up_fails(
+    monkeypatch: pytest.MonkeyPatch, name_server: NameServer
+) -> None:
     """This process lacks something, which is not the name's fault; later it is looked up."""
 
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    addresses = Addresses("a.invalid")
+    addresses = Addresses("a")
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", start)
-        with pytest.raises(OSError, match=r"^\[Errno \d+\] no thread can be started$") as raised:
+        with pytest.raises(OSError, match="no thread can be started") as raised:
             await found(addresses)
     assert raised.value.errno == errno.EAGAIN
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("10.0.0.2", 0))])
-    assert await found(addresses) == ("10.0.0.2",)
+    name_server.gate.set()
+    assert await found(addresses) == FOUND

@@ -3,15 +3,15 @@ import base64
 import datetime as dt
 import errno
 import itertools
-import logging
 import os
 import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,9 +19,10 @@ import pytest
 import trustme
 
 from ghealth import __version__, probe
+from ghealth.address import LOOPBACK
 from ghealth.health import Reason, ReasonKind
 from ghealth.matcher import HTTP_CODES, Matcher
-from ghealth.probe import AllOf, HttpProbe, Probe, ProbeResult, WithTimeout
+from ghealth.probe import AllOf, HttpProbe, ProbeResult, WithTimeout
 from tests.support.fakes import READY, SICK, FakeProbe, answered
 from tests.support.peers import (
     Behaviour,
@@ -35,38 +36,27 @@ from tests.support.peers import (
     says,
     target,
 )
-from tests.support.stopwatch import Stopwatch
 from tests.support.virtual import in_virtual_time
-
-figures = logging.getLogger(__name__)
-"""Shown by `pytest --log-cli-level=info`."""
 
 SHORT, LONG = 0.3, 20.0
 """Seconds for a target that never answers, and for one that does."""
 
 CODES = Matcher.parse("200-299", HTTP_CODES)
 AUTHORITY = trustme.CA()
-TCP_TABLE = Path("/proc/net/tcp")
+TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+AUTHORITY.configure_trust(TRUST)
 
 
-def trust(authority: trustme.CA = AUTHORITY) -> ssl.SSLContext:
-    """Make a client's context that trusts one authority."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority.configure_trust(context)
-    return context
-
-
-def probe_of(url: str, **options: Any) -> HttpProbe:
+def probe_of(url: str, **headers: str) -> HttpProbe:
     """Make a probe of a URL."""
-    made: dict[str, Any] = {"success_codes": CODES, "headers": {}} | options
-    return HttpProbe(httpx.URL(url), **made)
+    trust = TRUST if url.startswith("https") else None
+    return HttpProbe(httpx.URL(url), success_codes=CODES, headers=headers, trust=trust)
 
 
-async def probed(url: str, **options: Any) -> ProbeResult:
+async def probed(url: str, **headers: str) -> ProbeResult:
     """Probe once; a probe that does not end fails the test."""
-    options |= {"trust": trust()} if url.startswith("https") and "trust" not in options else {}
     async with asyncio.timeout(LONG):
-        return await probe_of(url, **options)()
+        return await probe_of(url, **headers)()
 
 
 def not_ready(kind: ReasonKind) -> ProbeResult:
@@ -74,40 +64,70 @@ def not_ready(kind: ReasonKind) -> ProbeResult:
     return ProbeResult(ready=False, reason=Reason(kind))
 
 
-def resolves(*addresses: str) -> Callable[..., list[Any]]:
-    """Make a look-up that finds these addresses for every name, and fails without any."""
-
-    def look_up(*_: object, flags: int = 0, **__: object) -> list[Any]:
-        if flags & socket.AI_NUMERICHOST or not addresses:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 0)) for one in addresses]
-
-    return look_up
+@pytest.fixture
+async def gateway() -> AsyncGenerator[Target, None]:
+    """A target on 127.0.0.1 that is ready."""
+    async with target(answers(200)) as ready:
+        yield ready
 
 
-Connect = Callable[[str], Any]
+async def nothing(_: str) -> None:
+    pass
 
 
-def connects(patched: pytest.MonkeyPatch, before: Connect) -> None:
-    """Call something with the address before each connection of the event loop."""
-    loop = asyncio.get_running_loop()
-    connect = loop.create_connection
+class Network:
+    """The look-ups and connections of this process, as a test changes them."""
 
-    async def create(factory: Any, host: str, *args: Any, **options: Any) -> Any:
-        await before(host)
-        return await connect(factory, host, *args, **options)
+    def __init__(self, patched: pytest.MonkeyPatch) -> None:
+        self._patched = patched
+        self.asked: list[str] = []
 
-    patched.setattr(loop, "create_connection", create)
+    def resolves(self, *addresses: str, wait: Callable[[], object] = lambda: None) -> None:
+        """Find these addresses for every name, after waiting; without any, look-ups fail."""
+
+        def look_up(host: str, *_: object, flags: int = 0, **__: object) -> list[Any]:
+            if flags & socket.AI_NUMERICHOST or not addresses:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            self.asked.append(host)
+            wait()
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 0)) for one in addresses]
+
+        self._patched.setattr(socket, "getaddrinfo", look_up)
+
+    def calls(
+        self,
+        before: Callable[[str], Awaitable[object]] = nothing,
+        after: Callable[[str], Awaitable[object]] = nothing,
+    ) -> None:
+        """Call something with the address before and after each connection."""
+        connect = asyncio.BaseEventLoop.create_connection
+
+        async def create(loop: Any, factory: Any, host: str, *args: Any, **options: Any) -> Any:
+            await before(host)
+            made = await connect(loop, factory, host, *args, **options)
+            await after(host)
+            return made
+
+        self._patched.setattr(asyncio.BaseEventLoop, "create_connection", create)
+
+    def delays(self, seconds: float) -> None:
+        """Try the next address after this time."""
+        self._patched.setattr(probe, "CONNECTION_ATTEMPT_DELAY", seconds)
+
+    def fails(self, address: str, *numbers: int) -> None:
+        """Make the first connections to an address fail, each with an error of the system."""
+        errors = [OSError(number, "text") for number in numbers]
+
+        async def fail(host: str) -> None:
+            if host == address and errors:
+                raise errors.pop(0)
+
+        self.calls(fail)
 
 
-def fails(patched: pytest.MonkeyPatch, errors: Mapping[str, list[OSError]]) -> None:
-    """Make the first connections to some addresses fail."""
-
-    async def fail(host: str) -> None:
-        if errors.get(host):
-            raise errors[host].pop(0)
-
-    connects(patched, fail)
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Network:
+    return Network(monkeypatch)
 
 
 # ---- one answer ----------------------------------------------------------------------------------
@@ -119,50 +139,59 @@ def fails(patched: pytest.MonkeyPatch, errors: Mapping[str, list[OSError]]) -> N
 async def test_the_status_code_decides(code: int, ready: bool) -> None:
     """A success code is ready, any other is not, and a redirect is not followed."""
     async with target(answers(code, b"location: /elsewhere\r\n")) as gateway:
-        found = await probed(f"http://127.0.0.1:{gateway.port}/")
-    assert found == ProbeResult(ready, answered(code))
+        assert await probed(gateway.url) == ProbeResult(ready, answered(code))
     assert len(gateway.requests) == 1
 
 
-CLOSED_EARLY = (
-    says(b""),
-    says(b"SSH-2.0-OpenSSH_9.2\r\n"),
-    says(b"HTTP/1.1 20"),
-    says(b"HTTP/1.1 200 OK\r\nserver: x"),
-)
-NOT_HTTP = (
-    says(b"garbage\r\n\r\n"),
-    says(b"HTTP/1.1 99 OK\r\n\r\n"),
-    says(b"\0" * 200_000),
-    says(b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"),
-    repeats(b"x: y\r\n" * 1000, first=b"HTTP/1.1 200 OK\r\n"),
-)
-ENDLESS = (
-    is_silent,
-    repeats(b"H", every=0.05),
-    repeats(b"x: y\r\n", first=b"HTTP/1.1 200 OK\r\n", every=0.05),
-    repeats(b"HTTP/1.1 100 Continue\r\n\r\n", every=0.001),
-)
+async def resets_after_the_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
+    await resets(reader, writer)
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "seconds", "reason"),
+    "behaviour",
     [
-        *((behaviour, LONG, Reason(ReasonKind.CLOSED)) for behaviour in CLOSED_EARLY),
-        *((behaviour, LONG, Reason(ReasonKind.NOT_HTTP)) for behaviour in NOT_HTTP),
-        *((behaviour, SHORT, Reason(ReasonKind.TIMED_OUT, "0.3 s")) for behaviour in ENDLESS),
-        (resets, LONG, Reason(ReasonKind.RESET)),
+        pytest.param(repeats(b"x" * 1000, first=b"HTTP/1.1 200 OK\r\n\r\n"), id="endless body"),
+        pytest.param(answers(200, b"x: %s\r\n" % (b"a" * 100_000)), id="100 KiB of headers"),
+        pytest.param(resets_after_the_head, id="a reset right after it"),
     ],
 )
-async def test_every_misbehaviour_is_a_value_in_time(
-    behaviour: Behaviour, seconds: float, reason: Reason
+async def test_a_response_head_counts_whatever_becomes_of_its_connection(
+    behaviour: Behaviour,
 ) -> None:
+    """Its status code is the result; the body is not read."""
+    async with target(behaviour) as gateway:
+        for _ in range(50):
+            assert await probed(gateway.url) == READY
+
+
+CLOSED, NOT_HTTP = Reason(ReasonKind.CLOSED), Reason(ReasonKind.NOT_HTTP)
+TIMED_OUT = Reason(ReasonKind.TIMED_OUT, "0.3 s")
+UPGRADE = b"HTTP/1.1 101 Switching\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n"
+MISBEHAVIOURS = {
+    "no answer": (says(b""), CLOSED),
+    "another protocol": (says(b"SSH-2.0-OpenSSH_9.2\r\n"), CLOSED),
+    "half a status line": (says(b"HTTP/1.1 20"), CLOSED),
+    "half the headers": (says(b"HTTP/1.1 200 OK\r\nserver: x"), CLOSED),
+    "garbage": (says(b"garbage\r\n\r\n"), NOT_HTTP),
+    "a code of two digits": (says(b"HTTP/1.1 99 OK\r\n\r\n"), NOT_HTTP),
+    "zeros": (says(b"\0" * 200_000), NOT_HTTP),
+    "an upgrade": (says(UPGRADE), NOT_HTTP),
+    "headers without end": (repeats(b"x: y\r\n" * 1000, first=b"HTTP/1.1 200 OK\r\n"), NOT_HTTP),
+    "silence": (is_silent, TIMED_OUT),
+    "a slow status line": (repeats(b"H", every=0.05), TIMED_OUT),
+    "slow headers": (repeats(b"x: y\r\n", first=b"HTTP/1.1 200 OK\r\n", every=0.05), TIMED_OUT),
+    "continues": (repeats(b"HTTP/1.1 100 Continue\r\n\r\n", every=0.001), TIMED_OUT),
+    "a reset": (resets, Reason(ReasonKind.RESET)),
+}
+
+
+@pytest.mark.parametrize(("behaviour", "reason"), MISBEHAVIOURS.values(), ids=MISBEHAVIOURS)
+async def test_every_misbehaviour_is_a_value_in_time(behaviour: Behaviour, reason: Reason) -> None:
     """However a target misbehaves, the result is not ready with a fixed reason, in time."""
+    seconds = SHORT if reason is TIMED_OUT else LONG
     async with target(behaviour) as gateway, asyncio.timeout(LONG):
-        taking = Stopwatch()
-        result = await WithTimeout(probe_of(f"http://127.0.0.1:{gateway.port}/"), seconds)()
-        figures.info("%s in %.3f s", result.reason, taking.on_the_wall)
-        assert taking.seconds < SHORT + 0.2
+        result = await WithTimeout(probe_of(gateway.url), seconds)()
     assert result == ProbeResult(ready=False, reason=reason)
 
 
@@ -173,92 +202,58 @@ async def test_a_refused_connection_is_a_value(host: str) -> None:
         assert await probed(f"http://{host}:{port}/") == not_ready(ReasonKind.REFUSED)
 
 
-async def test_a_name_that_does_not_resolve_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_that_does_not_resolve_is_a_value(network: Network) -> None:
     """A name without an address has a reason."""
-    monkeypatch.setattr(socket, "getaddrinfo", resolves())
+    network.resolves()
     assert await probed("http://gateway.invalid:1/") == not_ready(ReasonKind.NAME_UNRESOLVED)
 
 
 @pytest.mark.parametrize("error", [errno.ENETUNREACH, errno.ETIMEDOUT, errno.EAFNOSUPPORT])
-async def test_an_unreachable_target_is_a_value(
-    monkeypatch: pytest.MonkeyPatch, error: int
-) -> None:
+async def test_an_unreachable_target_is_a_value(network: Network, error: int) -> None:
     """A connection that the kernel does not try, or gives up, has a reason."""
-    fails(monkeypatch, {"127.0.0.1": [OSError(error, "text")], "::1": [OSError(error, "text")]})
+    for address in LOOPBACK:
+        network.fails(address, error)
     assert await probed("http://localhost:1/") == not_ready(ReasonKind.UNREACHABLE)
-
-
-async def test_a_body_that_streams_for_ever_is_not_read() -> None:
-    """The status line and the headers are the answer."""
-    behaviour = repeats(b"x" * 1000, first=b"HTTP/1.1 200 OK\r\n\r\n")
-    async with target(behaviour) as gateway:
-        assert await probed(f"http://127.0.0.1:{gateway.port}/") == READY
-
-
-async def test_headers_may_be_long() -> None:
-    """Headers that proxies add do not fail a probe, up to 100 KiB."""
-    async with target(answers(200, b"x: %s\r\n" % (b"a" * 100_000))) as gateway:
-        assert await probed(f"http://127.0.0.1:{gateway.port}/") == READY
-
-
-async def test_a_response_head_counts_whatever_becomes_of_its_connection() -> None:
-    """A target that resets the connection right after its response headers is judged by them."""
-
-    async def resets_after(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
-        await resets(_, writer)
-
-    async with target(resets_after) as gateway:
-        for _ in range(50):
-            assert await probed(f"http://127.0.0.1:{gateway.port}/") == READY
 
 
 async def test_a_switch_of_protocols_ends_a_probe() -> None:
     """Trap 10: a 101 to a request with `Upgrade` is a status code, and not an endless loop."""
-    switching = says(b"HTTP/1.1 101 Switching\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n")
-    headers = {"Upgrade": "h2c", "Connection": "upgrade"}
-    async with target(switching) as gateway:
-        found = await probed(f"http://127.0.0.1:{gateway.port}/", headers=headers)
+    async with target(says(UPGRADE)) as gateway:
+        found = await probed(gateway.url, Upgrade="h2c", Connection="upgrade")
     assert found == ProbeResult(ready=False, reason=answered(101))
 
 
 # ---- the request ---------------------------------------------------------------------------------
 
 
-async def request_to(gateway: Target, **options: Any) -> list[str]:
-    """Return the lines of the request that one probe sends."""
-    await probed(f"http://127.0.0.1:{gateway.port}/healthz/ready?full=1", **options)
-    return gateway.requests[-1].decode().strip().split("\r\n")
-
-
-async def test_what_is_sent() -> None:
+async def test_what_is_sent(gateway: Target) -> None:
     """A GET of the URL, from a named client; the operator's headers replace those of ghealth."""
-    async with target(answers(200)) as gateway:
-        plain = await request_to(gateway)
-        replaced = await request_to(gateway, headers={"host": "ready.example", "X-Key": "k"})
+    for headers in ({}, {"host": "ready.example", "X-Key": "k"}):
+        await probed(f"{gateway.url}healthz/ready?full=1", **headers)
+    plain, replaced = (request.decode().strip().split("\r\n") for request in gateway.requests)
     others = [f"User-Agent: ghealth/{__version__}", "Accept: */*", "Connection: close"]
     line = "GET /healthz/ready?full=1 HTTP/1.1"
     assert plain == [line, f"Host: 127.0.0.1:{gateway.port}", *others]
     assert sorted(replaced) == sorted([line, "host: ready.example", *others, "X-Key: k"])
 
 
-async def test_user_info_becomes_basic_authentication() -> None:
+async def test_user_info_becomes_basic_authentication(gateway: Target) -> None:
     """A user and password in the URL are sent as a header, and not in the request line."""
-    async with target(answers(200)) as gateway:
-        await probed(f"http://me:p%40ss@127.0.0.1:{gateway.port}/x#part")
+    await probed(f"http://me:p%40ss@127.0.0.1:{gateway.port}/x#part")
     expected = base64.b64encode(b"me:p@ss").decode()
     assert f"Authorization: Basic {expected}".encode() in gateway.requests[0]
     assert gateway.requests[0].startswith(b"GET /x HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-async def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+async def test_proxy_variables_are_ignored(
+    monkeypatch: pytest.MonkeyPatch, gateway: Target, variable: str
+) -> None:
     """The loopback probe is not sent through a proxy."""
     monkeypatch.delenv("NO_PROXY", raising=False)
-    async with target(answers(502)) as proxy, target(answers(200)) as gateway:
-        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
-        assert (await probed(f"http://127.0.0.1:{gateway.port}/")).ready
-    assert proxy.requests == []
+    with nobody() as port:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{port}")
+        assert await probed(gateway.url) == READY
 
 
 # ---- connections ---------------------------------------------------------------------------------
@@ -269,42 +264,41 @@ async def answers_and_waits(reader: asyncio.StreamReader, writer: asyncio.Stream
     await hung_up(reader)
 
 
+async def hangs(*_: object) -> None:
+    await asyncio.Event().wait()
+
+
+async def time_wait(gateway: Target) -> int:
+    """Count connections from or to a port that are in TIME_WAIT; earlier ones can be others'."""
+    sockets = await asyncio.to_thread(Path("/proc/net/tcp").read_text)
+    return sockets.count(f":{gateway.port:04X} 06 ")
+
+
 async def test_each_probe_has_a_new_connection_and_leaves_none() -> None:
     """Nothing is kept alive, and no port stays in TIME_WAIT, even if the target does not close."""
-    closed = asyncio.Event()
+    closed = asyncio.Semaphore(0)
 
     async def stays(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await answers_and_waits(reader, writer)
-        closed.set()
+        closed.release()
         await hangs()
 
     async with target(stays) as gateway, asyncio.timeout(LONG):
-        reused = probe_of(f"http://127.0.0.1:{gateway.port}/")
+        before = await time_wait(gateway)
+        reused = probe_of(gateway.url)
         for _ in range(3):
-            closed.clear()
             assert await reused() == READY
-            await closed.wait()
-    assert len(gateway.requests) == 3
-    assert all(b"Connection: close" in request for request in gateway.requests)
-    sockets = await asyncio.to_thread(TCP_TABLE.read_text)
-    time_wait = f":{gateway.port:04X} 06 "
-    assert [line for line in sockets.splitlines() if time_wait in line] == []
+            await closed.acquire()
+    assert await time_wait(gateway) <= before
 
 
-async def test_a_probe_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_probe_imports_nothing(monkeypatch: pytest.MonkeyPatch, gateway: Target) -> None:
     """Without sniffio, httpcore would search for it several times in each probe."""
     searched: list[str] = []
-
-    class Finder:
-        @staticmethod
-        def find_spec(name: str, *_: object) -> None:
-            searched.append(name)
-
-    async with target(answers(200)) as gateway:
-        reused = probe_of(f"http://127.0.0.1:{gateway.port}/")
-        assert await reused() == READY
-        monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
-        assert await reused() == READY
+    finder = SimpleNamespace(find_spec=lambda name, *_: searched.append(name))
+    assert await probed(gateway.url) == READY
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    assert await probed(gateway.url) == READY
     assert searched == []
 
 
@@ -313,7 +307,7 @@ async def test_cancelling_a_probe_at_any_await_leaves_nothing(scheme: str) -> No
     """Wherever a probe is cancelled, its connection is closed and no task is left (trap 37)."""
     tls = server_context("localhost") if scheme == "https" else None
     async with target(answers_and_waits, tls=tls) as gateway, asyncio.timeout(3 * LONG):
-        cancelled = probe_of(f"{scheme}://localhost:{gateway.port}/", trust=trust())
+        cancelled = probe_of(f"{scheme}://localhost:{gateway.port}/")
         before = asyncio.all_tasks()
         for turns in itertools.count():
             attempt = asyncio.create_task(cancelled())
@@ -335,46 +329,42 @@ LACKING = [errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM
 @pytest.mark.parametrize("error", [*LACKING, errno.EADDRNOTAVAIL])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_lack_of_resources_here_is_not_the_targets_fault(
-    monkeypatch: pytest.MonkeyPatch, host: str, error: int
+    network: Network, gateway: Target, host: str, error: int
 ) -> None:
     """Without a free descriptor, port, thread or buffer here, a probe tries again."""
-    errors = [OSError(error, "none left")]
-    async with target(answers(200)) as gateway:
-        fails(monkeypatch, {"127.0.0.1": errors, "::1": [OSError(error, "none left")]})
-        assert (await probed(f"http://{host}:{gateway.port}/")).ready
-    assert errors == []
+    for address in LOOPBACK:
+        network.fails(address, error)
+    assert await probed(f"http://{host}:{gateway.port}/") == READY
+
+
+async def test_a_lack_of_descriptors_for_a_later_address_is_no_refusal(network: Network) -> None:
+    """A gateway on ::1 alone is not called refusing because there was no descriptor for it."""
+    network.fails("::1", errno.EMFILE)
+    async with target(answers(200), host="::1") as gateway:
+        assert await probed(f"http://localhost:{gateway.port}/") == READY
 
 
 @in_virtual_time
-async def test_attempts_without_a_descriptor_are_a_moment_apart() -> None:
+async def test_attempts_without_a_descriptor_are_a_moment_apart(network: Network) -> None:
     """A probe that waits for a descriptor does not use the processor while it waits."""
-    loop = asyncio.get_running_loop()
-    errors = [*[OSError(errno.EMFILE, "Too many open files")] * 4, ConnectionRefusedError(111, "")]
-    with pytest.MonkeyPatch.context() as patched:
-        fails(patched, {"127.0.0.1": errors})
-        assert await probed("http://127.0.0.1:1/") == not_ready(ReasonKind.REFUSED)
-    assert loop.time() == pytest.approx(4 * 0.05)
+    network.fails("127.0.0.1", *[errno.EMFILE] * 4, errno.ECONNREFUSED)
+    assert await probed("http://127.0.0.1:1/") == not_ready(ReasonKind.REFUSED)
+    assert asyncio.get_running_loop().time() == pytest.approx(4 * 0.05)
 
 
 # ---- addresses -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_localhost_is_either_loopback_address(
-    monkeypatch: pytest.MonkeyPatch, host: str
-) -> None:
+async def test_localhost_is_either_loopback_address(network: Network, host: str) -> None:
     """`localhost` reaches a listener on either address alone, without the resolver."""
     async with target(answers(200), host=host) as gateway:
-        monkeypatch.setattr(socket, "getaddrinfo", resolves())
+        network.resolves()
         assert await probed(f"http://localhost:{gateway.port}/") == READY
         assert f"Host: localhost:{gateway.port}".encode() in gateway.requests[0]
 
 
-async def hangs(*_: object) -> None:
-    await asyncio.Event().wait()
-
-
-async def test_dead_addresses_do_not_hide_a_live_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_dead_addresses_do_not_hide_a_live_one(network: Network, gateway: Target) -> None:
     """Six addresses that do not answer cost six delays, not six timeouts; one gets the request."""
     tried = []
 
@@ -384,29 +374,27 @@ async def test_dead_addresses_do_not_hide_a_live_one(monkeypatch: pytest.MonkeyP
             await hangs()
 
     dead = [f"127.0.0.{number}" for number in range(2, 8)]
-    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0.01)
-    async with target(answers(200)) as gateway:
-        monkeypatch.setattr(socket, "getaddrinfo", resolves(*dead, "127.0.0.1"))
-        connects(monkeypatch, all_but_one_hang)
-        before = asyncio.all_tasks()
-        assert await probed(f"http://gateway.test:{gateway.port}/") == READY
-        assert asyncio.all_tasks() - before <= gateway.talks
+    network.delays(0.01)
+    network.resolves(*dead, "127.0.0.1")
+    network.calls(all_but_one_hang)
+    before = asyncio.all_tasks()
+    assert await probed(f"http://gateway.test:{gateway.port}/") == READY
+    assert asyncio.all_tasks() - before <= gateway.talks
     assert tried == [*dead, "127.0.0.1"]
     assert len(gateway.requests) == 1
 
 
 async def test_a_refusing_address_does_not_wait_for_the_delay(
-    monkeypatch: pytest.MonkeyPatch,
+    network: Network, gateway: Target
 ) -> None:
     """After a refused connection the next address is tried at once, and others not at all."""
-    monkeypatch.setattr(socket, "getaddrinfo", resolves("127.0.0.2", "127.0.0.1", "127.0.0.3"))
-    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 2 * LONG)
-    async with target(answers(200)) as gateway:
-        fails(monkeypatch, {"127.0.0.3": [OSError(errno.EPERM, "it was tried")]})
-        assert await probed(f"http://gateway.test:{gateway.port}/") == READY
+    network.delays(2 * LONG)
+    network.resolves("127.0.0.2", "127.0.0.1", "127.0.0.3")
+    network.fails("127.0.0.3", errno.EPERM)
+    assert await probed(f"http://gateway.test:{gateway.port}/") == READY
 
 
-async def test_a_slow_address_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_address_is_waited_for(network: Network, gateway: Target) -> None:
     """A gateway on 127.0.0.1 that accepts late is judged, although ::1 has refused."""
     refused = asyncio.Event()
 
@@ -416,95 +404,63 @@ async def test_a_slow_address_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
         else:
             asyncio.get_running_loop().call_later(0.01, refused.set)
 
-    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0)
-    async with target(answers(200)) as gateway:
-        connects(monkeypatch, late)
-        assert await probed(f"http://localhost:{gateway.port}/") == READY
+    network.delays(0)
+    network.calls(late)
+    assert await probed(f"http://localhost:{gateway.port}/") == READY
 
 
-async def test_of_two_addresses_that_accept_one_gets_the_request(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_of_two_addresses_that_accept_one_gets_the_request(network: Network) -> None:
     """The later connection is closed without a request."""
     both = asyncio.Barrier(2)
-    loop = asyncio.get_running_loop()
-    connect = loop.create_connection
-
-    async def together(*args: Any, **options: Any) -> Any:
-        made = await connect(*args, **options)
-        await both.wait()
-        return made
-
-    monkeypatch.setattr(probe, "CONNECTION_ATTEMPT_DELAY", 0)
+    network.delays(0)
     async with target(answers(200), host="0.0.0.0") as gateway, asyncio.timeout(LONG):
-        monkeypatch.setattr(socket, "getaddrinfo", resolves("127.0.0.1", "127.0.0.2"))
-        monkeypatch.setattr(loop, "create_connection", together)
+        network.resolves("127.0.0.1", "127.0.0.2")
+        network.calls(after=lambda _: both.wait())
         assert await probed(f"http://gateway.test:{gateway.port}/") == READY
         await asyncio.gather(*gateway.talks)
     assert len(gateway.requests) == 1
 
 
 @in_virtual_time
-async def test_addresses_are_tried_a_quarter_of_a_second_apart() -> None:
+async def test_addresses_are_tried_a_quarter_of_a_second_apart(network: Network) -> None:
     """That is the delay that RFC 8305 recommends."""
     loop = asyncio.get_running_loop()
-    tried = []
+    tried = {}
 
     async def hang(host: str) -> None:
-        tried.append((host, loop.time()))
+        tried[host] = loop.time()
         await hangs()
 
-    with pytest.MonkeyPatch.context() as patched:
-        connects(patched, hang)
-        assert not (await WithTimeout(probe_of("http://localhost/"), 1, clock=loop.time)()).ready
-    assert [host for host, _ in tried] == ["127.0.0.1", "::1"]
-    assert [when for _, when in tried] == pytest.approx([0, 0.25], abs=0.001)
+    network.calls(hang)
+    assert not (await WithTimeout(probe_of("http://localhost/"), 1, clock=loop.time)()).ready
+    assert tried == pytest.approx({"127.0.0.1": 0, "::1": 0.25}, abs=0.001)
 
 
 @pytest.mark.parametrize("error", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH])
-@pytest.mark.parametrize("lacks", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize(("lacks", "other"), [LOOPBACK, LOOPBACK[::-1]])
 @in_virtual_time
 async def test_an_address_of_a_family_that_the_node_lacks_names_no_reason(
-    lacks: str, error: int
+    network: Network, lacks: str, other: str, error: int
 ) -> None:
     """Trap 36: of several addresses, another one names the reason, at once."""
-    (other,) = {"127.0.0.1", "::1"} - {lacks}
-    with pytest.MonkeyPatch.context() as patched:
-        refused: list[OSError] = [ConnectionRefusedError(111, "x")]
-        fails(patched, {lacks: [OSError(error, "x")], other: refused})
-        assert await probed("http://localhost:1/") == not_ready(ReasonKind.REFUSED)
+    network.fails(lacks, error)
+    network.fails(other, errno.ECONNREFUSED)
+    assert await probed("http://localhost:1/") == not_ready(ReasonKind.REFUSED)
     assert asyncio.get_running_loop().time() == pytest.approx(0, abs=0.001)
 
 
-async def test_a_lack_of_descriptors_for_a_later_address_is_no_refusal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A gateway on ::1 alone is not called refusing because there was no descriptor for it."""
-    async with target(answers(200), host="::1") as gateway:
-        fails(monkeypatch, {"::1": [OSError(errno.EMFILE, "Too many open files")]})
-        assert await probed(f"http://localhost:{gateway.port}/") == READY
-
-
 async def test_a_look_up_that_hangs_is_shared_by_the_probes_of_a_target(
-    monkeypatch: pytest.MonkeyPatch,
+    network: Network, gateway: Target
 ) -> None:
     """A name server that does not answer holds one thread, however many probes are cancelled."""
-    answer, calls = threading.Event(), []
-
-    def look_up(host: str, *_: object, flags: int = 0, **__: object) -> list[Any]:
-        if not flags:
-            calls.append(host)
-            answer.wait(LONG)
-        return resolves("127.0.0.1")(host, flags=flags)
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    async with target(answers(200)) as gateway:
-        named = probe_of(f"http://gateway.test:{gateway.port}/")
-        for _ in range(10):
-            assert not (await WithTimeout(named, 0.01)()).ready
-        answer.set()
-        assert (await named()).ready
-    assert calls == ["gateway.test"]
+    answer = threading.Event()
+    network.resolves("127.0.0.1", wait=lambda: answer.wait(LONG))
+    named = probe_of(f"http://gateway.test:{gateway.port}/")
+    for _ in range(10):
+        assert not (await WithTimeout(named, 0.01)()).ready
+    answer.set()
+    assert await named() == READY
+    assert network.asked == ["gateway.test"]
 
 
 # ---- TLS -----------------------------------------------------------------------------------------
@@ -525,65 +481,48 @@ def server_context(
 
 
 @pytest.mark.parametrize(
-    ("options", "kind"),
+    ("host", "name", "options", "expected"),
     [
-        ({"authority": trustme.CA()}, ReasonKind.CERTIFICATE_AUTHORITY),
-        ({"days": (-2, -1)}, ReasonKind.CERTIFICATE_EXPIRED),
-        ({"days": (1, 2)}, ReasonKind.CERTIFICATE),
-        ({"names": ("other.example",)}, ReasonKind.CERTIFICATE_NAME),
-        ({"names": ("127.0.0.1", "::1")}, ReasonKind.CERTIFICATE_NAME),
-        ({}, None),
+        ("localhost", "localhost", {}, READY),
+        ("localhost", "localhost", {"authority": trustme.CA()}, "CERTIFICATE_AUTHORITY"),
+        ("localhost", "localhost", {"days": (-2, -1)}, "CERTIFICATE_EXPIRED"),
+        ("localhost", "localhost", {"days": (1, 2)}, "CERTIFICATE"),
+        ("localhost", "other.example", {}, "CERTIFICATE_NAME"),
+        ("localhost", "127.0.0.1", {}, "CERTIFICATE_NAME"),
+        ("127.0.0.1", "127.0.0.1", {}, READY),
+        ("127.0.0.1", "localhost", {}, "CERTIFICATE_NAME"),
+        ("::1", "::1", {}, READY),
+        ("::1", "localhost", {}, "CERTIFICATE_NAME"),
     ],
 )
 async def test_a_certificate_that_does_not_verify_names_the_cause(
-    options: dict[str, Any], kind: ReasonKind | None
+    host: str, name: str, options: dict[str, Any], expected: ProbeResult | str
 ) -> None:
-    """The authority, the time and the name in the URL have different reasons."""
-    rest = {name: value for name, value in options.items() if name != "names"}
-    context = server_context(*options.get("names", ("localhost",)), **rest)
-    async with target(answers(200), tls=context) as gateway:
-        found = await probed(f"https://localhost:{gateway.port}/")
-    assert found == (READY if kind is None else not_ready(kind))
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_a_certificate_can_be_of_an_ip_address(host: str) -> None:
-    """An IP address in the URL is what the certificate must have, and no name."""
-    url = f"https://{f'[{host}]' if ':' in host else host}"
-    async with (
-        target(answers(200), host=host, tls=server_context(host)) as good,
-        target(answers(200), host=host, tls=server_context("localhost")) as other,
-    ):
-        assert await probed(f"{url}:{good.port}/") == READY
-        assert await probed(f"{url}:{other.port}/") == not_ready(ReasonKind.CERTIFICATE_NAME)
+    """The authority, the time, and the name or IP address in the URL have different reasons."""
+    context = server_context(name, **options)
+    async with target(answers(200), host=host, tls=context) as gateway:
+        found = await probed(str(httpx.URL(scheme="https", host=host, port=gateway.port)))
+    assert found == (not_ready(ReasonKind[expected]) if isinstance(expected, str) else expected)
 
 
 @pytest.mark.parametrize("name", ["gw.example", "gw.example."])
-async def test_a_final_dot_is_for_dns_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+async def test_a_final_dot_is_for_dns_alone(network: Network, name: str) -> None:
     """SNI and the certificate have the name without it (RFC 6066); the look-up has it."""
-    asked: list[str] = []
     shown: list[str] = []
-    find = resolves("127.0.0.1")
-
-    def look_up(host: str, *_: object, **options: Any) -> list[Any]:
-        asked.append(host)
-        return find(host, **options)
-
     tls = server_context("gw.example")
     tls.sni_callback = lambda _, shown_name, __: shown.append(shown_name)
     async with target(answers(200), tls=tls) as gateway:
-        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        network.resolves("127.0.0.1")
         assert await probed(f"https://{name}:{gateway.port}/") == READY
-    assert (set(asked), shown) == ({name}, ["gw.example"])
+    assert (network.asked, shown) == ([name], ["gw.example"])
 
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+PLAIN_TEXT = b"HTTP/1.1 400 Bad\r\n\r\n"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(
-    "record", [b"HTTP/1.1 400 Bad\r\n\r\n", b"\x17\x03\x03\x00\x20" + bytes(32)]
-)
+@pytest.mark.parametrize("record", [PLAIN_TEXT, b"\x17\x03\x03\x00\x20" + bytes(32)])
 async def test_tls_that_fails_after_the_handshake_is_a_value(
     version: ssl.TLSVersion, record: bytes
 ) -> None:
@@ -610,9 +549,9 @@ async def test_a_missing_client_certificate_is_a_value(version: ssl.TLSVersion) 
 @pytest.mark.parametrize(
     ("behaviour", "kind"),
     [
-        (says(b""), ReasonKind.TLS),
-        (says(b"HTTP/1.1 400 Bad\r\n\r\n"), ReasonKind.TLS),
-        (resets, ReasonKind.TLS_RESET),
+        pytest.param(says(b""), ReasonKind.TLS, id="hangs up"),
+        pytest.param(says(PLAIN_TEXT), ReasonKind.TLS, id="has no TLS"),
+        pytest.param(resets, ReasonKind.TLS_RESET, id="resets"),
     ],
 )
 async def test_a_handshake_that_fails_is_a_value(behaviour: Behaviour, kind: ReasonKind) -> None:
@@ -626,43 +565,45 @@ async def test_a_handshake_that_fails_is_a_value(behaviour: Behaviour, kind: Rea
         assert await probed(f"https://localhost:{gateway.port}/") == not_ready(kind)
 
 
-async def test_a_plain_target_needs_no_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_plain_target_needs_no_tls(
+    monkeypatch: pytest.MonkeyPatch, gateway: Target
+) -> None:
     """OpenSSL without ciphers can create no SSL context: a probe by http works all the same."""
-
-    def broken(*_: object, **__: object) -> Any:
-        raise ssl.SSLError(1, "library has no ciphers")
-
-    monkeypatch.setattr(ssl, "SSLContext", broken)
-    monkeypatch.setattr(ssl, "create_default_context", broken)
-    async with target(answers(200)) as gateway:
-        assert await probed(f"http://127.0.0.1:{gateway.port}/") == READY
+    monkeypatch.setattr(ssl, "SSLContext", None)
+    monkeypatch.setattr(ssl, "create_default_context", None)
+    assert await probed(gateway.url) == READY
 
 
 # ---- several probes, and time --------------------------------------------------------------------
 
+OTHER_READY = ProbeResult(ready=True, reason=answered(204))
+
 
 @pytest.mark.parametrize(
-    ("results", "expected"),
+    ("results", "ready", "reason"),
     [
-        ((SICK, READY, SICK), (False, "probe 1 of 3: gateway answered 503")),
-        ((READY, SICK, READY), (False, "probe 2 of 3: gateway answered 503")),
-        (
-            (READY, READY, ProbeResult(ready=True, reason=answered(204))),
-            (True, "gateway answered 204"),
-        ),
+        ((SICK, READY, SICK), False, "probe 1 of 3: gateway answered 503"),
+        ((READY, SICK, READY), False, "probe 2 of 3: gateway answered 503"),
+        ((READY, READY, OTHER_READY), True, "gateway answered 204"),
     ],
 )
-async def test_several_probes_are_ready_if_all_are(results: Any, expected: Any) -> None:
+async def test_several_probes_are_ready_if_all_are(results: Any, ready: bool, reason: str) -> None:
     """The reason is that of the first probe that is not ready, otherwise of the last one."""
     found = await AllOf([FakeProbe(result) for result in results])()
-    assert (found.ready, str(found.reason)) == expected
+    assert (found.ready, str(found.reason)) == (ready, reason)
+
+
+@pytest.fixture
+def hanging() -> FakeProbe:
+    """A probe that never ends."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    return probe
 
 
 @in_virtual_time
-async def test_a_bug_in_one_of_several_probes_is_no_cancellation() -> None:
+async def test_a_bug_in_one_of_several_probes_is_no_cancellation(hanging: FakeProbe) -> None:
     """It is raised, ends the other probes, and does not count as a cancellation of the task."""
-    hanging = FakeProbe()
-    hanging.gate.clear()
     with pytest.raises(ZeroDivisionError):
         await AllOf([hanging, FakeProbe(ZeroDivisionError())])()
     task = asyncio.current_task()
@@ -673,10 +614,8 @@ async def test_a_bug_in_one_of_several_probes_is_no_cancellation() -> None:
 
 
 @in_virtual_time
-async def test_a_cancelled_group_of_probes_leaves_nothing() -> None:
+async def test_a_cancelled_group_of_probes_leaves_nothing(hanging: FakeProbe) -> None:
     """Cancelling several probes cancels each of them."""
-    hanging = FakeProbe()
-    hanging.gate.clear()
     before = asyncio.all_tasks()
     with suppress(TimeoutError):
         async with asyncio.timeout(1):
@@ -686,15 +625,11 @@ async def test_a_cancelled_group_of_probes_leaves_nothing() -> None:
 
 
 @in_virtual_time
-async def test_several_probes_share_one_timeout() -> None:
+async def test_several_probes_share_one_timeout(hanging: FakeProbe) -> None:
     """Probes run side by side; one that hangs is named, and costs the timeout once."""
-    hanging = FakeProbe()
-    hanging.gate.clear()
     loop = asyncio.get_running_loop()
-    several: list[Probe] = [
-        WithTimeout(one, 3, clock=loop.time) for one in (FakeProbe(), hanging, hanging)
-    ]
-    found = await AllOf(several)()
+    probes = (FakeProbe(), hanging, hanging)
+    found = await AllOf([WithTimeout(one, 3, clock=loop.time) for one in probes])()
     assert loop.time() == pytest.approx(3)
     assert str(found.reason) == "probe 2 of 3: no answer within 3 s"
 

@@ -6,57 +6,48 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 
 from ghealth import process
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+
 
 @pytest.fixture(autouse=True)
 def _signals_are_restored() -> Iterator[None]:
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-    before = [signal.getsignal(signum) for signum in signals]
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield
-    for signum, handler in zip(signals, before, strict=True):
+    for signum, handler in before.items():
         signal.signal(signum, handler)
 
 
 def test_signals_that_a_parent_blocked_or_ignored_are_heeded() -> None:
     """A shell ignores SIGINT for what runs in the background; others block or ignore more."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+    for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     process.reset_inherited()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    found = [signal.getsignal(signum) for signum in SIGNALS]
+    assert found == [signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL]
 
 
 def test_closed_standard_streams_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A socket with the number of a standard stream would be written to."""
-    opened = []
-
-    def is_closed(descriptor: int) -> Any:
-        raise OSError(errno.EBADF, f"Bad file descriptor: {descriptor}")
-
-    monkeypatch.setattr(os, "fstat", is_closed)
-    monkeypatch.setattr(os, "open", lambda *arguments: opened.append(arguments))
-    process.reset_inherited()
-    monkeypatch.undo()
-    assert opened == [(os.devnull, os.O_RDWR)] * 3
+    fstat, open_ = Mock(side_effect=OSError(errno.EBADF, "Bad file descriptor")), Mock()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", fstat)
+        patched.setattr(os, "open", open_)
+        process.reset_inherited()
+    assert fstat.mock_calls == [call(0), call(1), call(2)]
+    assert open_.mock_calls == [call(os.devnull, os.O_RDWR)] * 3
 
 
 def test_variables_that_change_libraries_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables for debugging other programs must not change or end ghealth."""
-    removed = (
-        "GRPC_TRACE",
-        "GRPC_POLL_STRATEGY",
-        "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION",
-        "SSLKEYLOGFILE",
-    )
+    removed = ("GRPC_TRACE", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "SSLKEYLOGFILE")
     kept = ("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "SSL_CERT_FILE", "HOME")
     for name in (*removed, *kept):
         monkeypatch.setenv(name, "x")
@@ -98,13 +89,11 @@ def test_the_limit_of_descriptors_is_set(limits: Limits, hard: int, used: int) -
 
 def test_glibc_uses_few_arenas(monkeypatch: pytest.MonkeyPatch) -> None:
     """What gRPC's threads free is in two arenas; another library has no such setting."""
-    calls: list[tuple[int, int]] = []
-    glibc = SimpleNamespace(mallopt=lambda *setting: calls.append(setting))
-    libraries = iter([glibc, SimpleNamespace()])
-    monkeypatch.setattr(ctypes, "CDLL", lambda _name: next(libraries))
+    glibc = Mock()
+    monkeypatch.setattr(ctypes, "CDLL", Mock(side_effect=[glibc, object()]))
     process.limit_arenas()
     process.limit_arenas()
-    assert calls == [(-8, 2)]
+    glibc.mallopt.assert_called_once_with(-8, 2)
 
 
 @pytest.mark.usefixtures("limits")
@@ -112,10 +101,7 @@ def test_a_limit_of_descriptors_that_cannot_be_raised_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The kernel of macOS has a lower limit than the infinite one that it reports."""
-
-    def refuse(*_: object) -> None:
-        raise ValueError("not allowed to raise maximum limit")
-
+    refuse = Mock(side_effect=ValueError("not allowed to raise maximum limit"))
     monkeypatch.setattr(resource, "setrlimit", refuse)
     process.require_resources()
 
@@ -139,8 +125,6 @@ def test_too_few_threads_are_an_error(
     monkeypatch.setattr(threading.Thread, "start", start_few)
     with pytest.raises(process.ResourceError) as raised:
         process.require_resources()
-    assert str(raised.value) == (
-        f"cannot start {threads} threads, only {threads - 1} (RLIMIT_NPROC, the pod's pids limit "
-        "or memory)"
-    )
+    counts = f"cannot start {threads} threads, only {threads - 1} "
+    assert str(raised.value) == f"{counts}(RLIMIT_NPROC, the pod's pids limit or memory)"
     assert not any(thread.is_alive() for thread in started)

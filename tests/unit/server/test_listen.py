@@ -3,7 +3,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -15,11 +15,21 @@ from ghealth.settings import Settings
 
 def bound(text: str) -> list[tuple[str, int]]:
     """Bind an address, and return the IP addresses and ports."""
-    sockets = bind(Address.parse(text))
-    found = [one.getsockname()[:2] for one in sockets]
-    for one in sockets:
-        one.close()
-    return found
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(one) for one in bind(Address.parse(text))]
+        return [one.getsockname()[:2] for one in sockets]
+
+
+def hosts_of(text: str) -> list[str]:
+    """Bind an address, and return the IP addresses."""
+    return [host for host, _ in bound(text)]
+
+
+def refusal(text: str) -> str:
+    """Fail to bind an address, and return why."""
+    with pytest.raises(ListenError) as raised:
+        bound(text)
+    return str(raised.value).removeprefix(f"cannot listen on {text}: ")
 
 
 @contextmanager
@@ -68,9 +78,8 @@ def test_an_address_is_bound(monkeypatch: pytest.MonkeyPatch, text: str, hosts: 
 )
 def test_a_taken_port_is_an_error(taken: str, wanted: str) -> None:
     """Also if only one IP address of a wildcard or of `localhost` has it."""
-    with held(taken) as port, pytest.raises(ListenError) as raised:
-        bound(f"{wanted}:{port}")
-    assert str(raised.value) == f"cannot listen on {wanted}:{port}: Address already in use"
+    with held(taken) as port:
+        assert refusal(f"{wanted}:{port}") == "Address already in use"
 
 
 @pytest.mark.parametrize(
@@ -82,9 +91,7 @@ def test_a_taken_port_is_an_error(taken: str, wanted: str) -> None:
 )
 def test_an_address_of_another_machine_is_an_error(text: str, why: str) -> None:
     """The cause is the system's."""
-    with pytest.raises(ListenError) as raised:
-        bound(text)
-    assert str(raised.value) == f"cannot listen on {text}: {why}"
+    assert refusal(text) == why
 
 
 Without = Callable[[int, int], None]
@@ -111,18 +118,17 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Without:
 def test_a_node_without_ipv6_listens_on_ipv4(without: Without, number: int) -> None:
     """`[::]` is 0.0.0.0, as in gRPC, and `localhost` is 127.0.0.1; `[::1]` is an error."""
     without(socket.AF_INET6, number)
-    assert [host for host, _ in bound("[::]:0")] == ["0.0.0.0"]
-    assert [host for host, _ in bound("localhost:0")] == ["127.0.0.1"]
-    with held("127.0.0.1") as port, pytest.raises(ListenError, match="Address already in use"):
-        bound(f"[::]:{port}")
-    with pytest.raises(ListenError, match=r"cannot listen on \[::1\]:1: "):
-        bound("[::1]:1")
+    assert hosts_of("[::]:0") == ["0.0.0.0"]
+    assert hosts_of("localhost:0") == ["127.0.0.1"]
+    with held("127.0.0.1") as port:
+        assert refusal(f"[::]:{port}") == "Address already in use"
+    assert refusal("[::1]:1") == os.strerror(number)
 
 
 def test_a_machine_without_ipv4_listens_on_ipv6(without: Without) -> None:
     """A loopback that is missing is left out."""
     without(socket.AF_INET, errno.EADDRNOTAVAIL)
-    assert [host for host, _ in bound("localhost:0")] == ["::1"]
+    assert hosts_of("localhost:0") == ["::1"]
 
 
 def settings(**values: str) -> Settings:
@@ -137,11 +143,9 @@ def test_a_taken_admin_port_is_an_error_only_if_it_was_set(
     with pytest.raises(ListenError, match=r"127\.0\.0\.1:25022: Address already in use"):
         admin_sockets(settings(admin_listen="127.0.0.1:25022"))
     assert admin_sockets(settings()) == []
-    (line,) = caplog.records
-    assert (line.levelno, line.getMessage()) == (
-        logging.WARNING,
-        "no status page and no metrics: cannot listen on 127.0.0.1:25022: Address already in use",
-    )
+    why = "cannot listen on 127.0.0.1:25022: Address already in use"
+    expected = f"no status page and no metrics: {why}"
+    assert caplog.record_tuples == [("ghealth.server.listen", logging.WARNING, expected)]
 
 
 def test_the_default_admin_port_gives_way(caplog: pytest.LogCaptureFixture) -> None:
