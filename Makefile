@@ -69,8 +69,8 @@ interop-table: env ## run interop, and write its tables into docs/callers.md
 soak: env ## mix callers and faults at random for SECONDS (300), and check every answer
 	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
 
-flood: env ## flood ghealth in a memory control group, and print a table; ARGS="--short"
-	$(BIN)/python -m tests.flood $(ARGS)
+flood: env ## flood ghealth in a memory control group; ARGS="--short", ARGS="-k held-checks --seconds 10"
+	$(BIN)/python -m pytest tests/flood --log-cli-level=info $(ARGS)
 
 deploy-check: env ## render and check deploy/, and put faults in; hadolint, actionlint, zizmor
 	@tools/install $(VENV) requirements/deploy.txt
