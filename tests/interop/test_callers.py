@@ -1,165 +1,84 @@
-"""Let every kind of caller check ghealth in every state, and compare the conclusions."""
+"""Every kind of caller checks ghealth in every state, and concludes what its row expects."""
 
-import argparse
 import os
-import signal
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
 
+import pytest
+
+from tests.interop import page
 from tests.interop.asking import TIMEOUT
-from tests.interop.callers import CALLERS, FOLLOWERS, PATHS, Caller, Follower, Row
+from tests.interop.callers import CALLERS, FOLLOWERS, LIFE, PATHS, Caller, Row
 from tests.interop.stage import STATES, Ghealth, stage
-from tests.interop.tools import BuildError, Tool, prepare
-from tests.support import interrupt
+from tests.interop.tools import is_installed
 from tests.support.gateway import READY, SICK, Agent, wait_until
 
-AT_ONCE: Final = 2
-"""Simultaneous callers: few enough for two cores to meet all timeouts. Those of the kubelet and
-grpc-health-probe are a second, and ghealth answers 50 ms before it."""
 
-_BEGIN: Final = "<!-- interop: made by `make interop-table` -->\n"
-_END: Final = "<!-- end of interop -->"
-
-PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+def require(row: Row) -> None:
+    """Skip a caller whose tool is missing; with CI=true every tool must be installed."""
+    if not is_installed(row.needs):
+        assert os.environ.get("CI") != "true", f"no {row.needs.value}"
+        pytest.skip(f"no {row.needs.value}")
 
 
-class Cell(NamedTuple):
-    """One caller in one state: the result, and the cell of the table."""
-
-    verdict: str
-    text: str
+# One worker of pytest-xdist has all callers of a state, and so one gateway.
+STAGES = [pytest.param(state, marks=pytest.mark.xdist_group(state)) for state in STATES]
 
 
-Table = dict[str, dict[str, Cell]]
-"""The cells by row and column."""
+@pytest.fixture(scope="module", params=STAGES)
+def staged(request: pytest.FixtureRequest) -> Iterator[tuple[str, Ghealth]]:
+    with stage(request.param) as (_, ghealth):
+        yield request.param, ghealth
 
 
-def main() -> int:
-    """Run the suite and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.interop", description=__doc__)
-    parser.add_argument("--page", type=Path, metavar="FILE", help="whose tables to compare")
-    parser.add_argument("--write", action="store_true", help="write the tables into the page")
-    arguments = parser.parse_args()
-    # As for Ctrl-C: the programs that were started are ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    print("Building the callers, which takes minutes the first time.", file=sys.stderr)
-    try:
-        tools = prepare()
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        return 1
-    tables = {
-        "caller": in_each_state(tools, CALLERS),
-        "caller, over time": over_time(tools),
-        "an ALB's path": in_each_state(tools, PATHS),
-    }
-    text = "\n".join(_markdown(*table) for table in tables.items())
-    cells = [cell for table in tables.values() for row in table.values() for cell in row.values()]
-    counts = Counter(cell.verdict for cell in cells)
-    shown = (PASSED, FAILED, SKIPPED) if counts[SKIPPED] else (PASSED, FAILED)
-    print(text, ", ".join(f"{counts[verdict]} {verdict}" for verdict in shown), sep="\n")
-    stale = arguments.page and not counts[SKIPPED] and _is_stale(arguments.page, text)
-    if stale and arguments.write:
-        arguments.page.write_text(_with_tables(arguments.page.read_text(), text))
-    elif stale:
-        print(f"{arguments.page} shows other tables: make interop-table", file=sys.stderr)
-        return 1
-    return 1 if counts[FAILED] else 0
+@pytest.mark.parametrize("caller", [*CALLERS, *PATHS], ids=lambda caller: caller.name)
+def test_a_caller_concludes_what_the_gateway_is(
+    staged: tuple[str, Ghealth], caller: Caller
+) -> None:
+    """A caller that checks once has the expected conclusion in each state."""
+    require(caller)
+    state, ghealth = staged
+    concluded = caller.ask(caller.port_of(ghealth))
+    assert concluded == caller.expected(is_ready=state == READY)
 
 
-def _is_stale(page: Path, tables: str) -> bool:
-    text = page.read_text()
-    return _with_tables(text, tables) != text
+def life(agent: Agent, ghealth: Ghealth) -> Iterator[None]:
+    """Cause the events of `LIFE`, one after another."""
+    yield
+    agent.state = SICK
+    yield
+    agent.state = READY
+    yield
+    ghealth.stop()
+    yield
+    ghealth.start()
+    yield
+    ghealth.drain()
+    yield
+    ghealth.stop()
+    ghealth.start()
+    yield
 
 
-def _with_tables(text: str, tables: str) -> str:
-    """Put the tables into the text of a page, between their comments."""
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    return f"{before}{begin}{tables}{end}{after}"
-
-
-def in_each_state(tools: frozenset[Tool], callers: Sequence[Caller]) -> Table:
-    """Let every caller check once in every state."""
-    table: Table = {caller.name: {} for caller in callers}
-    for number, state in enumerate(STATES, 1):
-        print(f"state {number} of {len(STATES)}: {state}", file=sys.stderr)
-        with stage(state) as (_, ghealth), ThreadPoolExecutor(AT_ONCE) as pool:
-            expected = [c.healthy if state == READY else c.unhealthy for c in callers]
-            asks = [partial(caller.ask, caller.port_of(ghealth)) for caller in callers]
-            cells = pool.map(partial(_judge, tools), callers, expected, asks)
-            for caller, cell in zip(callers, cells, strict=True):
-                table[caller.name][state] = cell
-    return table
-
-
-def over_time(tools: frozenset[Tool]) -> Table:
-    """Let every follower watch one ghealth from start to end."""
-    table: Table = {follower.name: {} for follower in FOLLOWERS}
+def test_a_follower_notices_each_change() -> None:
+    """A client that stays connected follows the gateway and ghealth from start to end."""
     with stage() as (agent, ghealth), ExitStack() as stack:
         opinions = {
             follower: stack.enter_context(follower.follow(follower.port_of(ghealth)))
             for follower in FOLLOWERS
-            if follower.needs in tools
+            if is_installed(follower.needs)
         }
-
-        def settle(follower: Follower, expected: str) -> str:
-            opinion = opinions[follower]
-            wait_until(lambda: opinion() == expected, TIMEOUT)
-            return opinion()
-
-        for event, ready in _life(agent, ghealth):
-            print(f"followers: {event}", file=sys.stderr)
-            for follower in FOLLOWERS:
-                expected = follower.healthy if ready else follower.unhealthy
-                conclude = partial(settle, follower, expected)
-                table[follower.name][event] = _judge(tools, follower, expected, conclude)
-    return table
+        for (event, is_ready), _ in zip(LIFE.items(), life(agent, ghealth), strict=True):
+            for follower, opinion in opinions.items():
+                expected = follower.expected(is_ready=is_ready)
+                wait_until(lambda o=opinion, e=expected: o() == e, TIMEOUT)  # type: ignore[misc]
+                assert opinion() == expected, f"{follower.name}, {event}"
+    for follower in FOLLOWERS:
+        require(follower)
 
 
-def _life(agent: Agent, ghealth: Ghealth) -> Iterator[tuple[str, bool]]:
-    """Cause the events; yield the name of each, and whether the gateway is ready then."""
-    yield "ready", True
-    agent.state = SICK
-    yield "503", False
-    agent.state = READY
-    yield "ready again", True
-    ghealth.stop()
-    yield "ghealth ended", False
-    ghealth.start()
-    yield "started again", True
-    ghealth.drain()
-    yield "draining", False
-    ghealth.stop()
-    ghealth.start()
-    yield "restarted", True
-
-
-def _judge(tools: frozenset[Tool], row: Row, expected: str, conclude: Callable[[], str]) -> Cell:
-    if row.needs not in tools:
-        # With CI=true every tool must be installed.
-        return Cell(FAILED if os.environ.get("CI") == "true" else SKIPPED, f"no {row.needs.value}")
-    try:
-        concluded = conclude()
-    except Exception as error:
-        concluded = f"{type(error).__name__}: {error}"
-    if concluded == expected:
-        return Cell(PASSED, concluded)
-    return Cell(FAILED, f"**{' '.join(concluded.split())}** instead of {expected}")
-
-
-def _markdown(title: str, table: Table) -> str:
-    columns = list(next(iter(table.values())))
-    lines = [[title, *columns], ["---"] * (len(columns) + 1)]
-    lines += ([name, *(cell.text for cell in row.values())] for name, row in table.items())
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-if __name__ == "__main__":
-    interrupt.run(main)
+def test_the_page_shows_the_conclusions() -> None:
+    """The tables of docs/callers.md are those of the rows: `make interop-table` writes them."""
+    text = Path("docs/callers.md").read_text()
+    assert page.with_tables(text) == text
