@@ -110,11 +110,11 @@ async def test_nonsense_keeps_nobody_else_from_an_answer(
 
 
 async def test_all_kinds_of_nonsense_at_once() -> None:
-    """A hundred of them at once: others are answered, nothing is left, no bug is in the log."""
+    """Five of each at once: others are answered, nothing is left, no bug is in the log."""
     with running() as ghealth:
         await answers_others(ghealth)
         before = descriptors(ghealth)
-        numbers = range(ROUNDS, ROUNDS + 100 // len(BURSTS))
+        numbers = range(ROUNDS, ROUNDS + 5)
         bursts = [make(Random(f"{name} {n}")) for name, make in BURSTS.items() for n in numbers]
         writers = [await send(ghealth, burst) for burst in bursts]
         await answers_others(ghealth)
