@@ -57,20 +57,21 @@ page-pictures: env ## the same, and write its pictures to docs/
 	$(BIN)/python -m tests.page --pictures
 
 interop: env ## check with real callers: the kubelet, Envoy, grpc-go, grpc-js, grpcurl, curl
-	$(BIN)/python -m tests.interop --page docs/callers.md
+	$(BIN)/python -m tests.interop.tools
+	$(BIN)/python -m pytest tests/interop --numprocesses=$(JOBS) --dist=loadgroup
 	$(BIN)/python -m tests.interop.matrix
 
 probe-matrix: env ## compare the exit codes of ghealth check and grpc-health-probe: all flags, states and certificates
 	$(BIN)/python -m tests.interop.matrix
 
-interop-table: env ## run interop, and write its tables into docs/callers.md
-	$(BIN)/python -m tests.interop --page docs/callers.md --write
+interop-table: env ## write the tables of docs/callers.md, which interop verifies
+	$(BIN)/python -m tests.interop.page
 
 soak: env ## mix callers and faults at random for SECONDS (300), and check every answer
 	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
 
-flood: env ## flood ghealth in a memory control group, and print a table; ARGS="--short"
-	$(BIN)/python -m tests.flood $(ARGS)
+flood: env ## flood ghealth in a memory control group; ARGS="--short", ARGS="-k held-checks --seconds 10"
+	$(BIN)/python -m pytest tests/flood --log-cli-level=info $(ARGS)
 
 deploy-check: env ## render and check deploy/, and put faults in; hadolint, actionlint, zizmor
 	@tools/install $(VENV) requirements/deploy.txt

@@ -1,18 +1,13 @@
-"""The attacks, each in its own process: `python -m tests.flood.attacks NAME PORT SECONDS NICENESS`.
-
-All traffic goes to 127.0.0.1, and each attack ends after SECONDS.
-"""
+"""Attacks that last: each runs until a time, and all traffic goes to 127.0.0.1."""
 
 import contextlib
-import os
 import select
-import selectors
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from tests.flood import bursts
 from tests.support import frames
 from tests.support.frames import EMPTY_MESSAGE, Kind
 
@@ -41,16 +36,13 @@ class Line:
 
     def __init__(self, port: int, window: int | None = None, source: str = SOURCE) -> None:
         self._socket = connected(port, source)
-        self.next = 1
+        self.fileno, self.close = self._socket.fileno, self._socket.close
+        self._next = 1
         self._socket.sendall(frames.hello(window))
         self._socket.recv(CHUNK)
         self._socket.sendall(frames.SETTINGS_ACK)
         self._socket.setblocking(False)
         self._left = b""
-
-    def fileno(self) -> int:
-        """Return the descriptor, so that a selector can wait for the connection."""
-        return self._socket.fileno()
 
     def drain(self) -> None:
         """Discard the received data; raise OSError if the server has closed the connection."""
@@ -58,14 +50,6 @@ class Line:
             while self._socket.recv(CHUNK):
                 pass
             raise ConnectionResetError("closed by the server")
-
-    def drained(self) -> bytes:
-        """Return the data that has been received so far."""
-        got = b""
-        with contextlib.suppress(BlockingIOError):
-            while chunk := self._socket.recv(CHUNK):
-                got += chunk
-        return got
 
     def send(self, data: bytes) -> bool:
         """Send as much as the socket accepts and keep the rest; return whether all is sent."""
@@ -77,12 +61,8 @@ class Line:
 
     def streams(self, count: int) -> range:
         """Return the numbers of new streams; none is returned twice."""
-        first, self.next = self.next, self.next + 2 * count
-        return range(first, self.next, 2)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._socket.close()
+        first, self._next = self._next, self._next + 2 * count
+        return range(first, self._next, 2)
 
 
 @contextlib.contextmanager
@@ -106,21 +86,15 @@ def pour(unit: bytes, *, begin: bytes = b"", rate: int | None = None) -> Attack:
 
     def attack(port: int, until: float) -> None:
         while time.monotonic() < until:
-            with ignoring_refusals():
-                line = Line(port)
-                try:
-                    line.send(begin)
-                    with selectors.DefaultSelector() as ready:
-                        ready.register(line, selectors.EVENT_READ | selectors.EVENT_WRITE)
-                        while time.monotonic() < until:
-                            ready.select(0.1)
-                            line.drain()
-                            if line.send(b""):
-                                line.send(data)
-                            if rate:
-                                time.sleep(0.1)
-                finally:
-                    line.close()
+            with ignoring_refusals(), contextlib.closing(Line(port)) as line:
+                line.send(begin)
+                while time.monotonic() < until:
+                    select.select([line], [line], [], 0.1)
+                    line.drain()
+                    if line.send(b""):
+                        line.send(data)
+                    if rate:
+                        time.sleep(0.1)
 
     return attack
 
@@ -130,7 +104,7 @@ def hold(
     *,
     lines: int,
     streams: int,
-    data: bytes | None = frames.EMPTY_MESSAGE,
+    data: bytes | None = EMPTY_MESSAGE,
     end: bool = True,
     window: int | None = 0,
     again: float = 0.5,
@@ -223,47 +197,25 @@ def come_and_go(headers: bytes, *, lines: int, streams: int, wait: float = 0.0) 
     return attack
 
 
-def connect_and_go(rate: float | None = None) -> Attack:
-    """Return an attack that connects, checks, sends GOAWAY and closes the connection.
+def reconnect(calls: bytes, *, rate: float | None = None, greets: bool = True) -> Attack:
+    """Return an attack that connects, sends the same calls and closes the connection.
 
     Args:
+        calls: The complete frames to send on each connection.
         rate: Connections per second; None for as many as the machine can open.
-    """
-    goaway = frames.frame(Kind.GOAWAY, bytes(8))
-    data = frames.hello() + frames.call(frames.block(frames.CHECK), 1, end=True) + goaway
-
-    def attack(port: int, until: float) -> None:
-        following = time.monotonic()
-        while time.monotonic() < until:
-            with ignoring_refusals(), connected(port) as sock:
-                sock.sendall(data)
-            if rate:
-                following += 1 / rate
-                time.sleep(max(0.0, following - time.monotonic()))
-
-    return attack
-
-
-def reset_and_reconnect(headers: bytes, *, streams: int, rate: float | None = None) -> Attack:
-    """Return an attack that connects, opens calls, resets them and closes the connection.
-
-    Args:
-        headers: The header block of each call.
-        streams: The number of calls on each connection.
-        rate: Connections per second; None for as many as the machine can open.
+        greets: Whether it waits for the server's SETTINGS before the calls.
     """
 
     def attack(port: int, until: float) -> None:
         following = time.monotonic()
         while time.monotonic() < until:
             with ignoring_refusals():
-                line = Line(port)
-                try:
-                    taken = line.streams(streams)
-                    calls = [frames.call(headers, stream, end=True) for stream in taken]
-                    line.send(b"".join(map(bytes.__add__, calls, map(frames.reset, taken))))
-                finally:
-                    line.close()
+                if greets:
+                    with contextlib.closing(Line(port)) as line:
+                        line.send(calls)
+                else:
+                    with connected(port) as sock:
+                        sock.sendall(frames.hello() + calls)
             if rate:
                 following += 1 / rate
                 time.sleep(max(0.0, following - time.monotonic()))
@@ -313,18 +265,19 @@ def first_flight(data: bytes, *, lines: int, more: bytes = b"") -> Attack:
 
 def large(path: str, size: int, streams: int = 1) -> bytes:
     """Return calls that have `size` bytes of headers each."""
+    part = frames.field("x", "y" * (bursts.CHUNK - 6))
+    block = frames.block(path) + part * (size // len(part))
     return b"".join(
-        frame
+        bursts.in_parts(block, stream)
+        + frames.frame(Kind.DATA, EMPTY_MESSAGE, stream=stream, flags=frames.END_STREAM)
         for stream in range(1, 2 * streams, 2)
-        for frame in (
-            frames.frame(Kind.HEADERS, frames.block(path), stream=stream),
-            *[frames.frame(Kind.CONTINUATION, frames.field("x", "y" * 16_000), stream=stream)]
-            * (size // 16_000),
-            frames.frame(Kind.CONTINUATION, b"", stream=stream, flags=frames.END_HEADERS),
-            frames.frame(Kind.DATA, EMPTY_MESSAGE, stream=stream, flags=frames.END_STREAM),
-        )
     )
 
+
+DROPPING_LINES: Final = 10
+HALF: Final = b"\0\0\0\0\4\x0a"
+"""The header of a message of 4 bytes, and its first byte."""
+CHECK: Final = frames.block(frames.CHECK)
 
 STAGES: Final = ("message", "half", "probe", "window")
 """When a call can be dropped: before its message is sent, after half of the message, while a probe
@@ -342,7 +295,7 @@ def drop(stage: str, port: int, count: int, seconds: float = 90) -> int:
             connections.
     """
     until = time.monotonic() + seconds
-    data = {"message": None, "half": HALF}.get(stage, frames.EMPTY_MESSAGE)
+    data = {"message": None, "half": HALF}.get(stage, EMPTY_MESSAGE)
     whole = stage in ("probe", "window")
     lines: list[Line] = []
     made = 0
@@ -367,76 +320,3 @@ def drop(stage: str, port: int, count: int, seconds: float = 90) -> int:
     for line in lines:
         line.close()
     return made
-
-
-DROPPING_LINES: Final = 10
-UNKNOWN: Final = frames.frame(Kind.UNKNOWN, bytes(91))
-PING: Final = frames.frame(Kind.PING, bytes(8))
-CHECK: Final = frames.block(frames.CHECK)
-WATCH: Final = frames.block(frames.WATCH)
-HALF: Final = b"\0\0\0\0\4\x0a"
-"""The header of a message of 4 bytes, and its first byte."""
-OPEN: Final = frames.frame(Kind.HEADERS, CHECK, stream=1)  # without END_HEADERS
-MORE: Final = frames.frame(Kind.CONTINUATION, frames.field("x", "y" * 8000), stream=1)
-FIRST: Final = frames.call(CHECK, 1, None, end=False)
-
-ATTACKS: Final[dict[str, Attack]] = {
-    "unknown-frames": pour(UNKNOWN),
-    "priority-frames": pour(frames.frame(Kind.PRIORITY, bytes(5), stream=3)),
-    "settings-frames": pour(frames.settings(65535)),
-    "ping-frames": pour(PING),
-    "window-frames": pour(frames.frame(Kind.WINDOW_UPDATE, b"\0\0\0\1")),
-    "empty-data-frames": pour(frames.frame(Kind.DATA, stream=1), begin=FIRST),
-    "continuation": pour(MORE, begin=OPEN),
-    "held-checks": hold(CHECK, lines=32, streams=200),
-    "held-checks-large": hold(frames.block(frames.CHECK, frames.LARGE), lines=20, streams=200),
-    "held-no-message": hold(CHECK, lines=32, streams=200, data=None, end=False),
-    "held-half-message": hold(CHECK, lines=32, streams=200, data=HALF, end=False),
-    "held-reflection": hold(
-        frames.block(frames.REFLECTION), lines=32, streams=200, data=None, end=False
-    ),
-    "held-watches": hold(WATCH, lines=32, streams=200),
-    "waiting-checks": hold(CHECK, lines=50, streams=200, window=None),
-    "rapid-reset": come_and_go(CHECK, lines=10, streams=20),
-    "watch-churn": come_and_go(WATCH, lines=10, streams=20, wait=0.005),
-    "connect-and-go": connect_and_go(),
-    "wide-checks": hold(CHECK, lines=1000, streams=25),
-    "wide-no-message": hold(CHECK, lines=1000, streams=25, data=None, end=False),
-    "wide-large": hold(frames.block(frames.CHECK, frames.LARGE), lines=1000, streams=25),
-    "idle-connections": hold(b"", lines=300, streams=0),
-    "many-connections": hold(b"", lines=3000, streams=0),
-    "connections-of-many": hold(b"", lines=3000, streams=0, of_each=16),
-    "unknown-frames-1M": pour(UNKNOWN, rate=1 << 20),
-    "ping-frames-100k": pour(PING, rate=100_000),
-    "rapid-reset-1000": come_and_go(CHECK, lines=1, streams=20, wait=0.02),
-    "connect-and-go-200": connect_and_go(200),
-    "connect-and-go-1000": connect_and_go(1000),
-    "connect-and-go-2000": connect_and_go(2000),
-    "rapid-reset-200": reset_and_reconnect(CHECK, streams=5, rate=200),
-    "rapid-reset-reconnect": reset_and_reconnect(CHECK, streams=20),
-    "headers-1M": first_flight(large(frames.CHECK, 1 << 20), lines=3),
-    "headers-4M": first_flight(large(frames.CHECK, 4 << 20), lines=3),
-    "headers-43M": first_flight(large(frames.CHECK, 43 << 20), lines=3),
-    "headers-watches": first_flight(large(frames.WATCH, 2 << 20, streams=20), lines=5),
-    "headers-endless": first_flight(OPEN, more=MORE * 32, lines=8),
-    "messages-large": first_flight(
-        b"".join(
-            frames.call(CHECK, n, b"\0\0\xff\xff\xff" + bytes(16_000), end=False)
-            for n in range(1, 65, 2)
-        ),
-        more=b"".join(frames.frame(Kind.DATA, bytes(16_000), stream=n) for n in range(1, 65, 2)),
-        lines=8,
-    ),
-}
-
-
-def main() -> int:
-    """Attack with a lower priority than ghealth: real attackers run on other processors."""
-    name, port, seconds, niceness = sys.argv[1:]
-    os.nice(int(niceness))
-    ATTACKS[name](int(port), time.monotonic() + float(seconds))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

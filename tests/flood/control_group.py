@@ -4,162 +4,117 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 MIB: Final = 1 << 20
 ROOT: Final = Path("/sys/fs/cgroup")
 
 
-class Group(Protocol):
-    """A control group, or a replacement, that measures the memory of a process."""
-
-    @property
-    def kind(self) -> str:
-        """How memory is measured, for a heading."""
-
-    @property
-    def procs(self) -> Path | None:
-        """The file to which a process writes its id to join the group; None without a group."""
-
-    def usage(self, pid: int) -> float:
-        """MiB in use now: anonymous memory, without file caches."""
-
-    def peak(self, pid: int) -> float:
-        """The peak of the charged memory, in MiB."""
-
-    def sockets(self) -> float | None:
-        """The peak of the socket buffers in MiB; None if they are not counted separately."""
-
-
-class Version1:
-    """A version 1 group with a limit.
+@dataclass(frozen=True)
+class Version:
+    """The files of a control group.
 
     Args:
-        path: The group's directory.
-        limit: The memory limit in MiB.
+        limits: The files that are set to the limit. Socket buffers are counted by version 1 only
+            if their limit is set before a process joins the group; they are a part of version 2's.
+        usage: The field of memory.stat with the anonymous memory, without file caches.
+        peak: The file with the peak of the charged memory.
+        sockets: The file with the peak of the socket buffers, if they are counted separately.
     """
 
-    kind = "cgroup v1"
-
-    def __init__(self, path: Path, limit: float) -> None:
-        self._path = path
-        self.procs: Path | None = path / "cgroup.procs"
-        most = str(int(limit * MIB))
-        # Socket buffers are counted only if this limit is set before a process joins the group.
-        with contextlib.suppress(OSError):
-            (path / "memory.kmem.tcp.limit_in_bytes").write_text(most)
-        (path / "memory.limit_in_bytes").write_text(most)
-
-    def usage(self, pid: int) -> float:  # noqa: ARG002 - measures all processes in the group
-        """MiB in use now."""
-        return _stat(self._path / "memory.stat", "total_rss")
-
-    def peak(self, pid: int) -> float:  # noqa: ARG002
-        """The peak of the charged memory, in MiB."""
-        return int((self._path / "memory.max_usage_in_bytes").read_text()) / MIB
-
-    def sockets(self) -> float | None:
-        """The peak of the socket buffers, in MiB."""
-        return int((self._path / "memory.kmem.tcp.max_usage_in_bytes").read_text()) / MIB
+    limits: tuple[str, ...]
+    usage: str
+    peak: str
+    sockets: str = ""
 
 
-class Version2:
-    """A version 2 group with a limit, which includes socket buffers.
+VERSION_1: Final = Version(
+    ("memory.kmem.tcp.limit_in_bytes", "memory.limit_in_bytes"),
+    "total_rss",
+    "memory.max_usage_in_bytes",
+    "memory.kmem.tcp.max_usage_in_bytes",
+)
+VERSION_2: Final = Version(("memory.max",), "anon", "memory.peak")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Measures the memory of a process in a control group, or of a process without one, in MiB.
 
     Args:
-        path: The group's directory.
-        limit: The memory limit in MiB.
+        path: The group's directory; None if this process may not create one.
+        version: The group's files.
     """
 
-    kind = "cgroup v2"
+    path: Path | None = None
+    version: Version = VERSION_2
 
-    def __init__(self, path: Path, limit: float) -> None:
-        self._path = path
-        self.procs: Path | None = path / "cgroup.procs"
-        (path / "memory.max").write_text(str(int(limit * MIB)))
-        with contextlib.suppress(OSError):
-            (path / "memory.swap.max").write_text("0")
-
-    def usage(self, pid: int) -> float:  # noqa: ARG002
-        """MiB in use now."""
-        return _stat(self._path / "memory.stat", "anon")
-
-    def peak(self, pid: int) -> float:  # noqa: ARG002
-        """The peak of the charged memory, in MiB."""
-        return int((self._path / "memory.peak").read_text()) / MIB
-
-    def sockets(self) -> float | None:
-        """None: they are part of the peak."""
-        return None
-
-
-class NoGroup:
-    """The resident memory in /proc, without a limit."""
-
-    kind = "resident memory, no limit"
-    procs: Path | None = None
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """The command that runs another in the group from its start."""
+        join = f"echo $$ > {self.path}/cgroup.procs && " if self.path else ""
+        return ("sh", "-c", f'{join}exec "$0" "$@"')
 
     def usage(self, pid: int) -> float:
-        """MiB in use now."""
-        return resident(pid, "VmRSS")
+        """Memory in use now; 0 if the process has ended."""
+        if self.path is None:
+            return _field(Path(f"/proc/{pid}/status"), "VmRSS") / 1024
+        return _field(self.path / "memory.stat", self.version.usage) / MIB
 
     def peak(self, pid: int) -> float:
-        """The peak so far, in MiB."""
-        return resident(pid, "VmHWM")
+        """The peak of the memory so far."""
+        if self.path is None:
+            return _field(Path(f"/proc/{pid}/status"), "VmHWM") / 1024
+        return int((self.path / self.version.peak).read_text()) / MIB
 
-    def sockets(self) -> float | None:
-        """None: they are not counted."""
-        return None
-
-
-def resident(pid: int, name: str) -> float:
-    """Return a field of /proc/PID/status in MiB, 0 if the process has ended."""
-    with contextlib.suppress(OSError, AttributeError):
-        text = Path(f"/proc/{pid}/status").read_text()
-        return int(re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE)[1]) / 1024  # type: ignore[index]
-    return 0.0
+    def sockets(self) -> float:
+        """The peak of the socket buffers; 0 if they are not counted separately."""
+        if self.path is None or not self.version.sockets:
+            return 0.0
+        return int((self.path / self.version.sockets).read_text()) / MIB
 
 
-def _stat(path: Path, name: str) -> float:
-    for line in path.read_text().splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value) / MIB
-    return 0.0
+def _field(path: Path, name: str) -> int:
+    with contextlib.suppress(OSError):
+        if match := re.search(rf"^{name}:?\s+(\d+)", path.read_text(), re.MULTILINE):
+            return int(match[1])
+    return 0
 
 
 @contextlib.contextmanager
 def group(limit: float) -> Iterator[Group]:
-    """Create a group, and remove it at the end.
-
-    If this process may not create one, yield a `NoGroup`.
-    """
-    for parent, kind in _parents():
+    """Create a group with a limit in MiB, and remove it at the end."""
+    for parent, version in _parents():
         path = parent / f"ghealth-flood-{os.getpid()}"
         try:
             path.mkdir()
         except OSError:
             continue
         try:
-            yield kind(path, limit)
+            for name in version.limits:
+                (path / name).write_text(str(int(limit * MIB)))
+            with contextlib.suppress(OSError):
+                (path / "memory.swap.max").write_text("0")
+            yield Group(path, version)
         finally:
             with contextlib.suppress(OSError):
                 path.rmdir()
         return
-    yield NoGroup()
+    yield Group()
 
 
-def _parents() -> Iterator[tuple[Path, type[Version1 | Version2]]]:
+def _parents() -> Iterator[tuple[Path, Version]]:
     """Yield directories in which this process may be able to create a group."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "memory":
             own = ROOT / "memory" / path.lstrip("/")
-            yield (own if own.is_dir() else ROOT / "memory"), Version1
+            yield (own if own.is_dir() else ROOT / "memory"), VERSION_1
         elif not controllers:
             own = ROOT / path.lstrip("/")
             for place in (own.parent, own, ROOT):
                 with contextlib.suppress(OSError):
                     if "memory" in (place / "cgroup.subtree_control").read_text().split():
-                        yield place, Version2
+                        yield place, VERSION_2

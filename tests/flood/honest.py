@@ -1,163 +1,110 @@
 """Honest callers, an ALB and a kubelet, that verify every answer."""
 
-import socket
-import struct
-import threading
+import asyncio
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
-import hpack
+import h2.exceptions
 
-from tests.flood.starvation import Wait
-from tests.support import frames
-from tests.support.frames import Kind
+from tests.support import wire
 
-TIMEOUT: Final = 20.0
 PAUSE: Final = 0.1
-SERVING: Final = b"\0\0\0\0\2\x08\1"
-
-ALB: Final = frames.block(
-    frames.CHECK,
-    (
-        ("content-length", "5"),
-        ("user-agent", "ELB-HealthChecker/2.0"),
-        ("accept-encoding", "gzip, compressed"),
-    ),
-    host="host",
-)
-KUBELET: Final = frames.block(
-    frames.CHECK,
-    (("user-agent", "kube-probe/1.33 grpc-go/1.71.0"),),
-)
-LIVENESS: Final = b"\0\0\0\0\x0a\x0a\x08liveness"
+RIGHT: Final = "0 " + wire.framed(b"\x08\1").hex()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The result of one check.
+class Wait:
+    """A wait that begins now, without the time spent waiting for a free processor.
+
+    Attackers on this machine use processors that real attackers, on other machines, would not use,
+    and the machine may have other work. So one delay is subtracted: the longest time for which a
+    thread of ghealth or of the caller was ready to run but did not run
+    (Documentation/scheduler/sched-stats.rst).
 
     Args:
-        code: The gRPC code, or a description of the failure if there is none.
-        data: The body.
+        pid: The server's process id.
     """
 
-    code: int | str
-    data: bytes = b""
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._before = self._delays()
+        self.began = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """The seconds so far, without the longest delay of a thread."""
+        passed = time.monotonic() - self.began
+        grown = (delay - self._before.get(task, 0) for task, delay in self._delays().items())
+        return max(0.0, passed - max(grown, default=0) / 1e9)
 
-def check(port: int, headers: bytes, message: bytes) -> Answer:
-    """Check on a new connection, and return the answer.
-
-    Raises:
-        OSError: If it cannot connect, or if there is no answer within `TIMEOUT`.
-    """
-    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as sock:
-        sock.sendall(frames.hello() + frames.call(headers, 1, message, end=True))
-        decoder, body, received = hpack.Decoder(), b"", b""
-        while chunk := sock.recv(65536):
-            received += chunk
-            while len(received) >= frames.HEAD:
-                length, kind, flags, _ = struct.unpack("!IBBI", b"\0" + received[: frames.HEAD])
-                end = frames.HEAD + length
-                if len(received) < end:
-                    break
-                payload, received = received[frames.HEAD : end], received[end:]
-                if kind == Kind.DATA:
-                    body += payload
-                elif kind == Kind.RESET:
-                    return Answer(f"reset {struct.unpack('!I', payload)[0]}")
-                elif kind == Kind.SETTINGS and not flags & frames.ACK:
-                    sock.sendall(frames.SETTINGS_ACK)
-                elif kind == Kind.HEADERS:
-                    fields = dict(decoder.decode(payload, raw=True))
-                    if status := fields.get(b"grpc-status"):
-                        return Answer(int(status), body)
-        return Answer("closed")
+    def _delays(self) -> dict[str, int]:
+        """Return the delay of each thread so far, in nanoseconds."""
+        delays = {}
+        for pid in (self._pid, os.getpid()):
+            with suppress(OSError):
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    with suppress(OSError, IndexError):  # the thread has just ended
+                        delays[task.name] = int((task / "schedstat").read_text().split()[1])
+        return delays
 
 
 @dataclass
-class Log:
-    """The answers and waiting times of one caller.
+class Caller:
+    """Checks repeatedly, each time on a new connection.
 
     Args:
+        name: The caller's name in messages.
+        message: The request with its gRPC frame header.
+        headers: The headers of each check, besides the usual ones.
+        without: The usual headers that it does not send.
         waits: The start of each check by the monotonic clock, and the seconds until its answer,
             without the time that ghealth or the caller waited for a free processor.
         wrong: The answers that were not expected.
-        on_the_wall: The longest wait in seconds, including the time without a processor.
     """
 
+    name: str
+    message: bytes
+    headers: Sequence[tuple[str, str]]
+    without: Sequence[str] = ()
     waits: list[tuple[float, float]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
-    on_the_wall: float = 0.0
 
     def longest(self, since: float = 0.0, until: float = float("inf")) -> float:
         """Return the longest wait, in seconds, of the checks that began in a period."""
         return max((wait for at, wait in self.waits if since <= at < until), default=0.0)
 
-
-class Caller:
-    """Checks repeatedly in a thread, from `start` to `stop`.
-
-    Args:
-        name: The caller's name in the log.
-        port: The server's port.
-        pid: The server's process id.
-        headers: The header block of each check.
-        message: The request with its gRPC frame header.
-        right: Returns the answers that are correct at the time of the call.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        port: int,
-        pid: int,
-        headers: bytes,
-        message: bytes,
-        right: Callable[[], tuple[Answer, ...]],
-    ) -> None:
-        self.log = Log()
-        self._name, self._port, self._pid = name, port, pid
-        self._headers, self._message = headers, message
-        self._right = right
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> None:
-        """Start the checks."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop after the current check."""
-        self._over.set()
-        self._thread.join(TIMEOUT + 5)
-
-    def _run(self) -> None:
-        while not self._over.wait(PAUSE):
-            began, taking = time.monotonic(), Wait(self._pid)
-            right = self._right()
+    async def ask(self, port: int, pid: int, over: asyncio.Event) -> None:
+        """Check until it is over."""
+        while not over.is_set():
+            wait = Wait(pid)
             try:
-                answer = check(self._port, self._headers, self._message)
-            except OSError as error:
-                answer = Answer(type(error).__name__)
-            self.log.waits.append((began, taking.seconds))
-            self.log.on_the_wall = max(self.log.on_the_wall, taking.on_the_wall)
-            if not self._over.is_set() and answer not in right + self._right():
-                self.log.wrong.append(f"{self._name} {answer.code} {answer.data.hex()}".strip())
+                reply = await wire.call(
+                    port, self.message, headers=self.headers, without=self.without
+                )
+                answer = f"{reply.code} {reply.data.hex()}"
+            except (OSError, AssertionError, h2.exceptions.ProtocolError) as error:
+                answer = repr(error)
+            self.waits.append((wait.began, wait.seconds))
+            if answer != RIGHT and not over.is_set():
+                self.wrong.append(f"{self.name} {answer}")
+            await asyncio.sleep(PAUSE)
 
 
-def callers(port: int, pid: int, right: Callable[[], tuple[Answer, ...]]) -> tuple[Caller, Caller]:
-    """Return an ALB, and a kubelet that checks `liveness`.
-
-    Args:
-        port: The server's port.
-        pid: The server's process id.
-        right: Returns the answers that are correct for the ALB at the time of the call.
-    """
-    alive = Answer(0, SERVING)
+def callers() -> tuple[Caller, Caller]:
+    """Return an ALB, and a kubelet that checks `liveness`."""
+    alb = (
+        ("host", "AWSALB"),
+        ("content-length", "5"),
+        ("user-agent", "ELB-HealthChecker/2.0"),
+        ("accept-encoding", "gzip, compressed"),
+    )
+    kubelet = (("user-agent", "kube-probe/1.33 grpc-go/1.71.0"),)
+    liveness = wire.framed(b"\x0a\x08liveness")
     return (
-        Caller("ALB", port, pid, ALB, frames.EMPTY_MESSAGE, right),
-        Caller("liveness", port, pid, KUBELET, LIVENESS, lambda: (alive,)),
+        Caller("ALB", wire.EMPTY_MESSAGE, alb, without=(":authority",)),
+        Caller("liveness", liveness, kubelet),
     )

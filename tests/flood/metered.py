@@ -13,36 +13,27 @@ from pathlib import Path
 
 
 class _Mallinfo2(ctypes.Structure):
-    """malloc's statistics (mallinfo2(3), glibc 2.33)."""
+    """malloc's ten statistics (mallinfo2(3), glibc 2.33)."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        )
-    )
+    _fields_ = (("numbers", ctypes.c_size_t * 10),)
+
+
+BY_MMAP, IN_USE = 4, 7
+"""Of the numbers: `hblkhd` and `uordblks`."""
 
 
 def native_bytes() -> int:
     """Return the bytes that malloc has allocated, without freed memory that it keeps."""
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = _Mallinfo2
-    info = mallinfo2()
-    return int(info.uordblks) + int(info.hblkhd)
+    numbers = mallinfo2().numbers
+    return int(numbers[IN_USE]) + int(numbers[BY_MMAP])
 
 
 def main() -> None:
-    """Install the signal handler and run ghealth."""
-    path = Path(sys.argv.pop())
+    """Install the signal handler and run ghealth without the arguments."""
+    path = Path(sys.argv[1])
+    del sys.argv[1:]
 
     def write(*_: object) -> None:
         gc.collect()

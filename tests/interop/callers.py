@@ -45,6 +45,10 @@ class Row:
         """Return the port of ghealth that it uses."""
         return ghealth.tls_port if self.tls else ghealth.port
 
+    def expected(self, *, is_ready: bool) -> str:
+        """Return the expected conclusion."""
+        return self.healthy if is_ready else self.unhealthy
+
 
 @dataclass(frozen=True, slots=True)
 class Caller(Row):
@@ -127,6 +131,8 @@ def _alb_on(path: str, healthy: int | None, unhealthy: int | None) -> Caller:
     return Caller(f"`{path}`", Tool.PYTHON, conclusion(healthy), conclusion(unhealthy), ask)
 
 
+PYTHON, GO, CURL = Tool.PYTHON, Tool.GO, Tool.CURL
+_CHECK: Final = f"/{_HEALTH}/Check"
 _TLS_OPTIONS: Final = ("-tls", f"-tls-ca-cert={AUTHORITY_FILE}", "-tls-server-name=localhost")
 _PLAIN_URL: Final = f"http://{_AT}/{_HEALTH}/Check"
 _PLAIN_HTTP2: Final = "--http2-prior-knowledge"
@@ -138,95 +144,89 @@ _HEAD: Final = program(
     *("curl", "--silent", "--show-error", "--max-time", "20", _PLAIN_HTTP2, "--head", _PLAIN_URL),
 )
 
+_NO_BODY: Final = "HTTP/2 200 grpc-status: 13"
+_CURL_TLS: Final = _curl(f"https://{_AT}{_CHECK}", "--cacert", str(AUTHORITY_FILE))
+_TONIC: Final = _curl(_PLAIN_URL, _PLAIN_HTTP2, "--user-agent", "tonic/0.14.2")
+
 MATCHERS: Final = {"0": frozenset({0}), "12": frozenset({12}), "0,12": frozenset({0, 12})}
 """The matchers that target groups have, or that tools generate for them."""
 
+LIFE: Final = {
+    "ready": True,
+    "503": False,
+    "ready again": True,
+    "ghealth ended": False,
+    "started again": True,
+    "draining": False,
+    "restarted": True,
+}
+"""What happens while followers are connected, and whether they must see a ready gateway then."""
+
+_SERVING: Final = ("SERVING", "NOT_SERVING")
+_STATUS: Final = ("grpc-status: 0", "grpc-status: 14")
+_ENVOY: Final = ("healthy", "failed_active_health_check")
+_CHANNEL: Final = ("READY", "TRANSIENT_FAILURE")
+
 FOLLOWERS: Final = (
-    Follower("Envoy", Tool.PYTHON, "healthy", "failed_active_health_check", envoy.checker),
+    Follower("Envoy", PYTHON, *_ENVOY, envoy.checker),
     Follower(
         "Envoy, TLS",
-        Tool.PYTHON,
-        "healthy",
-        "failed_active_health_check",
+        PYTHON,
+        *_ENVOY,
         functools.partial(envoy.checker, authority=AUTHORITY_FILE),
         tls=True,
     ),
-    Follower("grpc-go, health-checking", Tool.GO, "READY", "TRANSIENT_FAILURE", grpc_go_channel()),
+    Follower("grpc-go, health-checking", GO, *_CHANNEL, grpc_go_channel()),
     Follower(
         "grpc-go, health-checking, TLS",
-        Tool.GO,
-        "READY",
-        "TRANSIENT_FAILURE",
+        GO,
+        *_CHANNEL,
         grpc_go_channel(f"-ca={AUTHORITY_FILE}"),
         tls=True,
     ),
 )
 
 CALLERS: Final = (
-    Caller("ALB", Tool.PYTHON, "0 healthy", "14 unhealthy", _alb(f"/{_HEALTH}/Check", "0")),
-    Caller("ALB, defaults", Tool.PYTHON, "12 healthy", "14 unhealthy", _alb(_DEFAULT_PATH, "12")),
-    Caller(
-        "ALB, HTTPS",
-        Tool.PYTHON,
-        "0 healthy",
-        "14 unhealthy",
-        _alb(f"/{_HEALTH}/Check", "0", "--tls"),
-        tls=True,
-    ),
-    Caller("kubelet", Tool.GO, "success", "failure NOT_SERVING", _kubelet("")),
-    Caller("kubelet, `liveness`", Tool.GO, "success", "success", _kubelet("liveness")),
-    Caller(
-        "kubelet, TLS", Tool.GO, "success", "failure NOT_SERVING", _kubelet("", "-tls"), tls=True
-    ),
-    Caller("grpc-health-probe", Tool.GO, "exit 0", "exit 4", _probe()),
-    Caller("grpc-health-probe, TLS", Tool.GO, "exit 0", "exit 4", _probe(*_TLS_OPTIONS), tls=True),
+    Caller("ALB", PYTHON, "0 healthy", "14 unhealthy", _alb(_CHECK, "0")),
+    Caller("ALB, defaults", PYTHON, "12 healthy", "14 unhealthy", _alb(_DEFAULT_PATH, "12")),
+    Caller("ALB, HTTPS", PYTHON, "0 healthy", "14 unhealthy", _alb(_CHECK, "0", "--tls"), tls=True),
+    Caller("kubelet", GO, "success", "failure NOT_SERVING", _kubelet("")),
+    Caller("kubelet, `liveness`", GO, "success", "success", _kubelet("liveness")),
+    Caller("kubelet, TLS", GO, "success", "failure NOT_SERVING", _kubelet("", "-tls"), tls=True),
+    Caller("grpc-health-probe", GO, "exit 0", "exit 4", _probe()),
+    Caller("grpc-health-probe, TLS", GO, "exit 0", "exit 4", _probe(*_TLS_OPTIONS), tls=True),
     *(follower.first_opinion() for follower in FOLLOWERS),
-    Caller("grpc-js, Check", Tool.NODE, "SERVING", "NOT_SERVING", _node("Check")),
-    Caller("grpc-js, Watch", Tool.NODE, "SERVING", "NOT_SERVING", _node("Watch")),
-    Caller("Python stub", Tool.PYTHON, "SERVING", "NOT_SERVING", python_stub),
-    Caller("Python stub, asyncio", Tool.PYTHON, "SERVING", "NOT_SERVING", python_asyncio_stub),
-    Caller("grpcurl, call", Tool.GO, "SERVING", "NOT_SERVING", _CALL),
-    Caller("grpcurl, list", Tool.GO, _HEALTH, _HEALTH, _LIST),
-    Caller("grpcurl, list by v1", Tool.GO, _HEALTH, _HEALTH, _list_by("v1")),
-    Caller("grpcurl, list by v1alpha", Tool.GO, _HEALTH, _HEALTH, _list_by("v1alpha")),
-    Caller("grpcurl, describe", Tool.GO, "rpc Check", "rpc Check", _DESCRIBE),
-    Caller("curl", Tool.CURL, "grpc-status: 0", "grpc-status: 14", _curl(_PLAIN_URL, _PLAIN_HTTP2)),
-    Caller(
-        "curl, TLS",
-        Tool.CURL,
-        "grpc-status: 0",
-        "grpc-status: 14",
-        _curl(f"https://{_AT}/{_HEALTH}/Check", "--cacert", str(AUTHORITY_FILE)),
-        tls=True,
-    ),
-    Caller(
-        "tonic's user agent",
-        Tool.CURL,
-        "grpc-status: 0",
-        "grpc-status: 14",
-        _curl(_PLAIN_URL, _PLAIN_HTTP2, "--user-agent", "tonic/0.14.2"),
-    ),
-    Caller(
-        "HEAD over HTTP/2",
-        Tool.CURL,
-        "HTTP/2 200 grpc-status: 13",
-        "HTTP/2 200 grpc-status: 13",
-        _HEAD,
-    ),
-    Caller("HTTP/1.1", Tool.PYTHON, "closed", "closed", http1),
+    Caller("grpc-js, Check", Tool.NODE, *_SERVING, _node("Check")),
+    Caller("grpc-js, Watch", Tool.NODE, *_SERVING, _node("Watch")),
+    Caller("Python stub", PYTHON, *_SERVING, python_stub),
+    Caller("Python stub, asyncio", PYTHON, *_SERVING, python_asyncio_stub),
+    Caller("grpcurl, call", GO, *_SERVING, _CALL),
+    Caller("grpcurl, list", GO, _HEALTH, _HEALTH, _LIST),
+    Caller("grpcurl, list by v1", GO, _HEALTH, _HEALTH, _list_by("v1")),
+    Caller("grpcurl, list by v1alpha", GO, _HEALTH, _HEALTH, _list_by("v1alpha")),
+    Caller("grpcurl, describe", GO, "rpc Check", "rpc Check", _DESCRIBE),
+    Caller("curl", CURL, *_STATUS, _curl(_PLAIN_URL, _PLAIN_HTTP2)),
+    Caller("curl, TLS", CURL, *_STATUS, _CURL_TLS, tls=True),
+    Caller("tonic's user agent", CURL, *_STATUS, _TONIC),
+    Caller("HEAD over HTTP/2", CURL, _NO_BODY, _NO_BODY, _HEAD),
+    Caller("HTTP/1.1", PYTHON, "closed", "closed", http1),
 )
 
+_REFLECTION: Final = "ServerReflection/ServerReflectionInfo"
+_OTHER_PATHS: Final = (
+    _DEFAULT_PATH,
+    "/",
+    "*",
+    "/healthz/ready",
+    f"/{_HEALTH}",
+    f"/{_HEALTH}/check",
+)
 PATHS: Final = (
-    _alb_on(f"/{_HEALTH}/Check", 0, 14),
-    _alb_on(_DEFAULT_PATH, 12, 14),
-    _alb_on("/", 12, 14),
-    _alb_on("*", 12, 14),
-    _alb_on("/healthz/ready", 12, 14),
-    _alb_on(f"/{_HEALTH}", 12, 14),
-    _alb_on(f"/{_HEALTH}/check", 12, 14),
+    _alb_on(_CHECK, 0, 14),
+    *(_alb_on(path, 12, 14) for path in _OTHER_PATHS),
     _alb_on(f"/{_HEALTH}/List", 0, 14),
     _alb_on(f"/{_HEALTH}/Watch", None, None),
-    _alb_on("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", 0, 14),
-    _alb_on("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", 0, 14),
+    _alb_on(f"/grpc.reflection.v1.{_REFLECTION}", 0, 14),
+    _alb_on(f"/grpc.reflection.v1alpha.{_REFLECTION}", 0, 14),
 )
 """An ALB on every kind of path: healthy with one of `MATCHERS` only while the gateway is ready."""

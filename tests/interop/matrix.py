@@ -2,6 +2,7 @@
 
 import datetime as dt
 import itertools
+import shlex
 import socket
 import ssl
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -38,9 +39,6 @@ _OTHER_NAME: Final = "other.example"
 _TIMEOUT: Final = "1s"
 _RETRY_TIMEOUT: Final = "5s"
 """Timeout for a repeated case in which the programs differed, perhaps on a busy machine."""
-
-_PROGRESS: Final = 50
-"""Cases between two lines about how far it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ def main() -> int:
         return 1
     with running() as servers, ThreadPoolExecutor(AT_ONCE) as pool:
         cases = [*tls_cases(servers), *state_cases(servers), *argument_cases(servers)]
-        outcomes = list(counted(pool.map(compared, cases), len(cases)))
+        outcomes = list(pool.map(compared, cases))
         for number, case in enumerate(cases):
             if not case.is_passed(outcomes[number]):
                 outcomes[number] = compared(case, _RETRY_TIMEOUT)
@@ -110,14 +108,6 @@ def main() -> int:
         print(f"documented difference in {count} cases: {difference}")
     print(f"{len(cases) - failed} passed, {failed} failed")
     return 1 if failed else 0
-
-
-def counted(outcomes: Iterable[tuple[int, int]], total: int) -> Iterator[tuple[int, int]]:
-    """Pass outcomes on, and print how many there are so far."""
-    for number, outcome in enumerate(outcomes, 1):
-        if number % _PROGRESS == 0:
-            print(f"{number} of {total} cases", file=sys.stderr)
-        yield outcome
 
 
 def compared(case: Case, timeout: str = _TIMEOUT) -> tuple[int, int]:
@@ -198,15 +188,21 @@ def state_cases(servers: Servers) -> Iterator[Case]:
 def argument_cases(servers: Servers) -> Iterator[Case]:
     """Command lines: syntax, durations, addresses, headers and flags that depend on others."""
     serving = f"-addr={servers.addresses['plaintext']}"
-    port = servers.addresses["plaintext"].rpartition(":")[2]
-    secure = (f"-addr={servers.addresses['TLS']}", "-tls", f"-tls-ca-cert={servers.file('ca.pem')}")
-    cert, key = servers.file("client.pem"), servers.file("client.key")
+    port = serving.rpartition(":")[2]
+    words = {
+        "SERVING": serving,
+        "SECURE": f"-addr={servers.addresses['TLS']} -tls",
+        "CA ": f"-tls-ca-cert={servers.file('ca.pem')} ",
+        "CERT": servers.file("client.pem"),
+        "KEY": servers.file("client.key"),
+        "EMPTY": servers.file("empty"),
+    }
     for arguments in (
-        *_syntax(serving),
-        *([f"-addr={addr}"] for addr in _addresses(port)),
+        *_command_lines(_SYNTAX, words),
+        *([f"-addr={addr.replace('PORT', port)}"] for addr in _ADDRESSES),
         *([serving, f"-rpc-header={header}"] for header in _HEADERS),
         *([serving, f"-{flag}={text}"] for flag in _TIMEOUT_FLAGS for text in _DURATIONS),
-        *_tls_mistakes(serving, secure, cert, key, servers.file("empty")),
+        *_command_lines(_TLS_MISTAKES, words),
     ):
         yield Case("arguments", tuple(arguments))
     for flag in _TIMEOUT_FLAGS:
@@ -222,101 +218,56 @@ _DURATIONS: Final = (
 )
 _HEADERS: Final = (
     *("a: b", "a:b:c", "A: b", "a:", "te: x", ":path: /x", "content-type: x", "user-agent: x"),
-    *(
-        "a",
-        "",
-        ": b",
-        "a b: c",
-        "é: b",
-        "a: é",
-        "a: b\tc",
-        "a: b\nc",
-        "x-bin: é",
-        "grpc-timeout: 1",
-    ),
-    *("grpc-status: x", "grpc-encoding: x", "host: x", "grpc-foo: x"),
+    *("a", "", ": b", "a b: c", "é: b", "a: é", "a: b\tc", "a: b\nc", "x-bin: é"),
+    *("grpc-timeout: 1", "grpc-status: x", "grpc-encoding: x", "host: x", "grpc-foo: x"),
 )
 
 
-def _syntax(serving: str) -> Iterator[list[str]]:
-    yield from (
-        ["-version"],
-        ["--version"],
-        ["-version=true", "-rpc-timeout=0"],
-        ["-version", "-rpc-timeout=x"],
-        ["-version=maybe"],
-        ["-version", "-other"],
-        ["-addr="],
-        ["-addr", ""],
-        ["-addr"],
-        ["-other"],
-        ["-other=a", serving],
-        [serving, "-service"],
-        [serving, "-service", "-v"],
-        [serving, "-service=a=b"],
-        [serving, "-service=\udcff"],
-        [serving, "-service=not serving", "-service="],
-        ["-addr=127.0.0.1:1", serving],
-        [serving, "-v=true"],
-        [serving, "-v=maybe"],
-        [serving, "-v", "false", "-other"],
-        [serving, "a", "-other"],
-        [serving, "-", "-other"],
-        [serving, "--", "-other"],
-        [serving, "", "-other"],
-        ["-" + serving, "---v"],
-        [serving, "-=a"],
-        [serving, "-tls=false"],
-        [serving, "-tls=F"],
-        [serving, "-tls", "-tls=0"],
-        [serving, "-tls=true", "-connect-timeout=500ms"],
-        [serving, "-tls", "false", "-connect-timeout=500ms"],
-        [serving, "-gzip=1"],
-        [serving, "-gzip=yes"],
-        [serving, "-user-agent="],
-        [serving, "-user-agent", "a b"],
-        [serving, "-user-agent=é"],
-    )
+_SYNTAX: Final = """
+    -version; --version; -version=true -rpc-timeout=0; -version -rpc-timeout=x; -version=maybe
+    -version -other; -addr=; -addr ''; -addr; -other; -other=a SERVING; -addr=127.0.0.1:1 SERVING
+    SERVING -service; SERVING -service -v; SERVING -service=a=b; SERVING -service=\udcff
+    SERVING '-service=not serving' -service=; SERVING -v=true; SERVING -v=maybe
+    SERVING -v false -other; SERVING a -other; SERVING - -other; SERVING -- -other
+    SERVING '' -other; -SERVING ---v; SERVING -=a; SERVING -tls=false; SERVING -tls=F
+    SERVING -tls -tls=0; SERVING -tls=true -connect-timeout=500ms
+    SERVING -tls false -connect-timeout=500ms; SERVING -gzip=1; SERVING -gzip=yes
+    SERVING -user-agent=; SERVING -user-agent 'a b'; SERVING -user-agent=é
+"""
+_TLS_MISTAKES: Final = """
+    SERVING -tls-no-verify; SERVING -tls-no-verify=false; SERVING -tls-ca-cert=CERT
+    SERVING -tls-ca-cert=; SERVING -tls-client-cert=CERT; SERVING -tls-client-key=KEY
+    SERVING -tls-client-cert=CERT -tls-client-key=KEY; SERVING -tls-server-name=a
+    SECURE CA -tls-client-cert=CERT; SECURE CA -tls-client-key=KEY; SECURE CA -tls-no-verify
+    SECURE -tls-no-verify -tls-server-name=a; SECURE CA -tls-ca-cert=
+    SECURE CA -tls-ca-cert=/nonexistent; SECURE CA -tls-ca-cert=EMPTY; SECURE CA -tls-ca-cert=KEY
+    SECURE CA -tls-client-cert=CERT -tls-client-key=/nonexistent
+    SECURE CA -tls-client-cert=CERT -tls-client-key=EMPTY
+    SECURE CA -tls-client-cert=KEY -tls-client-key=KEY
+"""
+"""Command lines; the words in capitals are replaced."""
 
 
-def _addresses(port: str) -> Iterator[str]:
-    yield from (f"localhost:{port}", f":{port}", f"0.0.0.0:{port}", f"[::]:{port}")
-    yield from (f"dns:///localhost:{port}", f"passthrough:///127.0.0.1:{port}")
-    yield from (
-        f"127.0.0.1:{port} ",
-        f"[127.0.0.1]:{port}",
-        "127.0.0.1",
-        "localhost",
-        "127.0.0.1:0",
-    )
-    yield from ("127.0.0.1:x", "127.0.0.1:99999", "::1:1", f"ghealth.invalid:{port}", "a..b:1")
-    yield from ("unix:/nonexistent", "unix:", f"unix:/{'a' * 200}", "unix-abstract:ghealth-nobody")
+def _command_lines(text: str, words: Mapping[str, str]) -> Iterator[list[str]]:
+    for name, word in words.items():
+        text = text.replace(name, word)
+    for line in text.strip().splitlines():
+        yield from map(shlex.split, line.split(";"))
 
 
-def _tls_mistakes(
-    serving: str, secure: tuple[str, ...], cert: str, key: str, empty: str
-) -> Iterator[list[str]]:
-    yield from (
-        [serving, "-tls-no-verify"],
-        [serving, "-tls-no-verify=false"],
-        [serving, f"-tls-ca-cert={cert}"],
-        [serving, "-tls-ca-cert="],
-        [serving, f"-tls-client-cert={cert}"],
-        [serving, f"-tls-client-key={key}"],
-        [serving, f"-tls-client-cert={cert}", f"-tls-client-key={key}"],
-        [serving, "-tls-server-name=a"],
-        [*secure, f"-tls-client-cert={cert}"],
-        [*secure, f"-tls-client-key={key}"],
-        [*secure, "-tls-no-verify"],
-        [*secure[:2], "-tls-no-verify", "-tls-server-name=a"],
-        [*secure, "-tls-ca-cert="],
-        [*secure, "-tls-ca-cert=/nonexistent"],
-        [*secure, f"-tls-ca-cert={empty}"],
-        [*secure, f"-tls-ca-cert={key}"],
-        [*secure, f"-tls-client-cert={cert}", "-tls-client-key=/nonexistent"],
-        [*secure, f"-tls-client-cert={cert}", f"-tls-client-key={empty}"],
-        [*secure, f"-tls-client-cert={key}", f"-tls-client-key={key}"],
-    )
+_ADDRESSES: Final = (
+    *(
+        "localhost:PORT",
+        ":PORT",
+        "0.0.0.0:PORT",
+        "[::]:PORT",
+        "127.0.0.1:PORT ",
+        "[127.0.0.1]:PORT",
+    ),
+    *("dns:///localhost:PORT", "passthrough:///127.0.0.1:PORT", "127.0.0.1", "localhost"),
+    *("127.0.0.1:0", "127.0.0.1:x", "127.0.0.1:99999", "::1:1", "ghealth.invalid:PORT", "a..b:1"),
+    *("unix:/nonexistent", "unix:", f"unix:/{'a' * 200}", "unix-abstract:ghealth-nobody"),
+)
 
 
 def _serves(status: int) -> bytes:

@@ -37,23 +37,30 @@ class BuildError(Exception):
     """A tool failed; the message is its output."""
 
 
-def prepare() -> frozenset[Tool]:
-    """Build and install the callers that this machine has the tools for; return these tools.
+def is_installed(tool: Tool) -> bool:
+    """Return whether this machine has a tool."""
+    match tool:
+        case Tool.GO:
+            return shutil.which("go") is not None
+        case Tool.NODE:
+            return shutil.which("node") is not None and shutil.which("npm") is not None
+        case Tool.CURL:
+            return shutil.which("curl") is not None and "HTTP2" in _run("curl", "--version").split()
+        case _:
+            return True
+
+
+def prepare() -> None:
+    """Build and install the callers that this machine has the tools for.
 
     Raises:
         BuildError: If one of them fails.
     """
-    tools = {Tool.PYTHON}
-    if shutil.which("go"):
+    if is_installed(Tool.GO):
         _run("go", "build", "-o", f"{GO_PROGRAMS}/", "./cmd/...", "tool", where=_HERE / "go")
-        tools.add(Tool.GO)
-    if shutil.which("node") and shutil.which("npm"):
+    if is_installed(Tool.NODE):
         quiet = ("--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
         _run("npm", "ci", *quiet, where=NODE_SCRIPT.parent)
-        tools.add(Tool.NODE)
-    if shutil.which("curl") and "HTTP2" in _run("curl", "--version").split():
-        tools.add(Tool.CURL)
-    return frozenset(tools)
 
 
 def build_probe() -> None:
@@ -74,3 +81,11 @@ def _run(*command: str, where: Path = _HERE) -> str:
     if done.returncode:
         raise BuildError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout
+
+
+if __name__ == "__main__":
+    print("Building the callers, which takes minutes the first time.", file=sys.stderr)
+    try:
+        prepare()
+    except BuildError as error:
+        sys.exit(str(error))

@@ -15,15 +15,14 @@ import contextlib
 import json
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from random import SystemRandom
 from statistics import median
 from typing import Final
 
-from tests.soak.callers import CALLERS, CONNECTIONS, DEAF_WATCH, TIMEOUT, work
+from tests.flood.bursts import UNREAD_WATCH
+from tests.soak.callers import CALLERS, CONNECTIONS, TIMEOUT, work
 from tests.soak.model import (
     ALLOWANCE,
     CACHE_TTL,
@@ -37,7 +36,7 @@ from tests.soak.model import (
 )
 from tests.soak.scene import FAULTS, Scene, Secret, an_attempt, direct, rotate
 from tests.support import interrupt, processes
-from tests.support.gateway import SICK, Agent, Gateway, free_port, listens, wait_until
+from tests.support.gateway import SICK, Agent, Gateway
 
 HOST: Final = "127.0.0.1"
 """The address of all callers that wait for their answers."""
@@ -45,22 +44,17 @@ HOST: Final = "127.0.0.1"
 DRAIN_DELAY, SHUTDOWN_GRACE = 5.0, 1.0
 SETTINGS: Final = {
     "CACHE_TTL": str(CACHE_TTL),
-    "ADMIN_LISTEN": "off",
     "PROBE_TIMEOUT": str(PROBE_TIMEOUT),
     "WATCH_INTERVAL": str(WATCH_INTERVAL),
     "DRAIN_DELAY": str(DRAIN_DELAY),
     "SHUTDOWN_GRACE": str(SHUTDOWN_GRACE),
     "MAX_WATCHES": "60",  # twice the expected number: a leak exceeds it
-    "LOG_FORMAT": "json",
 }
 FDS_NEAR: Final = 3  # more than at the start: a probe may be running
 MISSED: Final = 0.1
 """Share of the short deadlines that may be missed: ghealth answers 50 ms before one, and the work
 for a hundred resets can take as long."""
 SHOWN: Final = 20  # of the wrong answers
-
-PROGRESS: Final = 10
-"""Seconds between two lines about how far it is."""
 
 
 async def play(scene: Scene, seconds: float, *subjects: str) -> None:
@@ -74,12 +68,7 @@ async def play(scene: Scene, seconds: float, *subjects: str) -> None:
             for number in range(caller.workers):
                 group.create_task(work(scene, kind, number))
         began = now()
-        shown = PROGRESS
-        while now() < began + seconds and scene.ghealth.poll() is None:
-            if now() > began + shown:
-                answers = sum(tally.answers for tally in scene.model.tallies.values())
-                print(f"{shown} of {seconds:g} s: {answers} answers", flush=True)
-                shown += PROGRESS
+        while now() < began + seconds and scene.ghealth.process.poll() is None:
             scene.usages.append(scene.usage())
             await asyncio.sleep(0.2)
         scene.over.set()
@@ -97,8 +86,7 @@ async def settled(scene: Scene, most: int) -> tuple[int, int]:
 async def drain(scene: Scene) -> str:
     """End ghealth under load, with a slow gateway and open watches; return the result."""
     playing = asyncio.create_task(play(scene, 2 * WITHIN + 1))
-    await asyncio.sleep(WITHIN)
-    await asyncio.sleep(WITHIN)
+    await asyncio.sleep(2 * WITHIN)
     # When the signal comes, calls are open, or watches are between two probes.
     if scene.rng("drain").choice((True, False)):
         scene.witness.delay = PROBE_TIMEOUT / 2
@@ -107,11 +95,13 @@ async def drain(scene: Scene) -> str:
     with contextlib.ExitStack() as staying:
         for _ in range(10):
             sock = staying.enter_context(socket.create_connection(("127.0.0.1", scene.port)))
-            sock.sendall(DEAF_WATCH)
+            sock.sendall(UNREAD_WATCH)
         scene.model.drains()
-        scene.ghealth.send_signal(signal.SIGTERM)
+        scene.ghealth.process.send_signal(signal.SIGTERM)
         await playing
-        code = await asyncio.to_thread(scene.ghealth.wait, DRAIN_DELAY + SHUTDOWN_GRACE + TIMEOUT)
+        code = await asyncio.to_thread(
+            scene.ghealth.process.wait, DRAIN_DELAY + SHUTDOWN_GRACE + TIMEOUT
+        )
     took = now() - scene.model.drained
     late = scene.model.machine.withheld_since(scene.model.drained)
     if code or not DRAIN_DELAY <= took < DRAIN_DELAY + SHUTDOWN_GRACE + ALLOWANCE + late:
@@ -131,10 +121,10 @@ async def soak(scene: Scene, seconds: float) -> None:
     if end[1] > start[1] + FDS_NEAR:
         model.blame("descriptors", f"{end[1]} at the end", f"{start[1]} at the start")
     drained = "ghealth had died"
-    if scene.ghealth.poll() is None:
+    if scene.ghealth.process.poll() is None:
         drained = await drain(scene)
     else:
-        model.blame("ghealth", f"exit {scene.ghealth.returncode}", "all by itself")
+        model.blame("ghealth", f"exit {scene.ghealth.process.returncode}", "all by itself")
     looking.cancel()
     if model.missed > 5 + MISSED * model.tight:
         model.blame("short deadline", f"{model.missed} missed", f"{model.tight} kept")
@@ -175,42 +165,33 @@ def main() -> int:
         envoy = stack.enter_context(Gateway(witness))
         never = stack.enter_context(Agent())
         never.state = SICK
-        port, tls_port = free_port(), free_port()
         secret = Secret(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "tls")
-        log = stack.enter_context(tempfile.TemporaryFile("w+"))
-        environment = processes.environment(
-            LISTEN=f"127.0.0.1:{port}",
-            TLS_LISTEN=f"127.0.0.1:{tls_port}",
-            TLS_CERT_FILE=secret.files[0],
-            TLS_KEY_FILE=secret.files[1],
-            PROBE_URL=envoy.url,
-            SERVICES=json.dumps({"sick": f"http://127.0.0.1:{never.port}/"}),
-            **SETTINGS,
+        cert, key = secret.files
+        ghealth = stack.enter_context(
+            processes.server(
+                TLS_LISTEN="127.0.0.1:0",
+                TLS_CERT_FILE=cert,
+                TLS_KEY_FILE=key,
+                PROBE_URL=envoy.url,
+                SERVICES=json.dumps({"sick": never.url}),
+                **SETTINGS,
+            )
         )
-        command = Path(sys.prefix) / "bin" / "ghealth"
-        ghealth = subprocess.Popen([command], env=environment, stdout=log, stderr=log)
-        stack.callback(ghealth.wait)
-        stack.callback(ghealth.kill)
-        wait_until(lambda: listens(port) or ghealth.poll() is not None)
         model = Model(witness, Machine())
-        try:
-            scene = Scene(arguments.seed, port, tls_port, secret, witness, envoy, ghealth, model)
-            asyncio.run(soak(scene, arguments.seconds))
-        finally:
-            log.seek(0)
-            cut = 0
-            for line in log:
-                said = json.loads(line) if line[0] == "{" else {"level": "error"}
-                if said["level"] == "error":
-                    model.blame("log", line.strip(), "which is an error")
-                if said.get("event") == "connections_cut":
-                    cut += 1
-                    if said["address"] == HOST:
-                        model.blame("log", line.strip(), "though this is no stranger")
-            print(f"strangers cut off: {cut} times")
-            print(f"wrong: {len(model.wrong)}")
-            for wrong in model.wrong[:SHOWN]:
-                print(f"  {wrong}")
+        scene = Scene(arguments.seed, secret, witness, envoy, ghealth, model)
+        asyncio.run(soak(scene, arguments.seconds))
+        lines = ghealth.rest()
+    for line in lines:
+        if line.get("level", "error") == "error":
+            model.blame("log", str(line), "which is an error")
+    cut = [line for line in lines if line["event"] == "connections_cut"]
+    for line in cut:
+        if line["address"] == HOST:
+            model.blame("log", str(line), "though this is no stranger")
+    print(f"strangers cut off: {len(cut)} times")
+    print(f"wrong: {len(model.wrong)}")
+    for wrong in model.wrong[:SHOWN]:
+        print(f"  {wrong}")
     return int(bool(model.wrong))
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import socket
 import ssl
 import struct
@@ -12,14 +11,12 @@ from random import Random
 from typing import Any, Final
 
 import grpc
-import h2.config
-import h2.connection
 import h2.exceptions
-import h2.settings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ghealth.health import ALB_USER_AGENT
 from ghealth.server.servicer import MESSAGE_TIMEOUT
+from tests.flood.bursts import CALL, OPEN_CALL, UNREAD_WATCH, request
 from tests.soak.model import (
     ALIVE,
     ALLOWANCE,
@@ -33,7 +30,7 @@ from tests.soak.model import (
     now,
 )
 from tests.soak.scene import Scene
-from tests.support import wire
+from tests.support import frames, wire
 
 TIMEOUT: Final = 10.0
 STRANGERS: Final = 20
@@ -219,28 +216,10 @@ def sends(longest: float, make: Callable[[Random], bytes]) -> Turn:
     return turn
 
 
-@functools.cache
-def frames(
-    method: str, streams: int = 1, *, window: int = 65_535, ends: bool = True, resets: bool = False
-) -> bytes:
-    """Return the start of a connection, with some calls on it."""
-    made = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
-    made.initiate_connection()
-    made.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window})
-    for stream in range(1, 2 * streams, 2):
-        headers = {":method": "POST", ":scheme": "http", ":authority": "x", "te": "trailers"}
-        headers[":path"] = f"/grpc.health.v1.Health/{method}"
-        headers["content-type"] = "application/grpc"
-        made.send_headers(stream, list(headers.items()))
-        if ends:
-            made.send_data(stream, wire.EMPTY_MESSAGE, end_stream=True)
-        if resets:
-            made.reset_stream(stream)
-    return made.data_to_send()
-
-
-DEAF_WATCH: Final = frames("Watch", window=0)
-STARTS: Final = (b"", frames("Check"), frames("Check", ends=False), b"GET / HTTP/1.1\r\n")
+STREAMS: Final = range(1, 200, 2)
+RESETS: Final = request(*STREAMS) + b"".join(map(frames.reset, STREAMS))
+STARTS: Final = (b"", CALL, OPEN_CALL, b"GET / HTTP/1.1\r\n")
+METHODS: Final = (frames.CHECK, frames.WATCH, "/grpc.health.v1.Health/List")
 
 
 def client_hello() -> bytes:
@@ -301,11 +280,11 @@ CALLERS: Final[dict[str, Caller]] = {
     "tls, alb": Caller(3, 0.2, asks(CODE, lambda hand: hand.raw(wire.EMPTY_MESSAGE)), tls=True),
     "tls, watch": Caller(2, 1, watch, tls=True),
     # The callers from here on do not wait for an answer.
-    "watch, never read": Caller(8, 0.5, sends(4, lambda _: DEAF_WATCH)),
+    "watch, never read": Caller(8, 0.5, sends(4, lambda _: UNREAD_WATCH)),
     "silence": Caller(50, 0.5, sends(4, lambda _: b"")),
-    "half a request": Caller(20, 0.5, sends(4, lambda rng: STARTS[1][: rng.randrange(150)])),
+    "half a request": Caller(20, 0.5, sends(4, lambda rng: CALL[: rng.randrange(len(CALL))])),
     "gone in mid-call": Caller(
-        3, 0.2, sends(0.1, lambda rng: frames(rng.choice(("Check", "Watch", "List")), 3))
+        3, 0.2, sends(0.1, lambda rng: request(1, 3, 5, path=rng.choice(METHODS)))
     ),
     "garbage": Caller(
         2, 0.3, sends(0.3, lambda rng: rng.choice(STARTS) + rng.randbytes(rng.randrange(1, 4000)))
@@ -316,10 +295,10 @@ CALLERS: Final[dict[str, Caller]] = {
     "tls, garbage": Caller(
         2,
         0.3,
-        sends(0.3, lambda rng: rng.choice((HELLO, STARTS[1])) + rng.randbytes(rng.randrange(4000))),
+        sends(0.3, lambda rng: rng.choice((HELLO, CALL)) + rng.randbytes(rng.randrange(4000))),
         tls=True,
     ),
-    "rapid resets": Caller(1, 0.3, sends(0.3, lambda _: frames("Check", 100, resets=True))),
+    "rapid resets": Caller(1, 0.3, sends(0.3, lambda _: RESETS)),
 }
 CONNECTIONS: Final = sum(caller.workers for caller in CALLERS.values()) + 3  # of new channels
 

@@ -182,7 +182,7 @@ class Model:
             self.note("all well")
 
     @contextlib.contextmanager
-    def stopped(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    def stopped(self, process: subprocess.Popen[str]) -> Iterator[None]:
         """Stop ghealth during the block."""
         stop = Stop(now(), self._witness.said)
         self._stops.append(stop)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Final
 import trustme
 
 from tests.soak.model import PROBE_TIMEOUT, WITHIN, Model, Witness
-from tests.support import wire
+from tests.support import processes, wire
 from tests.support.certificates import CERT, KEY, Mounted, client_of, der_of, pair_of
 from tests.support.gateway import READY, SICK, SILENT, Gateway
 
@@ -67,16 +66,24 @@ class Scene:
     """The state that directors and callers share."""
 
     seed: int
-    port: int
-    tls_port: int
     secret: Secret
     witness: Witness
     envoy: Gateway
-    ghealth: subprocess.Popen[bytes]
+    ghealth: processes.Server
     model: Model
     over: asyncio.Event = field(default_factory=asyncio.Event)
     agent_free: asyncio.Lock = field(default_factory=asyncio.Lock)
     usages: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        """The port without TLS."""
+        return self.ghealth.port
+
+    @property
+    def tls_port(self) -> int:
+        """The port with TLS."""
+        return int(self.ghealth.started["tls_listen"][0].rpartition(":")[2])
 
     def rng(self, name: str) -> Random:
         """Return the random generator of a caller or director."""
@@ -91,11 +98,11 @@ class Scene:
     def pids(self) -> tuple[int, ...]:
         """Return the processes that an answer needs: this program, ghealth and Envoy."""
         assert self.envoy.process is not None
-        return os.getpid(), self.ghealth.pid, self.envoy.process.pid
+        return os.getpid(), self.ghealth.process.pid, self.envoy.process.pid
 
     def usage(self) -> tuple[int, int]:
         """Return ghealth's resident KiB and open descriptors, zeros if it has died."""
-        proc = Path(f"/proc/{self.ghealth.pid}")
+        proc = Path(f"/proc/{self.ghealth.process.pid}")
         with contextlib.suppress(OSError):
             lines = (proc / "status").read_text().splitlines()
             resident = [int(line.split()[1]) for line in lines if line.startswith("VmRSS")]
@@ -151,7 +158,7 @@ async def envoy_stops(scene: Scene, rng: Random) -> None:
 
 async def ghealth_stops(scene: Scene, rng: Random) -> None:
     """Ghealth is stopped and continued."""
-    with scene.model.stopped(scene.ghealth):
+    with scene.model.stopped(scene.ghealth.process):
         await scene.rest(rng.uniform(0.05, 1.5))
 
 
@@ -161,7 +168,7 @@ async def ghealth_stops_in_an_attempt(scene: Scene, rng: Random) -> None:
         scene.witness.delay = 0.3
         await an_attempt(scene)
         await scene.rest(0.15)  # callers join it
-        with scene.model.stopped(scene.ghealth):
+        with scene.model.stopped(scene.ghealth.process):
             await scene.rest(rng.uniform(0.25 + WITHIN, 2))
         scene.witness.heal()
 
