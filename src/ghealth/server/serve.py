@@ -1,11 +1,12 @@
 """Creates the parts of ghealth, serves, and shuts down in the right order."""
 
 import asyncio
+import codecs
 import functools
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -148,6 +149,7 @@ async def _serve(
     for logger in _HANG_UP_LOGS:
         logger.addFilter(_is_worth_a_line)
         stack.callback(logger.removeFilter, _is_worth_a_line)
+    stack.enter_context(_paths_that_are_not_utf_8())
     threads = _threads()
     server = grpc.aio.server(options=OPTIONS)
     # Before anything is awaited: meanwhile other tasks of a program could start threads.
@@ -201,6 +203,37 @@ async def _stop(
             return
         guard.cut_all()
     stopping.cancel()
+
+
+@contextmanager
+def _paths_that_are_not_utf_8() -> Iterator[None]:
+    """Accept calls whose path is not UTF-8, within a `with` block: they are paths not served.
+
+    grpc.aio decodes the path in the task that accepts calls, and an error there shuts the server
+    down for good (1.85, `_server_main_loop`). One request would be enough. Only Python's handler of
+    decoding errors comes before it; for every other task, it does what it did.
+    """
+    raising = codecs.lookup_error("strict")
+
+    def handle(error: UnicodeError) -> tuple[str | bytes, int]:
+        if isinstance(error, UnicodeDecodeError) and _accepts_calls():
+            return "\N{REPLACEMENT CHARACTER}", error.end
+        return raising(error)
+
+    codecs.register_error("strict", handle)
+    try:
+        yield
+    finally:
+        codecs.register_error("strict", raising)
+
+
+def _accepts_calls() -> bool:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # a thread without an event loop
+        return False
+    name = getattr(task and task.get_coro(), "__name__", "")
+    return name == "_server_main_loop"
 
 
 def _threads() -> set[int]:
