@@ -187,7 +187,6 @@ async def test_list_and_reflection_are_no_health_to_callers_that_look_at_the_cod
     [
         "/",
         "*",
-        "//",
         "/healthz/ready",
         ALB_PATH,
         "/grpc.health.v1.Health",
@@ -270,15 +269,12 @@ async def test_the_reason_is_in_the_event_and_in_a_trailer(
     assert reply.headers.get(REASON_KEY, "") == answer[-1]
 
 
-@pytest.mark.parametrize(("headers", "code"), [(ALB, 14), (GRPC_CLIENT, 0)])
-async def test_a_custom_reason_cannot_break_an_answer(
-    headers: list[tuple[str, str]], code: int
-) -> None:
+async def test_a_custom_reason_cannot_break_an_answer() -> None:
     """A custom probe's text is shortened and made printable, because gRPC refuses others."""
     text = "disk \u00fcber\r\n" + "x" * 500
     async with serve(FakeProbe(ProbeResult.because(text, ready=False))) as served:
-        reply = await served.call(wire.EMPTY_MESSAGE, headers=headers)
-    assert (reply.code, reply.headers[REASON_KEY]) == (code, "disk ?ber??" + "x" * 189)
+        reply = await served.call(wire.EMPTY_MESSAGE, headers=ALB)
+    assert (reply.code, reply.headers[REASON_KEY]) == (14, "disk ?ber??" + "x" * 189)
 
 
 @pytest.mark.parametrize("path", METHODS)
@@ -378,15 +374,6 @@ async def test_every_form_of_request_is_answered(data: bytes, options: dict[str,
     assert codes == [0, 12, 14, 14]
 
 
-@pytest.mark.parametrize("without", ["te", ":authority", ":method"])
-async def test_a_request_that_is_not_grpc_is_reset(without: str) -> None:
-    """A request that is not valid gRPC is reset by gRPC's core, so its caller does not wait."""
-    headers = [(":method", "GET")] if without == ":method" else []
-    async with serve(FakeProbe()) as served:
-        with pytest.raises(AssertionError, match="the server reset the call"):
-            await served.call(wire.EMPTY_MESSAGE, without=(without,), headers=headers)
-
-
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
 async def test_other_http_methods_never_reach_ghealth(method: str) -> None:
     """HEAD and OPTIONS get HTTP 200 and grpc-status 13 from gRPC's core (docs/callers.md)."""
@@ -421,9 +408,7 @@ LATE = (grpc.StatusCode.UNAVAILABLE, "no answer within 3 s")
         (CHECK, None, 10.0, False, 1.0, NO_MESSAGE),
         (CHECK, None, 0.5, False, 0.45, NO_TIME),
         (CHECK, None, 0.01, False, 0.0, NO_TIME),
-        (CHECK, b"", 0.5, True, 0.45, NO_TIME),
         (CHECK, b"", None, True, 3.0, LATE),
-        (CHECK, None, None, True, 1.0, NO_MESSAGE),
         (CHECK, None, 1.04, True, 0.99, NO_TIME),
         (CHECK, b"", 2.0, True, 1.95, NO_TIME),
         (LIST, b"", 2.0, True, 1.95, NO_TIME),
