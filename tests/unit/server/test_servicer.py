@@ -430,7 +430,7 @@ async def test_when_a_caller_is_answered(
 
 
 async def test_a_caller_is_answered_before_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the gateway hangs, the answer comes before the caller's deadline; the probe goes on."""
+    """While the gateway hangs, the answer comes before the deadline, and the probe continues."""
     monkeypatch.setattr(servicer, "DEADLINE_MARGIN", 19.5)  # 20 s are enough on slow machines
     probe = FakeProbe()
     probe.gate.clear()
