@@ -1,5 +1,4 @@
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,110 +10,79 @@ from grpc_reflection.v1alpha import reflection_pb2
 from ghealth.server import reflection
 from ghealth.server.servicer import SERVICE_NAME
 
-VERSIONS = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
+V1, V1ALPHA = VERSIONS = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
+PATHS = [f"/{version}.ServerReflection/ServerReflectionInfo" for version in VERSIONS]
+SERVICES = [
+    "AWS.ALB",
+    SERVICE_NAME,
+    f"{V1}.ServerReflection",
+    f"{V1ALPHA}.ServerReflection",
+]
+
+Ask = Callable[..., Awaitable[Any]]
 
 
-def unguarded(_path: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    return method
-
-
-@asynccontextmanager
-async def reflecting() -> AsyncGenerator[grpc.aio.Channel, None]:
+@pytest.fixture(params=PATHS, ids=VERSIONS)
+async def ask(request: pytest.FixtureRequest) -> AsyncGenerator[Ask, None]:
+    """Ask one question over reflection of either version."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers(reflection.handlers(unguarded))
+    server.add_generic_rpc_handlers(reflection.handlers(lambda _path, method: method))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield channel
+
+        async def asked(**question: str) -> Any:
+            call: Any = channel.stream_stream(
+                request.param,
+                request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+            )()
+            await call.write(reflection_pb2.ServerReflectionRequest(**question))
+            await call.done_writing()
+            return await call.read()
+
+        yield asked
     await server.stop(1)
 
 
-async def ask(channel: grpc.aio.Channel, version: str, **question: str) -> Any:
-    """Ask one question over reflection of a version."""
-    call = channel.stream_stream(
-        f"/{version}.ServerReflection/ServerReflectionInfo",
-        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
-        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-    )()
-    await call.write(reflection_pb2.ServerReflectionRequest(**question))
-    await call.done_writing()
-    return await call.read()
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-async def test_both_versions_list_the_services(version: str) -> None:
-    """v1 and v1alpha answer alike, and name each other."""
-    async with reflecting() as channel:
-        reply = await ask(channel, version, list_services="")
-    names = [service.name for service in reply.list_services_response.service]
-    assert names == sorted(
-        [
-            "AWS.ALB",
-            SERVICE_NAME,
-            *(f"{version}.ServerReflection" for version in VERSIONS),
-        ]
-    )
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-async def test_what_is_not_described_is_not_found(version: str) -> None:
-    """A method that the service does not have, and a file, are answered NOT_FOUND or found."""
-    async with reflecting() as channel:
-        reply = await ask(channel, version, file_containing_symbol="grpc.health.v1.Health.X")
-        assert reply.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
-        reply = await ask(channel, version, file_by_filename="aws_alb.proto")
-        assert len(reply.file_descriptor_response.file_descriptor_proto) == 1
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(
-    "symbol",
-    [
-        "AWS.ALB",
-        "grpc.health.v1.Health",
-        "grpc.health.v1.Health.Check",
-        *(f"{version}.ServerReflection" for version in VERSIONS),
-    ],
-)
-async def test_everything_listed_is_described(version: str, symbol: str) -> None:
-    """Each listed service, and a method of it, has a file that defines it (reflection.proto)."""
-    async with reflecting() as channel:
-        reply = await ask(channel, version, file_containing_symbol=symbol)
+def file_in(reply: Any) -> descriptor_pb2.FileDescriptorProto:
     (serialized,) = reply.file_descriptor_response.file_descriptor_proto
-    file = descriptor_pb2.FileDescriptorProto.FromString(serialized)
+    return descriptor_pb2.FileDescriptorProto.FromString(serialized)
+
+
+async def test_both_versions_list_the_services(ask: Ask) -> None:
+    """v1 and v1alpha answer alike, and name each other."""
+    listed = (await ask(list_services="")).list_services_response
+    assert [service.name for service in listed.service] == SERVICES
+
+
+async def test_an_unknown_method_is_not_found(ask: Ask) -> None:
+    """A method that the service does not have is answered NOT_FOUND."""
+    reply = await ask(file_containing_symbol=f"{SERVICE_NAME}.X")
+    assert reply.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+@pytest.mark.parametrize("symbol", [*SERVICES, f"{SERVICE_NAME}.Check"])
+async def test_everything_listed_is_described(ask: Ask, symbol: str) -> None:
+    """Each listed service, and a method of it, has a file that defines it (reflection.proto)."""
+    file = file_in(await ask(file_containing_symbol=symbol))
     assert symbol.startswith(f"{file.package}.{file.service[0].name}")
 
 
-async def test_the_default_path_of_an_alb_can_be_called() -> None:
+async def test_the_default_path_of_an_alb_can_be_called(ask: Ask) -> None:
     """The description of /AWS.ALB/healthcheck has messages without fields."""
-    async with reflecting() as channel:
-        reply = await ask(channel, VERSIONS[0], file_containing_symbol="AWS.ALB")
-    (serialized,) = reply.file_descriptor_response.file_descriptor_proto
-    file = descriptor_pb2.FileDescriptorProto.FromString(serialized)
+    file = file_in(await ask(file_by_filename="aws_alb.proto"))
     (method,) = file.service[0].method
-    assert (method.name, method.input_type, method.output_type) == (
-        "healthcheck",
-        ".AWS.Empty",
-        ".AWS.Empty",
-    )
+    assert method.name == "healthcheck"
+    assert (method.input_type, method.output_type) == (".AWS.Empty", ".AWS.Empty")
     assert [(message.name, len(message.field)) for message in file.message_type] == [("Empty", 0)]
 
 
-async def test_each_path_is_guarded() -> None:
+def test_each_path_is_guarded() -> None:
     """The guard gets the path of each version, and what it returns is served."""
-    guarded = []
-
-    def guard(path: str, _method: object) -> object:
-        guarded.append(path)
-        return guard
-
-    handlers: Any = reflection.handlers(guard)
-    details: Any = [
-        SimpleNamespace(method=f"/{version}.ServerReflection/ServerReflectionInfo")
-        for version in VERSIONS
-    ]
+    handlers: Any = reflection.handlers(lambda path, _method: f"guarded {path}")
     found = [
-        handler.service(call).stream_stream for handler, call in zip(handlers, details, strict=True)
+        handler.service(SimpleNamespace(method=path)).stream_stream
+        for handler, path in zip(handlers, PATHS, strict=True)
     ]
-    assert guarded == [call.method for call in details]
-    assert found == [guard, guard]
+    assert found == [f"guarded {path}" for path in PATHS]
