@@ -268,6 +268,14 @@ def test_a_post_renderer_that_adds_nothing_fails(deploy: Path) -> None:
 
 # The load balancer.
 
+AUTO_MODE: Final = {
+    "eks.amazonaws.com/v1": "elbv2.k8s.aws/v1beta1",
+    "eks.amazonaws.com/alb": "ingress.k8s.aws/alb",
+    "eks.amazonaws.com": "elbv2.k8s.aws",
+    "certificateARNs": "certificateArn",
+}
+"""Names of EKS Auto Mode, and of the controller."""
+
 
 @EACH_FOLDER
 def test_the_controller_was_given_the_same_objects(deploy: Path, folder: str) -> None:
@@ -279,12 +287,7 @@ def test_the_controller_was_given_the_same_objects(deploy: Path, folder: str) ->
         assert params["apiVersion"] == "eks.amazonaws.com/v1"
         assert of_kind(found, "IngressClass")["spec"]["controller"] == "eks.amazonaws.com/alb"
         text = json.dumps(found)
-        for theirs, recorded in (
-            ("eks.amazonaws.com/v1", "elbv2.k8s.aws/v1beta1"),
-            ("eks.amazonaws.com/alb", "ingress.k8s.aws/alb"),
-            ("eks.amazonaws.com", "elbv2.k8s.aws"),
-            ("certificateARNs", "certificateArn"),
-        ):
+        for theirs, recorded in AUTO_MODE.items():
             text = text.replace(f'"{theirs}"', f'"{recorded}"')
         found = json.loads(text)
     elif folder != "gateway-api":
@@ -330,10 +333,8 @@ def test_the_controller_builds_what_is_promised(folder: str) -> None:
     built = RECORDED[folder]["built"]
     assert built["scheme"] == "internet-facing"
     assert built["addresses"] == ("dualstack" if folder == "dualstack" else "ipv4")
-    assert {port: of["protocol"] for port, of in built["listeners"].items()} == {
-        "80": "HTTP",
-        "443": "HTTPS",
-    }
+    protocols = {port: of["protocol"] for port, of in built["listeners"].items()}
+    assert protocols == {"80": "HTTP", "443": "HTTPS"}
     redirect = "redirect to HTTPS:443 (HTTP_301)"
     on_80 = [built["listeners"]["80"]["default"]]
     on_80 += [rule["then"] for rule in built["rules"] if rule["listener"] == 80]
@@ -606,12 +607,8 @@ def test_the_compose_file_is_a_pod(deploy: Path) -> None:
     assert found["ports"] == published
     assert found["volumes"] == ["./envoy.yaml:/etc/envoy/envoy.yaml:ro"]
     assert re.search(r":[\w.-]*v\d+\.\d+\.\d+$", found["image"])
-    assert compose["services"]["ghealth"] == {
-        "build": "../..",
-        "network_mode": "service:gateway",
-        "read_only": True,
-        "cap_drop": ["ALL"],
-    }
+    confined = {"read_only": True, "cap_drop": ["ALL"], "network_mode": "service:gateway"}
+    assert compose["services"]["ghealth"] == {"build": "../.."} | confined
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 import asyncio
 import json
 import os
+from contextlib import suppress
 from typing import Any
 from unittest.mock import patch
 
 import httpcore
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,11 +66,9 @@ async def use(found: Prepared) -> None:
         results = await asyncio.gather(*(probe() for probe in found.probes.values()))
     assert all(result.ready for result in results)
     for address in found.settings.listen + found.settings.admin_listen:
-        try:
+        with suppress(ListenError):
             for bound in bind(address):
                 bound.close()
-        except ListenError:
-            pass
 
 
 @settings(max_examples=500)
@@ -87,13 +85,10 @@ def test_what_is_accepted_works(variables: dict[str, str]) -> None:
     asyncio.run(use(found))
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["http://a/%", "http://a/[", "http://a?%zz", "http://a/\\", "http://A_B.test./", "https://a"],
-)
-def test_examples_that_are_accepted_work(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Odd URLs are probed as they are."""
-    monkeypatch.setenv("GHEALTH_PROBE_URL", url)
-    found = configure()
+def test_odd_urls_work() -> None:
+    """They are accepted, and probed as they are."""
+    urls = "http://a/%,http://a/[,http://a?%zz,http://a/\\,http://A_B.test./,https://a"
+    with patch.dict(os.environ, {"GHEALTH_PROBE_URL": urls}):
+        found = configure()
     assert isinstance(found, Prepared)
     asyncio.run(use(found))

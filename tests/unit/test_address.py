@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from ghealth.address import Address, listen_addresses
@@ -49,11 +51,10 @@ def test_the_same_address_may_be_written_in_several_ways(text: str, shown: str) 
         ("[::1]", "no port"),
         ("::1", "an IPv6 address needs brackets"),
         ("::1:25021", "an IPv6 address needs brackets"),
-        ("localhost:", "a port is a number from 0 to 65535"),
-        ("a:-1", "a port is a number from 0 to 65535"),
-        ("a:65536", "a port is a number from 0 to 65535"),
-        ("a:grpc", "a port is a number from 0 to 65535"),
-        ("a:\u0661", "a port is a number from 0 to 65535"),
+        *(
+            (f"a:{port}", "a port is a number from 0 to 65535")
+            for port in ("", "-1", "65536", "grpc", "\u0661")
+        ),
         ("a b:1", "'a b' is not a host name"),
         ("a..b:1", "'a..b' is not a host name"),
         ("x" * 64 + ":1", f"'{'x' * 64}' is not a host name"),
@@ -70,23 +71,20 @@ def test_the_same_address_may_be_written_in_several_ways(text: str, shown: str) 
 )
 def test_other_texts_are_refused_with_a_hint(text: str, hint: str) -> None:
     """An address without a port, without brackets or with something else is a mistake."""
-    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the message is compared below
+    with pytest.raises(ValueError, match=re.escape(hint)):
         Address.parse(text)
-    assert hint in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("127.0.0.1:1, [::]:2,localhost:3", ["127.0.0.1:1", "[::]:2", "localhost:3"]),
-        ("*:1,:2", ["[::]:1", "[::]:2"]),
-        ("off", []),
-        ("OFF", []),
-    ],
-)
-def test_addresses_to_listen_on_are_a_list(text: str, shown: list[str]) -> None:
-    """They are separated by commas; `off` is none."""
-    assert list(map(str, listen_addresses(text))) == shown
+def test_addresses_to_listen_on_are_a_list() -> None:
+    """They are separated by commas."""
+    found = listen_addresses("127.0.0.1:1, [::]:2,localhost:3,*:4")
+    assert list(map(str, found)) == ["127.0.0.1:1", "[::]:2", "localhost:3", "[::]:4"]
+
+
+@pytest.mark.parametrize("text", ["off", "OFF"])
+def test_off_is_no_address(text: str) -> None:
+    """It is accepted in any case."""
+    assert listen_addresses(text) == ()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +103,5 @@ def test_addresses_to_listen_on_are_a_list(text: str, shown: list[str]) -> None:
 )
 def test_other_addresses_cannot_be_listened_on(text: str, hint: str) -> None:
     """Nothing is looked up, and clients can connect to every address."""
-    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the message is compared below
+    with pytest.raises(ValueError, match=f"^{re.escape(hint)}$"):
         listen_addresses(text)
-    assert str(raised.value) == hint

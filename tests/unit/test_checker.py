@@ -3,6 +3,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -38,24 +39,35 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+def hanging() -> FakeProbe:
+    """Make a probe that has no result until its gate opens."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    return probe
+
+
 def checker_of(
     *probes: FakeProbe,
     cache_ttl: float = 1,
+    watch_interval: float = 1,
     emit: Sink | None = None,
     clock: Callable[[], float] = now,
 ) -> Checker:
     """Make a checker whose time is the loop's: virtual, and moving only when all tasks wait."""
-    names = (GATEWAY, "second", "third")
+    limited = [WithTimeout(probe, 3, clock=clock) for probe in probes]
     return Checker(
-        {
-            name: WithTimeout(probe, 3, clock=clock)
-            for name, probe in zip(names, probes, strict=False)
-        },
+        dict(zip((GATEWAY, "second", "third"), limited, strict=False)),
         cache_ttl=cache_ttl,
-        watch_interval=1,
+        watch_interval=watch_interval,
         emit=emit or Recorder(),
         clock=clock,
     )
+
+
+def gateway(probe: FakeProbe | None = None, **settings: Any) -> tuple[FakeProbe, Checker]:
+    """Make the gateway's probe and a checker that has no other."""
+    probe = probe or FakeProbe()
+    return probe, checker_of(probe, **settings)
 
 
 async def next_of(watching: AsyncGenerator[Health, None]) -> Health:
@@ -76,9 +88,7 @@ async def test_nothing_is_asked_before_somebody_asks() -> None:
 @in_virtual_time
 async def test_callers_of_one_moment_share_one_attempt() -> None:
     """Twenty callers that come while a probe is under way cause no other, TTL 0 included."""
-    probe = FakeProbe()
-    probe.gate.clear()
-    checker = checker_of(probe, cache_ttl=0)
+    probe, checker = gateway(hanging(), cache_ttl=0)
     callers = [asyncio.create_task(checker.check(GATEWAY)) for _ in range(20)]
     await asyncio.sleep(1)
     probe.gate.set()
@@ -112,8 +122,7 @@ async def test_a_fresh_answer_serves_everyone_counted_from_the_start_of_its_atte
 @in_virtual_time
 async def test_a_hanging_target_is_not_serving_at_the_timeout() -> None:
     """A target that never answers is NOT_SERVING after PROBE_TIMEOUT; its probe is cancelled."""
-    probe, recorder = FakeProbe(), Recorder()
-    probe.gate.clear()
+    probe, recorder = hanging(), Recorder()
     assert await checker_of(probe, emit=recorder).check(GATEWAY) == LATE
     assert recorder.probes == [(GATEWAY, LATE, 3)]
     assert probe.under_way == 0
@@ -123,9 +132,7 @@ async def test_a_hanging_target_is_not_serving_at_the_timeout() -> None:
 async def test_a_good_answer_after_the_timeout_by_the_clock_is_a_timeout() -> None:
     """Trap 15: a 200 that was buffered during a SIGSTOP does not count."""
     stopped_for = 0.0
-    probe = FakeProbe()
-    probe.gate.clear()
-    checker = checker_of(probe, clock=lambda: now() + stopped_for)
+    probe, checker = gateway(hanging(), clock=lambda: now() + stopped_for)
     caller = asyncio.create_task(checker.check(GATEWAY))
     await asyncio.sleep(1)
     stopped_for = 600.0
@@ -136,8 +143,7 @@ async def test_a_good_answer_after_the_timeout_by_the_clock_is_a_timeout() -> No
 @in_virtual_time
 async def test_a_target_that_flaps_is_told_as_it_was_a_moment_ago() -> None:
     """Ten changes a second, in the middle of probes too: no SERVING is older than CACHE_TTL."""
-    probe = FakeProbe()
-    checker = checker_of(probe)
+    probe, checker = gateway()
     said, seen = float("-inf"), set()
     for number in range(200):
         probe.gate.clear()
@@ -157,9 +163,7 @@ async def test_a_target_that_flaps_is_told_as_it_was_a_moment_ago() -> None:
 @in_virtual_time
 async def test_a_caller_without_patience_is_answered_and_the_attempt_goes_on() -> None:
     """A caller that cannot wait reads NOT_SERVING in time; the others get the real outcome."""
-    probe = FakeProbe()
-    probe.gate.clear()
-    checker = checker_of(probe)
+    probe, checker = gateway(hanging())
     patient = asyncio.create_task(checker.check(GATEWAY))
     started = now()
     assert await checker.check(GATEWAY, timeout=0.5) == DEADLINE
@@ -176,8 +180,7 @@ async def test_a_bug_in_a_probe_reads_as_not_serving(
     bug: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is logged with its stack, callers and watches read it, and the next probe counts again."""
-    probe = FakeProbe()
-    checker = checker_of(probe)
+    probe, checker = gateway()
     watching = checker.watch(GATEWAY)
     assert await next_of(watching) == SERVING
     probe.says = bug()
@@ -188,15 +191,12 @@ async def test_a_bug_in_a_probe_reads_as_not_serving(
     assert line.exc_info is not None
     probe.says = READY
     assert await next_of(watching) == SERVING
-    await watching.aclose()
 
 
 @in_virtual_time
 async def test_the_end_of_the_loop_answers_the_callers() -> None:
     """Trap 2: a caller that waits when the probe's task is cancelled gets an answer."""
-    probe = FakeProbe()
-    probe.gate.clear()
-    checker = checker_of(probe)
+    checker = checker_of(hanging())
     before = asyncio.all_tasks()
     checking = asyncio.create_task(checker.check(GATEWAY))
     await asyncio.sleep(0.1)
@@ -211,13 +211,8 @@ async def test_a_bug_in_one_of_several_probes_is_no_cancellation(
 ) -> None:
     """It is logged, counted and kept as any result, although a TaskGroup has cancelled the task."""
     recorder, broken = Recorder(), FakeProbe(ZeroDivisionError())
-    checker = Checker(
-        {GATEWAY: AllOf([FakeProbe(), broken])},
-        cache_ttl=1,
-        watch_interval=1,
-        emit=recorder,
-        clock=now,
-    )
+    both = AllOf([FakeProbe(), broken])
+    checker = Checker({GATEWAY: both}, cache_ttl=1, watch_interval=1, emit=recorder, clock=now)
     for _ in range(2):
         assert await checker.check(GATEWAY) == INTERNAL_ERROR
     assert broken.attempts == 1
@@ -231,8 +226,7 @@ async def test_liveness_and_unknown_names_never_touch_a_target(
     service: str, health: Health
 ) -> None:
     """`liveness` is SERVING and any other name SERVICE_UNKNOWN, draining included."""
-    probe = FakeProbe(SICK)
-    checker = checker_of(probe)
+    probe, checker = gateway(FakeProbe(SICK))
     assert await checker.check(service) == health
     checker.drain()
     assert await checker.check(service) == health
@@ -242,9 +236,7 @@ async def test_liveness_and_unknown_names_never_touch_a_target(
 @in_virtual_time
 async def test_services_are_independent() -> None:
     """A service whose target hangs or is sick changes nothing for another."""
-    hanging, well = FakeProbe(), FakeProbe()
-    hanging.gate.clear()
-    checker = checker_of(hanging, well)
+    checker = checker_of(hanging(), FakeProbe())
     waiting = asyncio.create_task(checker.check(GATEWAY))
     started = now()
     assert await checker.check("second") == SERVING
@@ -255,9 +247,7 @@ async def test_services_are_independent() -> None:
 @in_virtual_time
 async def test_a_check_of_all_services_probes_each_of_them_once() -> None:
     """The probes are under way at the same time, and none is repeated, TTL 0 included."""
-    probes = FakeProbe(), FakeProbe(), FakeProbe()
-    for probe in probes:
-        probe.gate.clear()
+    probes = hanging(), hanging(), hanging()
     checking = asyncio.create_task(checker_of(*probes, cache_ttl=0).check_all())
     await asyncio.sleep(1)
     assert [probe.under_way for probe in probes] == [1, 1, 1]
@@ -270,28 +260,24 @@ async def test_a_check_of_all_services_probes_each_of_them_once() -> None:
 @in_virtual_time
 async def test_a_check_of_all_services_is_answered_before_its_deadline() -> None:
     """Only a service whose probe takes longer than the caller can wait is DEADLINE."""
-    slow = FakeProbe()
-    slow.gate.clear()
+    slow = hanging()
     checker = checker_of(slow, FakeProbe())
     started = now()
     healths = await checker.check_all(timeout=0.5)
     assert list(healths.items()) == [(GATEWAY, DEADLINE), ("second", SERVING), (LIVENESS, ALIVE)]
     assert now() - started == pytest.approx(0.5, abs=0.01)
-    await checker.close()
 
 
 @in_virtual_time
 async def test_a_drain_reaches_a_check_of_all_services_that_waits() -> None:
     """A service that was SERVING while another was waited for is not SERVING in the answer."""
-    slow, well = FakeProbe(), FakeProbe()
-    slow.gate.clear()
+    slow, well = hanging(), FakeProbe()
     checker = checker_of(slow, well)
     checking = asyncio.create_task(checker.check_all())
     await asyncio.sleep(1)
     assert well.attempts == 1
     checker.drain()
     assert await checking == {GATEWAY: DRAINING, "second": DRAINING, LIVENESS: ALIVE}
-    await checker.close()
 
 
 def changes_of(recorder: Recorder) -> list[tuple[str, Health | None, Health, float]]:
@@ -359,9 +345,7 @@ async def test_the_drain_is_a_change_of_each_service_that_changed() -> None:
 async def test_cancelling_a_caller_at_any_await_leaves_nothing(turns: int) -> None:
     """Wherever a check is cancelled, the probe continues for the others, and nothing is left."""
     before = asyncio.all_tasks()
-    probe = FakeProbe()
-    probe.gate.clear()
-    checker = checker_of(probe)
+    probe, checker = gateway(hanging())
     callers = [asyncio.create_task(checker.check(GATEWAY)) for _ in range(2)]
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -379,8 +363,7 @@ async def test_cancelling_a_caller_at_any_await_leaves_nothing(turns: int) -> No
 async def test_cancelling_a_watcher_at_any_await_leaves_nothing(turns: int) -> None:
     """Wherever a watch is cancelled, it ends, and so does its asking."""
     before = asyncio.all_tasks()
-    probe = FakeProbe()
-    checker = checker_of(probe)
+    probe, checker = gateway()
 
     async def follow() -> None:
         async with aclosing(checker.watch(GATEWAY)) as watching:
@@ -402,9 +385,7 @@ async def test_cancelling_a_watcher_at_any_await_leaves_nothing(turns: int) -> N
 @in_virtual_time
 async def test_draining_answers_those_who_wait_at_once() -> None:
     """A caller that waits when drain begins reads draining, never SERVING, and without delay."""
-    probe = FakeProbe()
-    probe.gate.clear()
-    checker = checker_of(probe)
+    probe, checker = gateway(hanging())
     waiting = asyncio.create_task(checker.check(GATEWAY))
     await asyncio.sleep(1)
     drained = now()
@@ -412,21 +393,18 @@ async def test_draining_answers_those_who_wait_at_once() -> None:
     assert await waiting == DRAINING
     assert now() == drained
     assert probe.under_way == 1, "it was not the attempt that ended the wait"
-    await checker.close()
 
 
 @in_virtual_time
 async def test_a_watch_begins_with_the_result_of_an_attempt() -> None:
     """The first value waits for the probe: it is never an invented NOT_SERVING."""
-    probe = FakeProbe()
-    probe.gate.clear()
+    probe = hanging()
     watching = checker_of(probe).watch(GATEWAY)
     first = asyncio.create_task(next_of(watching))
     await asyncio.sleep(2)
     assert not first.done()
     probe.gate.set()
     assert await first == SERVING
-    await watching.aclose()
 
 
 @in_virtual_time
@@ -441,14 +419,12 @@ async def test_a_watch_tells_changes_only() -> None:
     assert not second.done()
     probe.says = READY
     assert await second == SERVING
-    await watching.aclose()
 
 
 @in_virtual_time
 async def test_a_watch_after_the_end_of_all_others_follows_the_service() -> None:
     """Probing begins again with a watch that comes after it had ended."""
-    probe = FakeProbe()
-    checker = checker_of(probe)
+    probe, checker = gateway()
     earlier = checker.watch(GATEWAY)
     assert await next_of(earlier) == SERVING
     await earlier.aclose()
@@ -457,16 +433,11 @@ async def test_a_watch_after_the_end_of_all_others_follows_the_service() -> None
     assert await next_of(watching) == SERVING
     probe.says = SICK
     assert await next_of(watching) == NOT_SERVING
-    await watching.aclose()
 
 
 @pytest.mark.parametrize(
     ("service", "told"),
-    [
-        (GATEWAY, [SERVING, DRAINING]),
-        (LIVENESS, [ALIVE]),
-        ("nobody", [UNKNOWN_SERVICE]),
-    ],
+    [(GATEWAY, [SERVING, DRAINING]), (LIVENESS, [ALIVE]), ("nobody", [UNKNOWN_SERVICE])],
 )
 @in_virtual_time
 async def test_a_watch_through_drain_to_its_end(service: str, told: list[Health]) -> None:
@@ -496,28 +467,23 @@ async def test_a_watch_through_drain_to_its_end(service: str, told: list[Health]
 @in_virtual_time
 async def test_a_watcher_without_patience_gets_its_first_value_in_time() -> None:
     """A watcher's deadline bounds its first value as it bounds a check's answer."""
-    probe = FakeProbe()
-    probe.gate.clear()
+    probe = hanging()
     watching = checker_of(probe).watch(GATEWAY, timeout=0.5)
     assert await next_of(watching) == DEADLINE
     assert now() < 1
     probe.gate.set()
     assert await next_of(watching) == SERVING
-    await watching.aclose()
 
 
 @in_virtual_time
 async def test_a_watch_can_end_before_the_first_result() -> None:
     """A watcher whose first value came at its deadline gets no other one at the end."""
-    probe = FakeProbe()
-    probe.gate.clear()
-    checker = checker_of(probe)
+    checker = checker_of(hanging())
     watching = checker.watch(GATEWAY, timeout=0.5)
     assert await next_of(watching) == DEADLINE
     checker.end_watches()
     with pytest.raises(StopAsyncIteration):
         await next_of(watching)
-    await checker.close()
 
 
 @in_virtual_time
@@ -533,21 +499,13 @@ async def test_a_later_look_of_a_watch_has_all_the_time() -> None:
     probe.gate.set()
     probe.says = SICK
     assert await second == NOT_SERVING
-    await watching.aclose()
 
 
 @pytest.mark.parametrize("interval", [0.25, 4])
 @in_virtual_time
 async def test_watchers_share_one_interval(interval: float) -> None:
     """They cause one probe each WATCH_INTERVAL, though no result is fresh, and none afterwards."""
-    probe = FakeProbe()
-    checker = Checker(
-        {GATEWAY: probe},
-        cache_ttl=0,
-        watch_interval=interval,
-        emit=Recorder(),
-        clock=now,
-    )
+    probe, checker = gateway(cache_ttl=0, watch_interval=interval)
     watchings = [checker.watch(GATEWAY) for _ in range(5)]
     for watching in watchings:
         await next_of(watching)
@@ -564,8 +522,7 @@ async def test_watchers_share_one_interval(interval: float) -> None:
 @in_virtual_time
 async def test_closing_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
     """No task is left, waiting callers are answered, and a cancelled probe is not reported."""
-    probe, recorder = FakeProbe(), Recorder()
-    probe.gate.clear()
+    probe, recorder = hanging(), Recorder()
     before = asyncio.all_tasks()
     checker = checker_of(probe, FakeProbe(), emit=recorder)
     waiting = asyncio.create_task(checker.check(GATEWAY))
@@ -577,13 +534,8 @@ async def test_closing_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -
     assert (caplog.records, recorder.events) == ([], [])
 
 
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["ready", "sick", "hang", "bug", "drain"]),
-        st.floats(min_value=0, max_value=5),
-    ),
-    max_size=12,
-)
+ACTIONS = st.sampled_from(["ready", "sick", "hang", "bug", "drain"])
+STEPS = st.lists(st.tuples(ACTIONS, st.floats(min_value=0, max_value=5)), max_size=12)
 
 
 @given(steps=STEPS, service=st.sampled_from([GATEWAY, LIVENESS, "nobody"]))

@@ -37,14 +37,7 @@ def test_other_texts_are_not_durations(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [
-        (3, "3s"),
-        (0.5, "0.5s"),
-        (0, "0s"),
-        (90, "90s"),
-        (3599.9999, "3599.9999s"),
-        (1e-6, "0.000001s"),
-    ],
+    [(0, "0s"), (0.5, "0.5s"), (90, "90s"), (3599.9999, "3599.9999s"), (1e-6, "0.000001s")],
 )
 def test_durations_are_shown_in_their_own_syntax(seconds: float, shown: str) -> None:
     """What is shown can be parsed."""

@@ -17,51 +17,39 @@ from tests.support.fakes import answered
 
 
 @pytest.mark.parametrize(
-    ("reason", "text", "result"),
+    ("kind", "text", "result"),
     [
-        (Reason(ReasonKind.ANSWERED, "503"), "gateway answered 503", "status"),
-        (Reason(ReasonKind.TIMED_OUT, "0.5 s"), "no answer within 0.5 s", "timeout"),
-        (Reason(ReasonKind.REFUSED), "connection refused", "refused"),
-        (Reason(ReasonKind.RESET), "connection reset", "reset"),
-        (Reason(ReasonKind.CLOSED), "connection closed without an answer", "reset"),
-        (Reason(ReasonKind.NOT_HTTP), "answer is not HTTP", "protocol"),
-        (Reason(ReasonKind.CERTIFICATE), "certificate does not verify", "tls"),
-        (Reason(ReasonKind.CERTIFICATE_EXPIRED), "certificate has expired", "tls"),
-        (
-            Reason(ReasonKind.CERTIFICATE_AUTHORITY),
-            "certificate signed by unknown authority",
-            "tls",
-        ),
-        (Reason(ReasonKind.CERTIFICATE_NAME), "certificate is for another name", "tls"),
-        (Reason(ReasonKind.TLS), "TLS failed", "tls"),
-        (Reason(ReasonKind.TLS_RESET), "TLS connection reset", "reset"),
-        (Reason(ReasonKind.NAME_UNRESOLVED), "name does not resolve", "dns"),
-        (Reason(ReasonKind.UNREACHABLE), "cannot connect", "error"),
-        (Reason(ReasonKind.INTERNAL_ERROR), "internal error", "error"),
-        (Reason(ReasonKind.CUSTOM, "a text {}"), "a text {}", "status"),
+        (ReasonKind.ANSWERED, "gateway answered X", "status"),
+        (ReasonKind.TIMED_OUT, "no answer within X", "timeout"),
+        (ReasonKind.REFUSED, "connection refused", "refused"),
+        (ReasonKind.RESET, "connection reset", "reset"),
+        (ReasonKind.CLOSED, "connection closed without an answer", "reset"),
+        (ReasonKind.NOT_HTTP, "answer is not HTTP", "protocol"),
+        (ReasonKind.CERTIFICATE, "certificate does not verify", "tls"),
+        (ReasonKind.CERTIFICATE_EXPIRED, "certificate has expired", "tls"),
+        (ReasonKind.CERTIFICATE_AUTHORITY, "certificate signed by unknown authority", "tls"),
+        (ReasonKind.CERTIFICATE_NAME, "certificate is for another name", "tls"),
+        (ReasonKind.TLS, "TLS failed", "tls"),
+        (ReasonKind.TLS_RESET, "TLS connection reset", "reset"),
+        (ReasonKind.NAME_UNRESOLVED, "name does not resolve", "dns"),
+        (ReasonKind.UNREACHABLE, "cannot connect", "error"),
+        (ReasonKind.INTERNAL_ERROR, "internal error", "error"),
+        (ReasonKind.CUSTOM, "X", "status"),
     ],
 )
 def test_the_reason_of_a_probe_has_a_text_and_a_result(
-    reason: Reason, text: str, result: str
+    kind: ReasonKind, text: str, result: str
 ) -> None:
-    """The texts and the results are part of the contract."""
-    assert str(reason) == text
-    assert reason.kind.result == result
+    """The texts and the results are part of the contract; a detail is shown as it is."""
+    for detail in ("X", "{}"):
+        assert str(Reason(kind, detail)) == text.replace("X", detail)
+    assert kind.result == result
 
 
 def test_the_results_are_few_and_fixed() -> None:
     """They are a label of the metrics, and part of the contract; the only success is `ok`."""
-    assert [str(result) for result in Result] == [
-        "ok",
-        "status",
-        "timeout",
-        "refused",
-        "reset",
-        "protocol",
-        "tls",
-        "dns",
-        "error",
-    ]
+    results = "ok status timeout refused reset protocol tls dns error"
+    assert " ".join(Result) == results
 
 
 def test_a_reason_of_one_of_several_probes_says_which() -> None:
@@ -70,10 +58,10 @@ def test_a_reason_of_one_of_several_probes_says_which() -> None:
     assert str(reason) == "probe 2 of 3: gateway answered 503"
 
 
-@pytest.mark.parametrize("kind", ReasonKind)
-def test_every_kind_of_reason_has_a_text_of_its_own(kind: ReasonKind) -> None:
+def test_every_kind_of_reason_has_a_text_of_its_own() -> None:
     """Two kinds with the same text and result would be one member of the enumeration."""
-    assert [other for other in ReasonKind if other.template == kind.template] == [kind]
+    texts = [kind.template for kind in ReasonKind]
+    assert len(set(texts)) == len(texts)
 
 
 def test_health_is_serving_only_with_the_status_serving() -> None:
@@ -99,45 +87,30 @@ READERS = [
     "grpc-node-js/1.14.0",
     "Envoy/HC",
 ]
-OTHERS = [
-    "ELB-HealthChecker/2.0",
-    "",
-    "curl/8.5.0",
-    "tonic/0.12.3",
-    "xgrpc-go/1",
-    "GRPC-GO/1",
-    "Envoy/hc",
-    "Go grpc",
-]
+OTHERS = ["ELB-HealthChecker/2.0", "", "curl/8.5.0", "tonic/0.12.3"]
+LOOK_ALIKES = ["xgrpc-go/1", "GRPC-GO/1", "Envoy/hc", "Go grpc"]
 
 
-@pytest.mark.parametrize("user_agent", READERS + OTHERS)
+@pytest.mark.parametrize("health", [SICK, DRAINING])
+@pytest.mark.parametrize("user_agent", READERS + OTHERS + LOOK_ALIKES)
 @pytest.mark.parametrize(
-    ("policy", "health", "code_for_readers", "code_for_others"),
-    [
-        ("auto", SICK, OK, UNAVAILABLE),
-        ("auto", DRAINING, OK, UNAVAILABLE),
-        ("status", SICK, OK, OK),
-        ("status", DRAINING, OK, OK),
-        ("code", SICK, UNAVAILABLE, UNAVAILABLE),
-        ("code", DRAINING, UNAVAILABLE, UNAVAILABLE),
-    ],
+    ("policy", "code_for_readers", "code_for_others"),
+    [("auto", OK, UNAVAILABLE), ("status", OK, OK), ("code", UNAVAILABLE, UNAVAILABLE)],
 )
 def test_the_answer_of_each_policy_to_each_caller(
     policy: PolicyName,
-    health: Health,
     code_for_readers: Code,
     code_for_others: Code,
     user_agent: str,
+    health: Health,
 ) -> None:
     """Clients known to read the message get the status, others a code, or all what is set."""
     expected = code_for_readers if user_agent in READERS else code_for_others
     answer = POLICIES[policy](health, user_agent, STATUS_CALLERS)
-    status = health.status if expected is OK else None
-    assert answer == Answer(expected, status, health.reason)
+    assert answer == Answer(expected, health.status if expected is OK else None, health.reason)
 
 
-@pytest.mark.parametrize("user_agent", READERS + OTHERS)
+@pytest.mark.parametrize("user_agent", ["grpc-go/1.70.0", "", "curl/8.5.0"])
 def test_without_status_callers_every_caller_gets_the_code(user_agent: str) -> None:
     """An empty list has no caller in it: an empty prefix must not match every caller."""
     assert POLICIES["auto"](SICK, user_agent, ()).code is UNAVAILABLE

@@ -31,12 +31,8 @@ def test_other_success_codes_are_mistakes(text: str) -> None:
         Matcher.parse(text, HTTP_CODES)
 
 
-@pytest.mark.parametrize(("text", "known"), [("0", True), ("0-99", True), ("12,100", False)])
-def test_the_codes_of_grpc_go_from_0_to_99(text: str, known: bool) -> None:
+def test_the_codes_of_grpc_go_from_0_to_99() -> None:
     """A gRPC matcher accepts the same codes as an ALB's."""
-    try:
-        Matcher.parse(text, GRPC_CODES)
-    except ValueError:
-        assert not known
-    else:
-        assert known
+    assert 99 in Matcher.parse("0-99", GRPC_CODES)
+    with pytest.raises(ValueError, match=r"^$"):
+        Matcher.parse("12,100", GRPC_CODES)

@@ -10,12 +10,8 @@ from ghealth.server import serve
 
 def test_the_public_names_can_be_imported() -> None:
     """Everything else is private."""
-    assert [getattr(ghealth, name) for name in ghealth.__all__] == [
-        probe.Probe,
-        probe.ProbeResult,
-        settings.Settings,
-        serve.serve,
-    ]
+    public = [probe.Probe, probe.ProbeResult, settings.Settings, serve.serve]
+    assert [getattr(ghealth, name) for name in ghealth.__all__] == public
 
 
 def test_other_names_are_not_there() -> None:
