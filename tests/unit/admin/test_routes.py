@@ -21,10 +21,9 @@ from ghealth.health import LIVENESS, Answer, Code, Reason, ReasonKind, Status
 from ghealth.observe.metrics import Metrics
 from ghealth.probe import ProbeResult
 from ghealth.settings import Row
+from tests.support.fakes import READY, SICK, FakeProbe
 from tests.unit.admin.test_http import exchange, get
 
-READY = ProbeResult(True, Reason(ReasonKind.ANSWERED, "200"))
-SICK = ProbeResult(False, Reason(ReasonKind.ANSWERED, "503"))
 ALB, GRPC = "ELB-HealthChecker/2.0", "grpc-go/1.70.0"
 ROWS = (Row("GHEALTH_PROBE_URL", "http://***@x/?***", "http://localhost/", "Where to probe"),)
 
@@ -32,21 +31,6 @@ ROWS = (Row("GHEALTH_PROBE_URL", "http://***@x/?***", "http://localhost/", "Wher
 @pytest.fixture(autouse=True)
 def _host_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "gw-7f9c")
-
-
-class Target:
-    """A probe with a given result, which may hang."""
-
-    def __init__(self, result: ProbeResult = READY) -> None:
-        self.result = result
-        self.probes = 0
-        self.answers = asyncio.Event()
-        self.answers.set()
-
-    async def __call__(self) -> ProbeResult:
-        self.probes += 1
-        await self.answers.wait()
-        return self.result
 
 
 class Running:
@@ -82,7 +66,7 @@ class Running:
 
 @asynccontextmanager
 async def run(
-    targets: Mapping[str, Target], *, cache_ttl: float = 60.0, **watchers: int
+    targets: Mapping[str, FakeProbe], *, cache_ttl: float = 60.0, **watchers: int
 ) -> AsyncGenerator[Running, None]:
     """Serve an admin port beside a checker of these targets."""
     urls = {name: [f"http://{name or 'gateway'}/ready"] for name in targets}
@@ -99,7 +83,7 @@ async def run(
 
 async def test_the_state_and_its_reasons_are_served() -> None:
     """Services, callers, probes, changes and settings, on the page and for programs."""
-    gateway = Target(SICK)
+    gateway = FakeProbe(SICK)
     async with run({"": gateway}, gateway=1, y=2) as running:
         reason = SICK.reason
         unavailable = Answer(Code.UNAVAILABLE, reason=reason)
@@ -114,7 +98,7 @@ async def test_the_state_and_its_reasons_are_served() -> None:
         metrics = await running.body("/metrics")
         assert await running.body("/livez") == "ok\n"
         assert (await running.ask("/favicon.ico"))[0] == 404
-    assert gateway.probes == 1  # shared with callers while fresh
+    assert gateway.attempts == 1  # shared with callers while fresh
     assert history["version"] == __version__
     assert history["host"] == "gw-7f9c"
     assert history["draining"] is False
@@ -168,7 +152,7 @@ async def test_the_state_and_its_reasons_are_served() -> None:
 
 async def test_every_kind_of_caller_is_listed() -> None:
     """What it asked for and got last, how often, and what it concludes, if it ever asked."""
-    async with run({"": Target()}) as running:
+    async with run({"": FakeProbe()}) as running:
         for _ in range(3):
             running.answered("Check", ALB, "", Answer(Code.OK, Status.SERVING, READY.reason))
         unimplemented = Answer(Code.UNIMPLEMENTED, reason=READY.reason)
@@ -201,7 +185,7 @@ async def test_the_history_has_the_keys_that_are_documented() -> None:
         keys: re.findall(r"`(\w+)`", meaning)
         for _, keys, meaning, _ in (row.split("|") for row in table.splitlines() if "`" in row)
     }
-    async with run({"": Target(SICK)}) as running:
+    async with run({"": FakeProbe(SICK)}) as running:
         running.answered("Check", ALB, "", Answer(Code.UNAVAILABLE, reason=SICK.reason))
         running.emit(ConnectionsCut(address="10.0.0.1", count=25, reason="calls"))
         history = await running.history()
@@ -214,12 +198,12 @@ async def test_the_history_has_the_keys_that_are_documented() -> None:
 
 async def test_a_scrape_checks_as_a_caller_does() -> None:
     """No gauge is older than `CACHE_TTL`, also where nothing else asks."""
-    gateway = Target()
+    gateway = FakeProbe()
     async with run({"": gateway}, cache_ttl=0.0) as running:
         for probes in (1, 2):
             metrics = await running.body("/metrics")
             assert 'ghealth_serving{service="gateway"} 1.0' in metrics
-            assert gateway.probes == probes
+            assert gateway.attempts == probes
 
 
 @pytest.mark.parametrize(
@@ -245,8 +229,8 @@ def test_a_scrape_has_the_scrapers_own_time_limit(limit: str | None, seconds: fl
 
 async def test_a_scrape_of_a_hanging_gateway_comes_in_time() -> None:
     """The sample that an alert needs is there: the gateway is not serving."""
-    gateway = Target()
-    gateway.answers.clear()
+    gateway = FakeProbe()
+    gateway.gate.clear()
     async with run({"": gateway}) as running:
         started = time.monotonic()
         limit = "X-Prometheus-Scrape-Timeout-Seconds: 0.7"
@@ -262,8 +246,8 @@ async def test_no_request_waits_long_for_a_hanging_gateway(
 ) -> None:
     """It gets what a caller with that deadline gets."""
     monkeypatch.setattr(routes, "CHECK_TIMEOUT", 0.1)
-    gateway = Target()
-    gateway.answers.clear()
+    gateway = FakeProbe()
+    gateway.gate.clear()
     async with run({"": gateway}) as running:
         _, body = await running.ask(path)
     assert "no answer before the caller&#39;s deadline" in body.replace("'", "&#39;")
@@ -271,7 +255,7 @@ async def test_no_request_waits_long_for_a_hanging_gateway(
 
 async def test_accept_decides_the_format_of_the_metrics() -> None:
     """OpenMetrics for a client that prefers it, with its content type."""
-    async with run({"": Target()}) as running:
+    async with run({"": FakeProbe()}) as running:
         accept = "Accept: text/plain;q=0.5, application/openmetrics-text"
         answer = await exchange(running.port, get("/metrics", accept))
     assert b"\r\nContent-Type: application/openmetrics-text; version=1.0.0;" in answer
@@ -297,14 +281,14 @@ async def test_accept_decides_the_format_of_the_metrics() -> None:
 async def test_readyz_reports_a_service(query: str, status: int, body: str) -> None:
     """The status code shows whether the service is serving, and the body is the reason."""
     own = ProbeResult.because("two\nlines", ready=False)
-    targets = {"": Target(), "a b/é": Target(SICK), "own": Target(own)}
+    targets = {"": FakeProbe(), "a b/é": FakeProbe(SICK), "own": FakeProbe(own)}
     async with run(targets) as running:
         assert await running.ask(f"/readyz{query}") == (status, body)
 
 
 async def test_draining_is_served_everywhere() -> None:
     """The page, the history, the metrics and `/readyz` show the drain; `liveness` is serving."""
-    async with run({"": Target()}) as running:
+    async with run({"": FakeProbe()}) as running:
         assert (await running.ask("/readyz"))[0] == 200
         running.checker.drain()
         running.emit(DrainStarted(seconds=5))
@@ -327,7 +311,7 @@ async def test_draining_is_served_everywhere() -> None:
 
 async def test_refresh_can_be_switched_off() -> None:
     """A link of the page stops it, and another starts it again."""
-    async with run({"": Target()}) as running:
+    async with run({"": FakeProbe()}) as running:
         refreshing, still = [await running.body(f"/?refresh={word}") for word in ("on", "off")]
         assert f'http-equiv="refresh" content="{page.REFRESH}"' in refreshing
         assert 'href="/?refresh=off"' in refreshing
@@ -342,7 +326,7 @@ async def test_bytes_that_are_not_utf_8_are_shown(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(socket, "gethostname", lambda: "gw\udcff")
     rows = (Row("GHEALTH_TLS_CERT_FILE", "/c\udcff.pem", "", ""),)
     admin = Admin(rows, {"": []}, probe_timeout=3.0)
-    checker = Checker({"": Target()}, cache_ttl=1.0, watch_interval=1.0, emit=lambda _: None)
+    checker = Checker({"": FakeProbe()}, cache_ttl=1.0, watch_interval=1.0, emit=lambda _: None)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         async with admin.serving([bound], checker, dict):
@@ -371,7 +355,7 @@ async def test_rendering_does_not_hold_up_answers(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(page, "render", noted(page.render))
     monkeypatch.setattr(Metrics, "render", noted(Metrics.render))
     monkeypatch.setattr(routes, "_as_json", noted(routes._as_json))
-    async with run({"": Target()}) as running:
+    async with run({"": FakeProbe()}) as running:
         await asyncio.gather(*map(running.body, ("/", "/metrics", "/history.json")))
     assert len(threads) == 3
     assert len(set(threads)) == 1

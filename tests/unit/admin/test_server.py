@@ -15,10 +15,10 @@ from ghealth.server.listen import ListenError
 from ghealth.server.serve import Ports, serve
 from ghealth.settings import Settings
 from tests.support import wire
+from tests.support.fakes import SICK, FakeProbe
 from tests.support.processes import run as run_process
 from tests.support.processes import server
 from tests.unit.admin.test_http import exchange, get
-from tests.unit.admin.test_routes import SICK, Target
 
 ALB = [("user-agent", "ELB-HealthChecker/2.0")]
 
@@ -51,7 +51,7 @@ class Running:
 
 
 @asynccontextmanager
-async def run(gateway: Target, **settings: str) -> AsyncGenerator[Running, None]:
+async def run(gateway: FakeProbe, **settings: str) -> AsyncGenerator[Running, None]:
     """Serve until the end of the block; the probe of the gateway is a fake."""
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[bool] = loop.create_future()
@@ -79,7 +79,7 @@ async def run(gateway: Target, **settings: str) -> AsyncGenerator[Running, None]
 
 async def test_calls_and_probes_are_on_the_page() -> None:
     """What an ALB got, and why; settings and targets have their secrets masked."""
-    gateway = Target(SICK)
+    gateway = FakeProbe(SICK)
     url = "http://user:s3cr3t@localhost:1/ready?token=s3cr3t"
     settings = {"probe_url": url, "services": json.dumps({"other": url}), "cache_ttl": "60"}
     async with run(gateway, admin_listen="127.0.0.1:0", **settings) as running:
@@ -87,7 +87,7 @@ async def test_calls_and_probes_are_on_the_page() -> None:
         await wire.call(running.port, path="/AWS.ALB/healthcheck", headers=ALB)
         history = await running.history()
         pages = await running.body("/") + await running.body("/metrics") + json.dumps(history)
-    assert gateway.probes == 1
+    assert gateway.attempts == 1
     assert [(a["caller"], a["path"], a["answer"], a["reason"]) for a in history["answers"]] == [
         ("alb", "/AWS.ALB/healthcheck", "UNAVAILABLE", "gateway answered 503"),
         ("alb", wire.CHECK, "UNAVAILABLE", "gateway answered 503"),
@@ -100,7 +100,7 @@ async def test_calls_and_probes_are_on_the_page() -> None:
 async def test_it_answers_while_draining_and_is_closed_then() -> None:
     """The status page shows the drain; the port ends with the process."""
     settings = {"admin_listen": "127.0.0.1:0", "drain_delay": "60s"}
-    async with run(Target(), **settings) as running:
+    async with run(FakeProbe(), **settings) as running:
         assert (await running.history())["draining"] is False
         running.stop.set_result(True)
         while not (history := await running.history())["draining"]:
@@ -115,14 +115,14 @@ async def test_it_answers_while_draining_and_is_closed_then() -> None:
 
 async def test_off_opens_no_port() -> None:
     """With `ADMIN_LISTEN=off` there is nothing but gRPC."""
-    async with run(Target(), admin_listen="off") as running:
+    async with run(FakeProbe(), admin_listen="off") as running:
         assert running.admin_port is None
 
 
 @pytest.mark.parametrize("host", ["[::]", "localhost"])
 async def test_it_listens_on_both_loopbacks(host: str) -> None:
     """`[::]` serves IPv4 too, and `localhost` is 127.0.0.1 and ::1, on one port."""
-    async with run(Target(), admin_listen=f"{host}:0") as running:
+    async with run(FakeProbe(), admin_listen=f"{host}:0") as running:
         for address in ("127.0.0.1", "::1"):
             reader, writer = await asyncio.open_connection(address, running.admin_port)
             writer.write(get("/livez"))
@@ -142,7 +142,7 @@ async def test_a_taken_port_that_was_set_is_a_mistake() -> None:
     """The error names it, and nothing is left open; as a command it is one line and code 2."""
     async with taken_port() as address:
         with pytest.raises(ListenError, match=f"cannot listen on {address}: Address already in"):
-            async with run(Target(), admin_listen=address):
+            async with run(FakeProbe(), admin_listen=address):
                 pass
         done = await asyncio.to_thread(run_process, LISTEN="127.0.0.1:0", ADMIN_LISTEN=address)
     assert (done.returncode, done.stdout) == (2, "")
@@ -156,7 +156,7 @@ async def test_a_taken_default_port_is_a_warning(caplog: pytest.LogCaptureFixtur
         with suppress(OSError):  # another program on this machine has it
             taken.bind(("127.0.0.1", 25022))
             taken.listen()
-        async with run(Target(ProbeResult.because("fine", ready=True))) as running:
+        async with run(FakeProbe(ProbeResult.because("fine", ready=True))) as running:
             assert running.admin_port is None
             reply = await wire.call(running.port, wire.EMPTY_MESSAGE, headers=ALB)
     assert reply.code == 0
