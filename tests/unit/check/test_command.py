@@ -179,7 +179,7 @@ def test_durations_that_go_does_not_accept(text: str) -> None:
     ("arguments", "mistake"),
     [
         ("-addr=a:1 -tls -tls-ca-cert=/gone", "/gone: No such file or directory"),
-        ("", "GHEALTH_LISTEN has only port 0: --addr is needed"),
+        ("-tls", "GHEALTH_TLS_LISTEN is off: --addr is needed"),
     ],
 )
 def test_a_mistake_in_a_file_or_a_setting_is_one_line(
