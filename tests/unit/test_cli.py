@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,44 +21,50 @@ from ghealth.settings import Settings
 from tests.support import processes
 
 
+def run(*arguments: str) -> Any:
+    """Run a command in this process, and return its exit code in whatever way it ends."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as ended:
+        return ended.code
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["nonsense"], "unknown command 'nonsense'; expected serve, settings, check"),
-        (["--nonsense"], "unknown flag --nonsense"),
-        (["--port", "25021"], "unknown flag --port"),
-        (["--vers"], "unknown flag --vers"),
-        (["serve", "--port=1"], "unknown flag --port"),
-        (["serve", "x"], "unexpected argument 'x'"),
-        (["settings", "--output", "x"], "argument --output: invalid choice: 'x'"),
+        ("nonsense", "unknown command 'nonsense'; expected serve, settings, check"),
+        ("--nonsense", "unknown flag --nonsense"),
+        ("--port 25021", "unknown flag --port"),
+        ("--vers", "unknown flag --vers"),
+        ("serve --port=1", "unknown flag --port"),
+        ("serve x", "unexpected argument 'x'"),
+        ("settings --output x", "argument --output: invalid choice: 'x'"),
     ],
 )
 def test_a_bad_argument_is_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+    capsys: pytest.CaptureFixture[str], arguments: str, text: str
 ) -> None:
     """An unknown argument is named in one line, exit code 1."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    assert ended.value.code == 1
+    assert run(*arguments.split()) == 1
     report = capsys.readouterr().err
     assert report.startswith(f"ghealth: {text}")
     assert report.count("\n") == 1
 
 
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    """--help names the commands and exit codes, --version the version."""
-    for arguments, expected in [
-        (["--help"], ["serve", "check", "settings", "exit codes", "2  cannot start"]),
-        (["serve", "--help"], ["SIGTERM", "ghealth settings", "exit codes"]),
-        (["settings", "--help"], ["--output {text,json}"]),
-        (["check", "--help"], ["--addr", "--service", "--connect-timeout", "--rpc-timeout"]),
-        (["--version"], [f"ghealth {__version__}"]),
-    ]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
-        assert ended.value.code == 0
-        said = capsys.readouterr().out
-        assert all(word in said for word in expected)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--help", ["serve", "check", "settings", "exit codes", "2  cannot start"]),
+        ("serve --help", ["SIGTERM", "ghealth settings", "exit codes"]),
+        ("settings --help", ["--output {text,json}"]),
+        ("check --help", ["--addr", "--service", "--connect-timeout", "--rpc-timeout"]),
+    ],
+)
+def test_help(capsys: pytest.CaptureFixture[str], arguments: str, words: list[str]) -> None:
+    """--help names the commands, their flags and the exit codes."""
+    assert run(*arguments.split()) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in words)
 
 
 def test_settings_are_shown(
@@ -66,7 +73,7 @@ def test_settings_are_shown(
     """`ghealth settings` shows value, default and meaning of every variable, secrets masked."""
     monkeypatch.setenv("GHEALTH_CACHE_TTL", "0.5")
     monkeypatch.setenv("GHEALTH_PROBE_HEADERS", '{"X-Key": "s3cret"}')
-    assert cli.main(["settings"]) == 0
+    assert run("settings") == 0
     shown = capsys.readouterr().out
     assert "* GHEALTH_CACHE_TTL=0.5s\n      default: 1s\n      How long" in shown
     assert '* GHEALTH_PROBE_HEADERS={"X-Key": "***"}\n' in shown
@@ -80,18 +87,14 @@ def test_settings_are_shown_as_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For programs, each setting is an object with stable keys."""
-    monkeypatch.setenv("GHEALTH_PROBE_HEADERS", '{"X-Key": "s3cret"}')
     monkeypatch.setenv("GHEALTH_STATUS_CALLERS", "x")
-    assert cli.main(["settings", "--output=json"]) == 0
+    assert run("settings", "--output=json") == 0
     rows = {row.pop("variable"): row for row in json.loads(capsys.readouterr().out)}
     assert len(rows) == len(Settings.model_fields)
     callers = rows["GHEALTH_STATUS_CALLERS"]
     assert callers.pop("meaning").startswith("Callers that read the message")
     assert callers == {"value": "x", "default": "grpc-,Envoy/HC", "changed": True}
-    assert [name for name, row in rows.items() if row["changed"]] == [
-        "GHEALTH_PROBE_HEADERS",
-        "GHEALTH_STATUS_CALLERS",
-    ]
+    assert [name for name, row in rows.items() if row["changed"]] == ["GHEALTH_STATUS_CALLERS"]
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +116,7 @@ def test_mistakes_in_the_settings(
     monkeypatch.setenv("GHEALTH_LISTEM", "x")
     monkeypatch.setenv("GHEALTH_PROBE_URL", "https://gw/")
     monkeypatch.setenv("SSL_CERT_FILE", "/gone")
-    assert cli.main(arguments) == 1
+    assert run(*arguments) == 1
     written = capsys.readouterr()
     assert written.out == ""
     assert [line.split()[:2] for line in written.err.splitlines()] == [
@@ -123,24 +126,24 @@ def test_mistakes_in_the_settings(
     ]
 
 
-def test_what_the_locale_cannot_show_is_escaped() -> None:
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ([], r'* GHEALTH_SERVICES={"\xe9\U0001f534": "http://a/"}'),
+        (["--output=json"], r'"value": "{\"\u00e9\ud83d\udd34\": \"http://a/\"}"'),
+    ],
+)
+def test_what_the_locale_cannot_show_is_escaped(flags: list[str], shown: str) -> None:
     """A locale without Unicode ends nothing, and JSON stays JSON."""
-    environment = processes.environment() | {
-        "PYTHONIOENCODING": "ascii",
-        "GHEALTH_SERVICES": '{"é🔴": "http://a/"}',
-    }
-    texts = []
-    for flags in ([], ["--output=json"]):
-        done = subprocess.run(
-            [*processes.COMMAND, "settings", *flags],
-            capture_output=True,
-            env=environment,
-            text=True,
-            check=True,
-        )
-        texts.append(done.stdout)
-    assert r'* GHEALTH_SERVICES={"\xe9\U0001f534": "http://a/"}' in texts[0]
-    assert '{"é🔴": "http://a/"}' in [row["value"] for row in json.loads(texts[1])]
+    environment = processes.environment(SERVICES='{"é🔴": "http://a/"}')
+    done = subprocess.run(
+        [*processes.COMMAND, "settings", *flags],
+        capture_output=True,
+        env=environment | {"PYTHONIOENCODING": "ascii"},
+        text=True,
+        check=True,
+    )
+    assert shown in done.stdout
 
 
 def test_a_taken_port_is_one_line() -> None:
@@ -150,9 +153,8 @@ def test_a_taken_port_is_one_line() -> None:
         held.listen()
         port = held.getsockname()[1]
         done = processes.run(LISTEN=f"[::]:{port}", ADMIN_LISTEN="off")
-    assert done.returncode == 2
-    assert done.stderr == f"ghealth: cannot listen on [::]:{port}: Address already in use\n"
-    assert done.stdout == ""
+    mistake = f"ghealth: cannot listen on [::]:{port}: Address already in use\n"
+    assert (done.returncode, done.stderr, done.stdout) == (2, mistake, "")
 
 
 Trigger = Callable[[], Awaitable[bool]]
@@ -182,7 +184,7 @@ def test_the_first_signal_pulls_the_trigger(
         received.append(await trigger())
 
     serving_as(monkeypatch, story)
-    assert cli.main([]) == 0
+    assert run() == 0
     assert received == [drains]
 
 
@@ -204,7 +206,7 @@ def test_the_second_signal_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) ->
         await ending.wait()
 
     serving_as(monkeypatch, story)
-    cli.main(["serve"])
+    run("serve")
     assert ended == [128 + signal.SIGINT]
 
 
@@ -217,7 +219,7 @@ def test_an_address_that_cannot_be_listened_on_is_one_line(
         raise ListenError("cannot listen on x")
 
     serving_as(monkeypatch, story)
-    assert cli.main(["serve"]) == 2
+    assert run("serve") == 2
     assert capsys.readouterr().err == "ghealth: cannot listen on x\n"
 
 
@@ -226,9 +228,8 @@ def test_the_module_is_the_command(
 ) -> None:
     """`python -m ghealth` does what `ghealth` does."""
     monkeypatch.setattr("sys.argv", ["ghealth", "--version"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="0"):
         runpy.run_module("ghealth", run_name="__main__")
-    assert ended.value.code == 0
     assert capsys.readouterr().out == f"ghealth {__version__}\n"
 
 
@@ -244,24 +245,25 @@ def failing_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 def test_ctrl_c_ends_any_command_without_a_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     """The exit code is the one that shells give."""
     failing_with(monkeypatch, KeyboardInterrupt())
-    assert cli.main(["settings"]) == 128 + signal.SIGINT
+    assert run("settings") == 128 + signal.SIGINT
 
 
-def test_every_command_undoes_what_a_parent_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("argument", ["settings", "--version", "nonsense"])
+def test_every_command_undoes_what_a_parent_left_behind(
+    monkeypatch: pytest.MonkeyPatch, argument: str
+) -> None:
     """Inherited signals, streams and variables are reset for every command."""
-    reset = []
+    reset: list[bool] = []
     monkeypatch.setattr(process, "reset_inherited", lambda: reset.append(True))
-    for arguments in (["settings"], ["--version"], ["nonsense"]):
-        with contextlib.suppress(SystemExit):
-            cli.main(arguments)
-    assert reset == [True] * 3
+    run(argument)
+    assert reset == [True]
 
 
 def test_an_unexpected_failure_has_its_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     """An OSError that is not about output is a bug, and is not hidden."""
     failing_with(monkeypatch, OSError(errno.EIO, "Input/output error"))
     with pytest.raises(OSError, match="Input/output"):
-        cli.main(["settings"])
+        run("settings")
 
 
 def test_too_few_resources_are_one_line(
@@ -273,7 +275,7 @@ def test_too_few_resources_are_one_line(
         raise process.ResourceError("too few")
 
     monkeypatch.setattr(process, "require_resources", refuse)
-    assert cli.main([]) == 2
+    assert run() == 2
     assert capsys.readouterr().err == "ghealth: cannot start: too few\n"
 
 
@@ -293,30 +295,35 @@ def test_output_that_cannot_be_written_has_an_exit_code(
 ) -> None:
     """A reader that has left and a disk that is full end a command without a stack."""
     failing_with(monkeypatch, error)
-    assert cli.main(["settings"]) == code
+    assert run("settings") == code
     assert capsys.readouterr().err == text
 
 
 def test_before_it_serves_sigterm_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 17: SIGTERM is heeded during the imports, too."""
     monkeypatch.setattr(process, "require_resources", lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["serve"])
-    assert ended.value.code == 128 + signal.SIGTERM
+    assert run("serve") == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize(
-    ("signum", "events"),
-    [
-        (signal.SIGTERM, ["draining", "stopping", "stopped"]),
-        (signal.SIGINT, ["draining", "stopping", "stopped"]),
-    ],
-)
-def test_a_signal_ends_it_in_order(signum: signal.Signals, events: list[str]) -> None:
+@contextlib.contextmanager
+def started(*command: str, **settings: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Run a command, which must end in the block, and return its process and its first line."""
+    own = processes.environment(LISTEN="127.0.0.1:0", **settings)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as running:
+        try:
+            assert running.stdout is not None
+            yield running, running.stdout.readline()
+            running.wait(processes.TIMEOUT)
+        finally:
+            running.kill()
+
+
+@pytest.mark.parametrize(("signum", "delay"), [(signal.SIGTERM, "100ms"), (signal.SIGINT, "20")])
+def test_a_signal_ends_it_in_order(signum: signal.Signals, delay: str) -> None:
     """SIGTERM and SIGINT end it with exit code 0 and a line for each phase."""
-    with processes.server(DRAIN_DELAY="100ms" if signum == signal.SIGTERM else "20") as ghealth:
+    with processes.server(DRAIN_DELAY=delay) as ghealth:
         assert ghealth.ended_by(signum) == 0
-        assert [line["event"] for line in ghealth.rest()] == events
+        assert [line["event"] for line in ghealth.rest()] == ["draining", "stopping", "stopped"]
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
@@ -329,18 +336,8 @@ def test_a_second_signal_ends_it_at_once() -> None:
 
 def test_the_first_line_for_people_has_all_of_it() -> None:
     """In text, the first line has the version, the addresses, what is probed and what was set."""
-    environment = processes.environment(
-        LISTEN="127.0.0.1:0",
-        ADMIN_LISTEN="127.0.0.1:0",
-        LOG_FORMAT="text",
-        CACHE_TTL="0.5",
-        PROBE_HEADERS='{"a": "s3cret"}',
-    )
-    with subprocess.Popen(
-        processes.COMMAND, stdout=subprocess.PIPE, text=True, env=environment
-    ) as ghealth:
-        assert ghealth.stdout is not None
-        line = ghealth.stdout.readline()
+    settings = {"CACHE_TTL": "0.5", "PROBE_HEADERS": '{"a": "s3cret"}', "LOG_FORMAT": "text"}
+    with started(*processes.COMMAND, ADMIN_LISTEN="127.0.0.1:0", **settings) as (ghealth, line):
         ghealth.send_signal(signal.SIGINT)
     assert f"ghealth {__version__} serves gRPC on 127.0.0.1:" in line
     assert "; probes http://localhost:15021/healthz/ready" in line
@@ -362,40 +359,22 @@ def test_the_first_line_has_the_settings_that_changed() -> None:
         }
 
 
-def test_as_process_number_1_it_heeds_sigterm() -> None:
-    """Trap 17: with the number 1 in its namespace, SIGTERM still ends it."""
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [([], 0), (["check", "--watch", "--addr=unix:/nonexistent"], 128 + signal.SIGTERM)],
+)
+def test_as_process_number_1_it_heeds_sigterm(arguments: list[str], exit_code: int) -> None:
+    """Trap 17: with the number 1 in its namespace, SIGTERM still ends what runs until stopped."""
     unshare = processes.in_namespaces("--pid", "--fork", "--kill-child")
-    with processes.server(*unshare, DRAIN_DELAY="0") as ghealth:
-        (child,) = child_of(ghealth.process.pid)
-        os.kill(child, signal.SIGTERM)
-        assert ghealth.process.wait(processes.TIMEOUT) == 0
+    command = (*unshare, *processes.COMMAND, *arguments)
+    with started(*command, ADMIN_LISTEN="off", DRAIN_DELAY="0") as (ghealth, _):
+        children = Path(f"/proc/{ghealth.pid}/task/{ghealth.pid}/children").read_text()
+        os.kill(int(children), signal.SIGTERM)
+        assert ghealth.wait(processes.TIMEOUT) == exit_code
 
 
-def test_a_watch_as_process_number_1_heeds_sigterm() -> None:
-    """Trap 17, for the other command that runs until it is stopped (`docker run … check`)."""
-    unshare = processes.in_namespaces("--pid", "--fork", "--kill-child")
-    with subprocess.Popen(
-        [*unshare, *processes.COMMAND, "check", "--watch", "--addr=unix:/nonexistent"],
-        stdout=subprocess.PIPE,
-        env=processes.environment(),
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline()
-        (child,) = child_of(process.pid)
-        os.kill(child, signal.SIGTERM)
-        try:
-            assert process.wait(processes.TIMEOUT) == cli.KILLED_BY + signal.SIGTERM
-        finally:
-            process.kill()
-
-
-def child_of(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as children:  # noqa: PTH123
-        return [int(number) for number in children.read().split()]
-
-
-def test_it_runs_as_a_module_and_as_a_command() -> None:
-    """`ghealth` and `python -m ghealth` are the same."""
-    script = os.path.join(os.path.dirname(sys.executable), "ghealth")  # noqa: PTH118, PTH120
+def test_the_script_is_the_command() -> None:
+    """The package installs `ghealth`."""
+    script = Path(sys.executable).parent / "ghealth"
     said = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
-    assert said.stdout == processes.run("--version").stdout == f"ghealth {__version__}\n"
+    assert said.stdout == f"ghealth {__version__}\n"

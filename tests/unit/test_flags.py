@@ -1,5 +1,3 @@
-import argparse
-
 import pytest
 
 from ghealth import flags
@@ -66,11 +64,3 @@ def test_the_arguments_are_the_processs(monkeypatch: pytest.MonkeyPatch) -> None
     """Without arguments, the command line is parsed."""
     monkeypatch.setattr("sys.argv", ["tool", "-s"])
     assert parser().parse_args().switch
-
-
-def test_a_subcommand_has_the_same_syntax() -> None:
-    """The class serves as the class of subcommands, too."""
-    main = argparse.ArgumentParser()
-    commands = main.add_subparsers(parser_class=Parser)
-    commands.add_parser("command").add_argument("--name")
-    assert main.parse_args(["command", "-name=a"]).name == "a"

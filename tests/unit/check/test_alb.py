@@ -1,4 +1,5 @@
 import asyncio
+import ssl
 from typing import Any
 
 import h2.connection
@@ -10,43 +11,43 @@ from ghealth.check.report import ExitCode, Report
 from ghealth.check.tls import client_context
 from ghealth.health import CHECK_PATH, REASON_KEY
 from ghealth.matcher import GRPC_CODES, Matcher
-from tests.support.peers import is_silent, resets, says, target
+from tests.support.peers import Behaviour, is_silent, resets, says, target
 from tests.unit.check.servers import (
     TIMEOUT,
     Answers,
     Http2Peer,
-    framed,
     goaway_then,
+    resets_the_request,
     responds,
     server_context,
+    status,
     trailers,
 )
 
 UNVERIFIED = client_context(verify=False)
-SERVING = responds(framed(b"\x08\x01"))
-NOT_SERVING = responds(framed(b"\x08\x02"))
-UNKNOWN_PATH = trailers((":status", "200"), ("grpc-status", "12"))
+SERVING, NOT_SERVING = status(1), status(2)
+UNKNOWN_PATH = trailers("200", ("grpc-status", "12"))
 
 
 def ghealth(code: str, reason: str) -> Answers:
     """Answer as ghealth does: with a code, and its reason."""
-    status, message = ("grpc-status", code), ("grpc-message", reason)
-    return trailers((":status", "200"), status, message, (REASON_KEY, reason))
+    return trailers("200", ("grpc-status", code), ("grpc-message", reason), (REASON_KEY, reason))
 
 
 UNAVAILABLE = ghealth("14", "gateway answered 503")
 READY_12 = ghealth("12", "gateway answered 200")
 
 
-async def checked(port: int, *, matcher: str = "0", **settings: Any) -> Report:
-    settings.setdefault("timeout", TIMEOUT)
-    group = alb.TargetGroup(matcher=Matcher.parse(matcher, GRPC_CODES), **settings)
-    return await asyncio.to_thread(alb.check, Server.parse(f"127.0.0.1:{port}"), group)
-
-
-async def checked_peer(answers: Answers, **settings: Any) -> Report:
-    async with target(Http2Peer(answers).talk, reads=False) as peer:
-        return await checked(peer.port, **settings)
+async def checked(
+    peer: Behaviour, *, server: ssl.SSLContext | None = None, matcher: str = "0", **settings: Any
+) -> Report:
+    """Check a target that runs in this thread."""
+    group = alb.TargetGroup(
+        matcher=Matcher.parse(matcher, GRPC_CODES), **({"timeout": TIMEOUT} | settings)
+    )
+    async with target(peer, reads=False, tls=server) as listening:
+        address = Server.parse(f"127.0.0.1:{listening.port}")
+        return await asyncio.to_thread(alb.check, address, group)
 
 
 def failure(report: Report) -> tuple[str, str]:
@@ -79,7 +80,7 @@ async def test_what_an_alb_concludes(
     answers: Answers, path: str, matcher: str, healthy: bool, warning: str | None
 ) -> None:
     """The code against the matcher decides; a conclusion that misleads has a warning."""
-    report = await checked_peer(answers, path=path, matcher=matcher)
+    report = await checked(Http2Peer(answers), path=path, matcher=matcher)
     assert report.exit_code == (ExitCode.SERVING if healthy else ExitCode.NOT_SERVING)
     assert report.text.endswith("\nhealthy" if healthy else "\nunhealthy")
     assert len(report.warnings) == (1 if warning else 0)
@@ -89,21 +90,17 @@ async def test_what_an_alb_concludes(
 
 async def test_a_mismatch_in_the_consoles_words() -> None:
     """A code outside the matcher is named as the AWS console names it, with the reason."""
-    report = await checked_peer(UNAVAILABLE)
+    report = await checked(Http2Peer(UNAVAILABLE))
     address, seconds = report.keys["address"], report.keys["seconds"]
+    sent, received, mismatch, conclusion = report.text.splitlines()
+    user_agent = "ELB-HealthChecker/2.0 ghealth-check"
+    assert sent == f"POST {CHECK_PATH} to {address} as {user_agent}, success codes 0"
+    assert received.startswith("grpc-status 14 (UNAVAILABLE) 'gateway answered 503' in ")
+    assert mismatch == "Target.ResponseCodeMismatch: Health checks failed with these codes: [14]"
     assert isinstance(seconds, float)
-    lines = report.text.splitlines()
-    assert lines[0] == (
-        f"POST {CHECK_PATH} to {address} as ELB-HealthChecker/2.0 ghealth-check, success codes 0"
-    )
-    assert lines[1].startswith("grpc-status 14 (UNAVAILABLE) 'gateway answered 503' in ")
-    assert lines[2:] == [
-        "Target.ResponseCodeMismatch: Health checks failed with these codes: [14]",
-        "unhealthy",
-    ]
     assert report.keys == {
         "exit_code": 4,
-        "conclusion": "unhealthy",
+        "conclusion": conclusion,
         "address": address,
         "path": CHECK_PATH,
         "matcher": "0",
@@ -112,7 +109,7 @@ async def test_a_mismatch_in_the_consoles_words() -> None:
         "code_name": "UNAVAILABLE",
         "grpc_message": "gateway answered 503",
         "failure": None,
-        "reason": lines[2],
+        "reason": mismatch,
         "seconds": seconds,
         "warnings": (),
     }
@@ -126,6 +123,9 @@ async def is_a_keepalive_http1_server(
     await is_silent(reader, writer)
 
 
+NO_STATUS = "an answer without a gRPC status"
+
+
 @pytest.mark.parametrize(
     ("behaviour", "how"),
     [
@@ -136,30 +136,34 @@ async def is_a_keepalive_http1_server(
         (says(b"\0\0\0\1\0\0\0\0\1"), "answer is not HTTP/2"),
         (says(b"\0\0\1\4\0\0\0\0\0\0"), "answer is not HTTP/2"),
         (is_a_keepalive_http1_server, "answer is not HTTP/2"),
+        (Http2Peer(trailers("503", ("grpc-status", "0"))), "HTTP status 503"),
+        (Http2Peer(trailers("5\x1b[2J", ("grpc-status", "0"))), "HTTP status 5?[2J"),
+        (Http2Peer(trailers("200")), NO_STATUS),
+        (Http2Peer(trailers("200", ("grpc-status", "ok"))), NO_STATUS),
+        (Http2Peer(trailers("200", ("grpc-status", "9" * 5000))), NO_STATUS),
+        (Http2Peer(resets_the_request), "request reset by the server"),
+        (Http2Peer(goaway_then(0)), "connection closed without an answer"),
     ],
 )
-async def test_a_connection_that_fails_says_how(behaviour: Any, how: str) -> None:
-    """The console has one failure for all of them; the text before it has the cause."""
-    async with target(behaviour, reads=False) as peer:
-        assert failure(await checked(peer.port)) == (how, alb.FAILED)
+async def test_a_check_that_fails_says_how(behaviour: Behaviour, how: str) -> None:
+    """Without a code in an HTTP 200 the console has one failure; the text before it has more."""
+    assert failure(await checked(behaviour, matcher="0-99")) == (how, alb.FAILED)
 
 
 @pytest.mark.parametrize(("tls", "missing"), [(None, "answer"), (UNVERIFIED, "connection")])
 async def test_silence_is_a_timeout(tls: Any, missing: str) -> None:
     """The text of a timeout shows whether there was a connection."""
-    async with target(is_silent, reads=False) as peer:
-        report = await checked(peer.port, timeout=0.1, tls=tls)
+    report = await checked(is_silent, timeout=0.1, tls=tls)
     assert failure(report) == (f"no {missing} within 0.1 s", alb.TIMED_OUT)
 
 
 async def test_https_health_checks_verify_nothing() -> None:
     """An expired certificate is good enough, as for an ALB, and no server name is sent."""
     names: list[str | None] = []
-    context = server_context()
+    context = server_context(expired=True)
     context.sni_callback = lambda _socket, name, _context: names.append(name)
-    peer = Http2Peer(responds(b"", code="0"))
-    async with target(peer.talk, reads=False, tls=context) as listening:
-        report = await checked(listening.port, tls=UNVERIFIED)
+    peer = Http2Peer(SERVING)
+    report = await checked(peer, server=context, tls=UNVERIFIED)
     assert report.exit_code is ExitCode.SERVING
     assert names == [None]
     assert (b":scheme", b"https") in peer.headers
@@ -167,10 +171,8 @@ async def test_https_health_checks_verify_nothing() -> None:
 
 async def test_the_request_is_the_albs_header_for_header() -> None:
     """The request is the one captured from a real ALB, but for the end of the user agent."""
-    peer = Http2Peer(trailers((":status", "200"), ("grpc-status", "0")))
-    async with target(peer.talk, reads=False) as listening:
-        report = await checked(listening.port, path="/a.B/C")
-    assert report.exit_code is ExitCode.SERVING
+    peer = Http2Peer(SERVING)
+    await checked(peer, path="/a.B/C")
     assert peer.headers == [
         (b":method", b"POST"),
         (b":scheme", b"http"),
@@ -186,60 +188,33 @@ async def test_the_request_is_the_albs_header_for_header() -> None:
     assert peer.connections == 1
 
 
-def answers_without_an_end(connection: h2.connection.H2Connection) -> None:
-    connection.send_headers(1, ((":status", "200"), ("grpc-status", "0")))
-
-
-@pytest.mark.parametrize(
-    ("answers", "how"),
-    [
-        (trailers((":status", "503"), ("grpc-status", "0")), "HTTP status 503"),
-        (trailers((":status", "200")), "an answer without a gRPC status"),
-        (
-            trailers((":status", "200"), ("grpc-status", "ok")),
-            "an answer without a gRPC status",
-        ),
-        (
-            trailers((":status", "200"), ("grpc-status", "9" * 5000)),
-            "an answer without a gRPC status",
-        ),
-        (lambda connection: connection.reset_stream(1), "request reset by the server"),
-        (goaway_then(0), "connection closed without an answer"),
-    ],
-)
-async def test_an_answer_that_is_not_grpc_is_a_failed_check(answers: Any, how: str) -> None:
-    """Without a code in an HTTP 200 there is nothing to match."""
-    assert failure(await checked_peer(answers, matcher="0-99")) == (how, alb.FAILED)
-
-
 async def test_a_code_without_an_end_is_no_answer() -> None:
     """A code that came, and then the connection's end in place of the answer's, is unhealthy."""
-    peer = Http2Peer(answers_without_an_end, stays=False)
-    async with target(peer.talk, reads=False) as listening:
-        report = await checked(listening.port)
+
+    def answers(connection: h2.connection.H2Connection) -> None:
+        connection.send_headers(1, ((":status", "200"), ("grpc-status", "0")))
+
+    how, _ = failure(await checked(Http2Peer(answers, stays=False)))
     # Closing before everything was read is a reset.
-    assert failure(report)[0] in ("connection closed without an answer", "connection reset")
+    assert how in ("connection closed without an answer", "connection reset")
 
 
 @pytest.mark.parametrize(("last_stream", "code"), [(1, 14), (0x7FFFFFFF, 14), (1, 0)])
 async def test_an_answer_after_a_goaway_counts(last_stream: int, code: int) -> None:
     """A server that is draining sends a GOAWAY before its last answers."""
-    headers = ((":status", "200"), ("grpc-status", str(code)))
-    report = await checked_peer(goaway_then(last_stream, *headers))
+    report = await checked(Http2Peer(goaway_then(last_stream, ("grpc-status", str(code)))))
     assert report.keys["code"] == code
 
 
 async def test_a_message_of_any_length_is_received() -> None:
     """Only the beginning of a message is kept."""
-    report = await checked_peer(responds(*(b"a" * 9000 for _ in range(5))))
+    report = await checked(Http2Peer(responds(*[b"a" * 9000] * 5)))
     assert report.exit_code is ExitCode.SERVING
 
 
 async def test_a_servers_text_is_shown_escaped() -> None:
     """Control characters cannot change the terminal; an unknown code is shown as a number."""
-    said = ((":status", "200"), ("grpc-status", "77"), ("grpc-message", "%1B[2Jcl%C3%A9"))
-    report = await checked_peer(trailers(*said))
+    said = (("grpc-status", "77"), ("grpc-message", "%1B[2Jcl%C3%A9"))
+    report = await checked(Http2Peer(trailers("200", *said)))
     assert "grpc-status 77 (unknown) '?[2Jclé'" in report.text
     assert report.keys["code_name"] is None
-    report = await checked_peer(trailers((":status", "5\x1b[2J"), ("grpc-status", "0")))
-    assert failure(report) == ("HTTP status 5?[2J", alb.FAILED)

@@ -1,6 +1,5 @@
 import asyncio
 import errno
-import os
 import socket
 import threading
 from contextlib import closing
@@ -38,31 +37,45 @@ def test_a_server_that_cannot_be_reached(server: Server, cause: str) -> None:
     assert failure(server) == cause
 
 
-def found(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> Server:
-    """Have a name with these addresses."""
+def resolving(monkeypatch: pytest.MonkeyPatch, look_up: Any) -> None:
+    """Have names looked up by a function that returns hosts."""
 
-    def getaddrinfo(_name: bytes, port: int, **options: Any) -> list[Any]:
-        if options["flags"]:
+    def getaddrinfo(_name: bytes, port: int, *, flags: int, **_: Any) -> list[Any]:
+        if flags:
             raise socket.gaierror
-        return [(socket.AF_INET, 0, 0, "", (host, port)) for host in hosts]
+        return [(socket.AF_INET, 0, 0, "", (host, port)) for host in look_up()]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    return Server.parse("many.example:1")
+
+
+NAME = Server.parse("many.example:1")
+FAILURES = {
+    "no-route": OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"),
+    "refuses": ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+    "silent": TimeoutError("timed out"),
+    "silent kernel": TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+}
 
 
 class Sock(socket.socket):
     """A socket whose address decides how its connection fails."""
 
+    shares: list[float | None]
+
+    def settimeout(self, seconds: float | None) -> None:
+        self.shares.append(seconds)
+
     def connect(self, address: Any) -> None:
-        host = address[0]
-        if host == "no-route":
-            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
-        if host == "refuses":
-            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
-        if host == "silent":
-            raise TimeoutError("timed out")
-        if host == "silent kernel":
-            raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+        if address[0] in FAILURES:
+            raise FAILURES[address[0]]
+
+
+@pytest.fixture
+def shares(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The timeouts of the sockets, which fail by their address."""
+    monkeypatch.setattr(Sock, "shares", [], raising=False)
+    monkeypatch.setattr(socket, "socket", Sock)
+    return Sock.shares  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -74,45 +87,30 @@ class Sock(socket.socket):
         (("silent kernel", "refuses"), "cannot connect: Connection timed out"),
     ],
 )
+@pytest.mark.usefixtures("shares")
 def test_the_first_of_several_addresses_has_the_cause(
     monkeypatch: pytest.MonkeyPatch, hosts: tuple[str, ...], cause: str
 ) -> None:
     """The resolver sorts addresses that this machine cannot use to the end (RFC 6724, rule 1)."""
-    server = found(monkeypatch, *hosts)
-    monkeypatch.setattr(socket, "socket", Sock)
-    assert failure(server) == cause
+    resolving(monkeypatch, lambda: hosts)
+    assert failure(NAME) == cause
 
 
 def test_an_address_that_does_not_answer_leaves_time_for_the_next(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, shares: list[float]
 ) -> None:
     """Each address has its share of the time that is left."""
-    shares: list[float] = []
-
-    class Timed(Sock):
-        def settimeout(self, seconds: float | None) -> None:
-            assert seconds is not None
-            shares.append(seconds)
-
-    server = found(monkeypatch, "silent", "refuses", "works")
-    monkeypatch.setattr(socket, "socket", Timed)
-    http2.connect(server, http2.Deadline(30)).close()
+    resolving(monkeypatch, lambda: ("silent", "refuses", "works"))
+    http2.connect(NAME, http2.Deadline(30)).close()
     assert [round(seconds) for seconds in shares] == [10, 15, 30]
 
 
 def test_a_look_up_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name server that does not answer blocks a thread that the process does not wait for."""
     ended = threading.Event()
-
-    def getaddrinfo(_name: bytes, _port: int, **options: Any) -> list[Any]:
-        if options["flags"]:
-            raise socket.gaierror
-        ended.wait(FOREVER)
-        return []
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    resolving(monkeypatch, lambda: [] if ended.wait(FOREVER) else None)
     before = set(threading.enumerate())
-    assert failure(Server.parse("slow.example:1"), 0.05) == "no answer from the name server"
+    assert failure(NAME, 0.05) == "no answer from the name server"
     assert [thread.daemon for thread in set(threading.enumerate()) - before] == [True]
     ended.set()
 
@@ -124,7 +122,7 @@ def test_a_look_up_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    assert failure(Server.parse("a.example:1")) == "cannot connect: no thread can be started"
+    assert failure(NAME) == "cannot connect: no thread can be started"
     with nobody() as port:
         assert failure(Server.parse(f"127.0.0.1:{port}")) == "connection refused"
 
@@ -168,19 +166,19 @@ def test_a_machine_that_is_gone_ends_a_connection() -> None:
 @pytest.mark.parametrize(
     ("error", "received", "cause"),
     [
-        (None, b"", "timeout"),
-        (errno.ETIMEDOUT, b"", "cannot connect: Connection timed out"),
-        (errno.EPIPE, b"", "connection reset"),
-        (errno.EPIPE, b"HTTP/1.1 400", "answer is not HTTP/2"),
-        (errno.EPIPE, SETTINGS, ""),
+        (TimeoutError(), b"", "timeout"),
+        (OSError(errno.ETIMEDOUT, "Too late"), b"", "cannot connect: Too late"),
+        (OSError(errno.EPIPE, "Broken pipe"), b"", "connection reset"),
+        (OSError(errno.EPIPE, "Broken pipe"), b"HTTP/1.1 400", "answer is not HTTP/2"),
+        (OSError(errno.EPIPE, "Broken pipe"), SETTINGS, ""),
     ],
 )
-def test_a_connection_that_breaks(error: int | None, received: bytes, cause: str) -> None:
+def test_a_connection_that_breaks(error: OSError, received: bytes, cause: str) -> None:
     """The kernel's timeout is not the deadline's, and what arrived before the end counts."""
 
     class Broken(socket.socket):
         def sendall(self, *_: object) -> None:
-            raise TimeoutError if error is None else OSError(error, os.strerror(error))
+            raise error
 
         def recv(self, *_: object) -> bytes:
             return received

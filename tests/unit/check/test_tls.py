@@ -1,3 +1,4 @@
+import re
 import ssl
 from pathlib import Path
 from typing import Any
@@ -5,38 +6,39 @@ from typing import Any
 import pytest
 
 from ghealth.check import tls
-from tests.unit.check.servers import authority
+
+
+def trusted(**flags: Any) -> int:
+    """Count the authorities that a check trusts."""
+    return len(tls.client_context(**flags).get_ca_certs())
 
 
 def test_the_systems_authorities_are_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pem: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without --tls-ca-cert SSL_CERT_FILE counts, or the distribution's file; with it, neither."""
-    file = tmp_path / "bundle.pem"
-    authority().cert_pem.write_to_path(str(file))
-    monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    assert len(tls.client_context().get_ca_certs()) == 1
-    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
-    monkeypatch.setattr(tls, "_SYSTEM_FILES", ("/nonexistent", str(file)))
-    assert len(tls.client_context().get_ca_certs()) == 1
+    monkeypatch.setenv("SSL_CERT_FILE", pem["ca_cert"])
     monkeypatch.setattr(tls, "_SYSTEM_FILES", ())
-    assert tls.client_context().get_ca_certs() == []
+    assert trusted() == 1
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    monkeypatch.setattr(tls, "_SYSTEM_FILES", ("/nonexistent", pem["ca_cert"]))
+    assert trusted() == 1
+    monkeypatch.setattr(tls, "_SYSTEM_FILES", ())
+    assert trusted() == 0
     monkeypatch.setenv("SSL_CERT_DIR", "/nonexistent")
-    assert tls.client_context().get_ca_certs() == []
-    assert len(tls.client_context(ca_cert=str(file)).get_ca_certs()) == 1
-    assert tls.client_context(verify=False).get_ca_certs() == []
+    assert trusted() == 0
+    assert trusted(ca_cert=pem["ca_cert"]) == 1
+    assert trusted(verify=False) == 0
 
 
 def test_a_folder_of_authorities_is_trusted_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenSSL reads the files of SSL_CERT_DIR when it needs one."""
-    loaded = []
-
-    def load(_: ssl.SSLContext, *paths: str | None) -> None:
-        loaded.append(paths)
-
-    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", load)
+    loaded: list[Any] = []
+    monkeypatch.setattr(
+        ssl.SSLContext, "load_verify_locations", lambda _, *paths: loaded.append(paths)
+    )
     monkeypatch.setattr(tls, "_SYSTEM_FILES", ())
     monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
@@ -65,9 +67,8 @@ def test_certificates_that_go_accepts_are_accepted() -> None:
 )
 def test_files_that_cannot_be_used(fields: dict[str, Any], text: str) -> None:
     """A file that cannot be read, or has something else in it, is found before connecting."""
-    with pytest.raises(tls.TlsError) as error:
+    with pytest.raises(tls.TlsError, match=f"^{re.escape(text)}$"):
         tls.client_context(**fields)
-    assert str(error.value) == text
 
 
 def test_the_systems_file_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:

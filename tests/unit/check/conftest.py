@@ -1,0 +1,32 @@
+import ssl
+
+import pytest
+
+from ghealth.check.tls import client_context
+from tests.unit.check.servers import authority, certificate
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GHEALTH_LISTEN", "GHEALTH_TLS_LISTEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files of the authority and a client's pair, by the arguments that name them."""
+    folder = tmp_path_factory.mktemp("pem")
+    contents = {
+        "ca_cert": authority().cert_pem,
+        "client_cert": certificate().cert_chain_pems[0],
+        "client_key": certificate().private_key_pem,
+    }
+    for name, content in contents.items():
+        content.write_to_path(str(folder / name))
+    return {name: str(folder / name) for name in contents}
+
+
+@pytest.fixture
+def verifying(pem: dict[str, str]) -> ssl.SSLContext:
+    """A client's context that trusts the servers' authority."""
+    return client_context(ca_cert=pem["ca_cert"])
