@@ -1,6 +1,5 @@
 """The programs that are compared, and how each of them is started."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Final
 from bench.speed import loads
 from bench.speed.gateways import BUILD, ROOT, process
 from tests.support.gateway import free_port, wait_until
+from tests.support.processes import environment
 
 PEERS: Final = Path(__file__).parent / "peers"
 PYTHON: Final = str(ROOT / ".venv-bench" / "bin" / "python")
@@ -99,14 +99,8 @@ def started(name: str, url: str, **settings: str) -> Iterator[Contender]:
     ours = {"LISTEN": address, "PROBE_URL": url, "DRAIN_DELAY": "0"}
     ours |= {"ADMIN_LISTEN": f"127.0.0.1:{free_port()}"} | settings
     command = commands.get(name, [python, "-I", "-m", "ghealth"])
-    with process(*command, environment=environment(ours)) as child:
+    with process(*command, environment=environment(**ours)) as child:
         yield Contender(child, port)
-
-
-def environment(settings: dict[str, str]) -> dict[str, str]:
-    """Return the environment of a ghealth, with only these settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GHEALTH_")}
-    return kept | {f"GHEALTH_{name}": value for name, value in settings.items()}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The generated parts of docs/performance.md: tables, the goals, the picture."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -50,14 +50,24 @@ class Goal:
     least: bool = False
     whose: str = GHEALTH
 
-    def worst(self, results: Results) -> float | None:
-        """Return the value with the gateway that is worst for ghealth; None if not measured."""
+    def worst(self, results: Results, version: str | None = None) -> float | None:
+        """Return the value with the gateway that is worst for ghealth; None if not measured.
+
+        Args:
+            results: The rows.
+            version: Another version of ghealth; its ratio is that of medians.
+        """
         values = []
         for row in results.get(self.row, {}).values():
-            figures = row[RATIOS].get(self.beside, {}) if self.beside else row.get(self.whose, {})
-            if self.figure in figures:
-                floor = row[self.over][self.figure] if self.over else 0.0
-                values.append(float(figures[self.figure]) - floor)
+            own = row.get(version or self.whose, {})
+            if self.figure not in own or (version and self.whose != next(iter(row))):
+                continue
+            value = own[self.figure]
+            if self.beside and version:
+                value /= row[self.beside][self.figure]
+            elif self.beside:
+                value = row[RATIOS][self.beside][self.figure]
+            values.append(value - (row[self.over][self.figure] if self.over else 0.0))
         return (min if self.least else max)(values, default=None)
 
     def met(self, value: float) -> bool:
@@ -88,9 +98,15 @@ GOALS: Final = (
 )
 
 
-def goals(results: Results) -> str:
-    """Return the table of the goals of the rows that were measured."""
-    lines = ["| | goal | measured | |", "|---|---|---|---|"]
+def goals(results: Results, versions: Iterable[str] = ()) -> str:
+    """Return the table of the goals of the rows that were measured.
+
+    Args:
+        results: The rows.
+        versions: Other versions of ghealth, which get a column each.
+    """
+    lines = [f"| | goal | measured | |{''.join(f' {name} |' for name in versions)}"]
+    lines.append("|---" * lines[0].count(" |") + "|")
     for goal in GOALS:
         if goal.row not in results:
             continue
@@ -98,12 +114,16 @@ def goals(results: Results) -> str:
         limit = f"{'≥' if goal.least else '≤'} {shown(goal.limit)}"
         limit += f" of the {goal.beside}" if goal.beside else ""
         limit += f" more than the {goal.over}" if goal.over else ""
-        if value is None:
-            lines.append(f"| {goal.text} | {limit} | | not measured yet |")
-        else:
+        verdict = "not measured yet"
+        if value is not None:
             verdict = "met" if goal.met(value) else "**missed**"
-            lines.append(f"| {goal.text} | {limit} | {shown(value)} | {verdict} |")
+        lines.append(f"| {goal.text} | {limit} |{_cell(value)} | {verdict} |")
+        lines[-1] += "".join(f"{_cell(goal.worst(results, name))} |" for name in versions)
     return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f" {shown(value)}"
 
 
 def table(row: Row) -> str:

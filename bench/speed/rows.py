@@ -29,20 +29,22 @@ from bench.speed.figures import Found, Row, by_turns, medians, percentile, progr
 from bench.speed.gateways import ALONE, BUILD, GATEWAYS, HANG, gateway
 from tests.support.certificates import CERT, KEY, pair_of
 from tests.support.gateway import free_port
+from tests.support.processes import environment
 
-CHECKS, STORM, MANY_CHECKS, LEAVERS = 1000, 5000, 100_000, 10_000
-SLOW: Final = 0.02
-_SLOW_CHECKS: Final = 100
+STORM, MANY_CHECKS, LEAVERS = 5000, 100_000, 10_000
 _WINDOW: Final = 10.0
 _RATE: Final = 10
 _WATCHERS: Final = 100
 _LEAVERS_RATE: Final = 400.0
 _SETTLE: Final = 1.5  # longer than CACHE_TTL
-_CALM: Final = 5.0  # longer than ghealth's guard inspects often after a new connection
+_CALM: Final = 5.0
 _FREED: Final = 17.0
 """Seconds until ghealth has returned the memory of a flood to the system."""
 
 Rounds = Iterable[int]
+
+Measure = Callable[[str, tuple[str, ...], Rounds], Found]
+"""Measures contenders with one kind of gateway, in a number of rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class RowKind:
 
     Args:
         title: The heading of its section.
-        measure: Measures contenders with one kind of gateway, in a number of rounds.
+        measure: Measures it.
         names: The contenders, ghealth first; other versions of it take part as well.
         gateways: The kinds of gateway it is measured with.
         rounds: Its rounds for each one asked for: long rows get fewer.
@@ -59,42 +61,63 @@ class RowKind:
     """
 
     title: str
-    measure: Callable[[str, tuple[str, ...], Rounds], Found]
+    measure: Measure
     names: tuple[str, ...]
     gateways: tuple[str, ...] = (ALONE,)
     rounds: float = 1.0
     warm_up: bool = True
 
 
-def _checked(contender: Contender, checks: int) -> dict[str, float]:
-    """Make checks one after the other, a new connection for each."""
-    begin = time.perf_counter()
-    took = [loads.check(contender.port) for _ in range(checks)]
-    seconds = time.perf_counter() - begin
-    return {
-        "median ms": percentile(took, 50) * 1e3,
-        "p99 ms": percentile(took, 99) * 1e3,
-        "checks a second": checks / seconds,
-    }
+def _together(
+    once: Callable[[Contender], dict[str, float]], delay: float = 0.0, **settings: str
+) -> Measure:
+    """Create a measurement of contenders that run at the same time behind one gateway.
+
+    Args:
+        once: Measures one of them once.
+        delay: Seconds that the gateway takes to answer.
+        settings: ghealth's settings.
+    """
+
+    def measure(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+        with gateway(kind) as envoy, all_running(names, envoy.url, **settings) as programs:
+            envoy.delay(delay)
+            return by_turns(names, rounds, lambda name: once(programs[name]))
+
+    return measure
 
 
-def cold(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
-    """Measure checks on new connections, each with a probe."""
-    with gateway(kind) as envoy, all_running(names, envoy.url, CACHE_TTL="0") as programs:
-        return by_turns(names, rounds, lambda name: _checked(programs[name], CHECKS))
+def _checks(number: int) -> Callable[[Contender], dict[str, float]]:
+    """Create a measurement of checks one after the other, a new connection for each."""
+
+    def once(contender: Contender) -> dict[str, float]:
+        begin = time.perf_counter()
+        took = [loads.check(contender.port) for _ in range(number)]
+        seconds = time.perf_counter() - begin
+        return {
+            "median ms": percentile(took, 50) * 1e3,
+            "p99 ms": percentile(took, 99) * 1e3,
+            "checks a second": number / seconds,
+        }
+
+    return once
 
 
-def connection(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
-    """Measure checks on new connections; ghealth's find a fresh result."""
-    with gateway(kind) as envoy, all_running(names, envoy.url) as programs:
-        return by_turns(names, rounds, lambda name: _checked(programs[name], CHECKS))
+def _ten(contender: Contender) -> dict[str, float]:
+    """Measure ten checks a second, each on a new connection, as many nodes of an ALB make."""
+    used, checks = figures.cpu(contender.pid), int(_WINDOW / 2 * _RATE)
+    for _ in range(checks):
+        loads.check(contender.port)
+        time.sleep(1 / _RATE)
+    return {"CPU ms a check": (figures.cpu(contender.pid) - used) / checks * 1e3}
 
 
-def slow(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
-    """Measure checks of a gateway that takes 20 ms."""
-    with gateway(kind) as envoy, all_running(names, envoy.url) as programs:
-        envoy.delay(SLOW)
-        return by_turns(names, rounds, lambda name: _checked(programs[name], _SLOW_CHECKS))
+def _storm(contender: Contender) -> dict[str, float]:
+    """Measure checks on ten shared connections, 40 at a time."""
+    used = figures.cpu(contender.pid)
+    rate = loads.storm(contender.port, STORM)
+    used = figures.cpu(contender.pid) - used
+    return {"checks a second": rate, "CPU us a check": used / STORM * 1e6}
 
 
 def memory(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
@@ -140,7 +163,11 @@ def starting(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
 
 
 def idle(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
-    """Measure CPU and wake-ups without any caller, some seconds after the last one."""
+    """Measure CPU and wake-ups without any caller, from 5 s after all programs answer.
+
+    ghealth's guard inspects connections often for 4 s after the last new one, and the checks that
+    waited for the programs were such connections.
+    """
     found: Found = {name: {} for name in names}
 
     def used(contender: Contender) -> tuple[float, int]:
@@ -156,20 +183,6 @@ def idle(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
                 found[name].setdefault("CPU ms a second", []).append(cpu / _WINDOW * 1e3)
                 found[name].setdefault("wake-ups a second", []).append(woken / _WINDOW)
     return found
-
-
-def real_rate(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
-    """Measure ten checks a second, each on a new connection, as many nodes of an ALB make."""
-    with gateway(kind) as envoy, all_running(names, envoy.url) as programs:
-
-        def once(name: str) -> dict[str, float]:
-            used, checks = figures.cpu(programs[name].pid), int(_WINDOW / 2 * _RATE)
-            for _ in range(checks):
-                loads.check(programs[name].port)
-                time.sleep(1 / _RATE)
-            return {"CPU ms a check": (figures.cpu(programs[name].pid) - used) / checks * 1e3}
-
-        return by_turns(names, rounds, once)
 
 
 CHECK_ADDR, CHECK_ALONE, CHECK_TLS, PROBE = (
@@ -216,7 +229,7 @@ def command(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
                         *(contenders.PYTHON, "-I", "-S", "-c", _LAUNCHER),
                         *(*line, *flags.get(name, ["--addr", address])),
                     ],
-                    env=contenders.environment({"LISTEN": address}),
+                    env=environment(LISTEN=address),
                     stdout=subprocess.PIPE,
                     check=True,
                 )
@@ -226,45 +239,32 @@ def command(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
             return by_turns(names, rounds, once)
 
 
-def storm(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
-    """Measure checks on ten shared connections, 40 at a time."""
-    with gateway(kind) as envoy, all_running(names, envoy.url) as programs:
-
-        def once(name: str) -> dict[str, float]:
-            used = figures.cpu(programs[name].pid)
-            rate = loads.storm(programs[name].port, STORM)
-            used = figures.cpu(programs[name].pid) - used
-            return {"checks a second": rate, "CPU us a check": used / STORM * 1e6}
-
-        return by_turns(names, rounds, once)
-
-
 _SERVERS: Final = (GHEALTH, FLOOR, CAREFUL, FRESH, SIMPLE, STOCK)
+_SOME: Final = (GHEALTH, FLOOR, CAREFUL, STOCK)
 
 ROWS: Final[dict[str, RowKind]] = {
     "cold": RowKind(
         "A check that finds no fresh result: a new connection and a probe",
-        cold,
+        _together(_checks(1000), CACHE_TTL="0"),
         (GHEALTH, FLOOR, CAREFUL, FRESH, SIMPLE),
         GATEWAYS,
     ),
     "connection": RowKind(
-        "A check that finds a fresh result, on a new connection", connection, _SERVERS, GATEWAYS
+        "A check that finds a fresh result, on a new connection",
+        _together(_checks(1000)),
+        _SERVERS,
+        GATEWAYS,
     ),
-    "slow": RowKind("A gateway that takes 20 ms", slow, _SERVERS),
-    "ten": RowKind(
-        "Ten checks a second", real_rate, (GHEALTH, FLOOR, CAREFUL, STOCK), GATEWAYS, rounds=0.5
-    ),
-    "idle": RowKind("No caller", idle, (GHEALTH, FLOOR, CAREFUL, STOCK), rounds=0.5, warm_up=False),
+    "slow": RowKind("A gateway that takes 20 ms", _together(_checks(100), delay=0.02), _SERVERS),
+    "ten": RowKind("Ten checks a second", _together(_ten), _SOME, GATEWAYS, rounds=0.5),
+    "idle": RowKind("No caller", idle, _SOME, rounds=0.5, warm_up=False),
     "command": RowKind(
         "One check by a command", command, (CHECK_ADDR, CHECK_ALONE, CHECK_TLS, PROBE)
     ),
-    "memory": RowKind(
-        "Memory", memory, (GHEALTH, FLOOR, CAREFUL, STOCK), rounds=0.25, warm_up=False
-    ),
+    "memory": RowKind("Memory", memory, _SOME, rounds=0.25, warm_up=False),
     "start": RowKind("Start", starting, (GHEALTH, BARE, FLOOR, CAREFUL, STOCK), rounds=2.0),
     "storm": RowKind(
-        "A storm on shared connections, which no ALB makes", storm, _SERVERS, GATEWAYS
+        "A storm on shared connections, which no ALB makes", _together(_storm), _SERVERS, GATEWAYS
     ),
 }
 """By the names that `--rows` takes."""
