@@ -69,9 +69,13 @@ def truncated(rng: Random) -> bytes:
 def mutated(rng: Random) -> bytes:
     whole = bytearray(request(1, 3, 5))
     for _ in range(rng.randrange(1, 10)):
-        # ASCII: grpc.aio's server ends at a path that is not UTF-8.
-        whole[rng.randrange(len(PREFACE), len(whole))] = rng.randrange(128)
+        whole[rng.randrange(len(PREFACE), len(whole))] = rng.randrange(256)
     return bytes(whole)
+
+
+def not_utf_8(rng: Random) -> bytes:
+    place = rng.choice((b"/grpc", b"Check", b":path", b"AWSALB", b"trailers"))
+    return CALL.replace(place, place[:-1] + bytes((rng.randrange(128, 256),)))
 
 
 def wrong_streams(rng: Random) -> bytes:
@@ -171,6 +175,7 @@ BURSTS: Final[dict[str, Callable[[Random], bytes]]] = {
     "random frames": random_frames,
     "truncated": truncated,
     "mutated": mutated,
+    "not UTF-8": not_utf_8,
     "wrong streams": wrong_streams,
     "wrong lengths": wrong_lengths,
     "wrong padding": wrong_padding,

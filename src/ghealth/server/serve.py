@@ -30,8 +30,10 @@ from ghealth.server.servicer import AllPaths, HealthServicer
 from ghealth.settings import Mistakes, Settings
 
 _log = logging.getLogger(__name__)
-_HANG_UP_LOGS: Final = (logging.getLogger("grpc._cython.cygrpc"), logging.getLogger("asyncio"))
-"""Where grpc.aio logs that a caller has disconnected; asyncio logs the exceptions of its tasks."""
+_GRPC_LOG: Final = "grpc._cython.cygrpc"
+_CALLERS_LOGS: Final = (logging.getLogger(_GRPC_LOG), logging.getLogger("asyncio"))
+"""Where grpc.aio logs that a caller has disconnected, or sent a header that is not UTF-8. asyncio
+logs the exceptions of its tasks."""
 
 LOAD_BALANCER_TIMEOUT: Final = 5.0
 """Seconds that an ALB waits for an answer by default (ELBv2 API reference,
@@ -146,7 +148,7 @@ async def _serve(
     servicer = HealthServicer(
         checker, policy=policy, max_watches=settings.max_watches, guard=guard, emit=emit
     )
-    for logger in _HANG_UP_LOGS:
+    for logger in _CALLERS_LOGS:
         logger.addFilter(_is_worth_a_line)
         stack.callback(logger.removeFilter, _is_worth_a_line)
     stack.enter_context(_paths_that_are_not_utf_8())
@@ -257,8 +259,10 @@ def _lower_priority(threads: Iterable[int]) -> None:
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Return False for what grpc.aio logs, with a stack, when a caller disconnects in a call."""
-    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+    """Return False for what grpc.aio logs, with a stack, about what a caller did."""
+    error = record.exc_info[1] if record.exc_info else None
+    is_header = isinstance(error, UnicodeDecodeError) and record.name == _GRPC_LOG
+    return not (is_header or isinstance(error, grpc.aio.InternalError))
 
 
 def _log_start(prepared: Prepared, ports: Ports) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import codecs
 import functools
 import logging
 import os
@@ -504,6 +505,44 @@ async def closed(port: int, sent: bytes) -> None:
         while await reader.read(65536):
             pass
     writer.close()
+
+
+async def test_a_path_that_is_not_utf_8_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """It is not served; for gRPC's own task alone, an error of decoding is not raised."""
+
+    def decode() -> None:
+        with pytest.raises(UnicodeDecodeError):
+            b"\xff".decode()
+
+    request = frames.hello() + frames.call(frames.block("/path"), 1, end=True)
+    async with run(probes={"": FakeProbe()}) as running:
+        for path in (b"/p\xffth", b"\xc3\x28\xf0\x9f", b"/\xed\xa0\x80x"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            writer.write(request.replace(b"/path", path))
+            async with asyncio.timeout(20):
+                await reader.readuntil(b"grpc-status")
+            writer.close()
+            assert await running.status() == 1
+        decode()
+        await asyncio.to_thread(decode)
+        with pytest.raises(UnicodeEncodeError):
+            "\ud800".encode()
+    assert codecs.lookup_error("strict") is codecs.strict_errors
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def test_a_header_that_is_not_utf_8_is_logged_by_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Any caller can send one, so it is no error of ghealth's."""
+    request = frames.hello() + frames.call(frames.block(frames.CHECK, [("name", "x")]), 1, end=True)
+    async with run(probes={"": FakeProbe()}) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(request.replace(b"\x04name", b"\x04n\xffme"))
+        async with asyncio.timeout(20):
+            await reader.readuntil(b"grpc-status")
+        writer.close()
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 async def test_a_silent_connection_is_closed() -> None:
