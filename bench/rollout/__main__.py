@@ -36,9 +36,6 @@ SMOKE_JOBS: Final = len(SMOKE)
 """They mostly wait, and with three contenders each takes less than a quarter of a core."""
 SMOKE_CONTENDERS: Final = "ghealth,http,pass-through"
 
-SHOWN: Final = 20
-"""Failures that are kept with details; above this number only counts are kept."""
-
 
 async def make_run(event: Event, seed: int, slot: int, names: str) -> dict[str, Any]:
     """Make one run in a separate process.
@@ -114,27 +111,10 @@ async def make_runs(
     return [run for task in tasks if (run := task.result())]
 
 
-def slim(run: dict[str, Any]) -> dict[str, Any]:
-    """Remove the details of runs with many failures."""
-    contenders = {
-        name: {
-            key: value for key, value in result.items() if key != "failures" or len(value) <= SHOWN
-        }
-        for name, result in run["contenders"].items()
-    }
-    return {**run, "contenders": contenders}
-
-
 def filled(page: str, runs: list[dict[str, Any]]) -> str:
     """Fill in the tables of the page."""
     before, _, rest = page.partition(BEGIN)
     return f"{before}{BEGIN}\n{report.tables(runs)}\n{END}{rest.partition(END)[2]}"
-
-
-def save(runs: list[dict[str, Any]]) -> None:
-    """Write the results, one run a line."""
-    lines = ",\n".join(json.dumps(run) for run in runs)
-    RESULTS.write_text(f"[\n{lines}\n]\n")
 
 
 def main() -> int:
@@ -167,7 +147,8 @@ def main() -> int:
     order = [event.name for event in EVENTS]
     runs.sort(key=lambda run: (order.index(run["event"]), run["seed"]))
     if arguments.write:
-        save([slim(run) for run in runs])
+        lines = ",\n".join(json.dumps(run) for run in runs)
+        RESULTS.write_text(f"[\n{lines}\n]\n")
         PAGE.write_text(filled(PAGE.read_text(), runs))
     print(report.tables(runs))
     for problem in problems:

@@ -87,18 +87,6 @@ async def all_sick(fleet: Fleet) -> None:
     await after(25)
 
 
-async def node_added(fleet: Fleet) -> None:
-    """Add a load balancer node while one gateway answers 503."""
-    pod = fleet.current[0]
-    pod.sicken()
-    await after(26)
-    for member in fleet.members:
-        member.group.add_node("a")
-    await after(20)
-    pod.heal()
-    await after(25)
-
-
 async def bridge_killed(fleet: Fleet) -> None:
     """Kill the bridges of one pod; the kubelet restarts them."""
     for bridge in fleet.current[0].bridges.values():
@@ -169,7 +157,6 @@ EVENTS: Final = (
     Event("upgrade", "upgrade of the sidecar", restart, planned=True, contenders=SIDECARS),
     Event("hang", "one gateway hangs", hang, bounded=True),
     Event("sick", "one gateway answers 503", sick, bounded=True),
-    Event("node-added", "a node is added beside a 503", node_added, bounded=True),
     Event(
         "by-hand",
         "Envoy drained by hand, ghealth probes `/ready` too",
