@@ -1,7 +1,6 @@
 """Calls through a target group at a steady rate, independent of earlier calls."""
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -63,14 +62,15 @@ class Caller:
     async def run(self) -> None:
         """Call until cancelled."""
         loop = asyncio.get_running_loop()
-        next_stream = loop.time()
-        for due in self._moments(next_stream):
+        due = next_stream = loop.time()
+        while True:
             await asyncio.sleep(due - loop.time())
             seconds = SHORTEST * (LONGEST / SHORTEST) ** self._random.random()
             self._begin(seconds, stream=False)
             if due >= next_stream:
                 next_stream += STREAM_EVERY
                 self._begin(self._random.uniform(*STREAM_SECONDS), stream=True)
+            due += self._random.uniform(0.5, 1.5) / RATE
 
     async def finish(self) -> None:
         """Wait for the open unary calls, end the streams, and close."""
@@ -80,11 +80,6 @@ class Caller:
         await asyncio.gather(*self._calls, return_exceptions=True)
         for opening in self._connections.values():
             _close(opening)
-
-    def _moments(self, due: float) -> Iterator[float]:
-        while True:
-            yield due
-            due += self._random.uniform(0.5, 1.5) / RATE
 
     def _begin(self, seconds: float, *, stream: bool) -> None:
         call = asyncio.create_task(self._call(seconds, stream=stream))
