@@ -23,7 +23,6 @@ WATCHES_EACH: Final = 24
 _CONNECTIONS_EACH: Final = 16
 """Connections from one address: so many an address may always have (`SHARE` in ghealth's guard)."""
 
-_LEAVERS_AT_A_TIME: Final = 50
 _LEAVERS_ADDRESSES: Final = 1000
 """ghealth blocks an address of which 50 callers in a minute leave before their answer."""
 
@@ -210,13 +209,14 @@ def answers(opened: Sequence[Connection], checks: int) -> tuple[float, float]:
     return first, time.perf_counter()
 
 
-def leave(port: int, clients: int, rate: float = math.inf) -> None:
+def leave(port: int, clients: int, rate: float = math.inf, at_a_time: int = 50) -> None:
     """Begin checks, each on a separate connection, and disconnect before they are answered.
 
     Args:
         port: The server's port on 127.0.0.1, of one whose gateway hangs.
         clients: Their number; every second one resets its connection, the others close it.
         rate: How many of them begin in a second at most.
+        at_a_time: How many of them are waiting before the first of them leaves.
     """
     begin = time.perf_counter()
     still_open: deque[socket.socket] = deque()
@@ -226,12 +226,13 @@ def leave(port: int, clients: int, rate: float = math.inf) -> None:
             address = client_address(number % _LEAVERS_ADDRESSES)
             client = socket.create_connection(("127.0.0.1", port), _TIMEOUT, address)
             still_open.append(client)
-            stack.callback(client.close)
+            if number >= clients - at_a_time:
+                stack.enter_context(client)
             if number % 2:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             client.sendall(_ALBS_REQUEST)
             client.recv(frames.HEAD)  # the server speaks HTTP/2 by now
-            if len(still_open) > _LEAVERS_AT_A_TIME:
+            if len(still_open) > at_a_time:
                 still_open.popleft().close()
 
 
