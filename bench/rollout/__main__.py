@@ -1,6 +1,6 @@
 """Make runs, several at a time, and print their results.
 
-    python -m bench.rollout [--smoke] [--events NAME,…] [--seeds N] [--jobs N] [--add] [--write]
+    python -m bench.rollout [--smoke] [--events NAME,…] [--seeds N] [--add] [--write]
 
 Each run is a separate process with its own loopback addresses.
 """
@@ -23,7 +23,6 @@ PAGE: Final = ROOT / "docs" / "rollouts.md"
 BEGIN, END = "<!-- rollout: made by `make rollout` -->", "<!-- end of rollout -->"
 
 SEEDS, JOBS = 20, 3
-
 SEEDS_OF_ALL: Final = 3
 PAIR: Final = "ghealth,http"
 """Contenders of seeds beyond `SEEDS_OF_ALL`, run three times as many at a time."""
@@ -32,12 +31,8 @@ TIMEOUT: Final = 180.0
 ATTEMPTS: Final = 3
 
 SMOKE: Final = ("scale-in", "sick", "hang", "restart")
-SMOKE_JOBS: Final = len(SMOKE)
-"""They mostly wait, and with three contenders each takes less than a quarter of a core."""
+"""They run all at the same time: with three contenders each takes less than a quarter of a core."""
 SMOKE_CONTENDERS: Final = "ghealth,http,pass-through"
-
-SHOWN: Final = 20
-"""Failures that are kept with details; above this number only counts are kept."""
 
 
 async def make_run(event: Event, seed: int, slot: int, names: str) -> dict[str, Any]:
@@ -74,8 +69,7 @@ async def make_valid_run(event: Event, seed: int, slot: int, names: str) -> dict
     the shortest timeout in the run, the failures may come from this machine.
     """
     for attempt in range(1, ATTEMPTS + 1):
-        run = await make_run(event, seed, slot, names)
-        run["attempts"] = attempt
+        run = await make_run(event, seed, slot, names) | {"attempts": attempt}
         if not report.is_void(run):
             break
         pause = run["longest_pause_ms"]
@@ -86,43 +80,27 @@ async def make_valid_run(event: Event, seed: int, slot: int, names: str) -> dict
 async def make_runs(
     wanted: list[tuple[Event, int]], jobs: int, names: str = ""
 ) -> list[dict[str, Any]]:
-    """Make runs, `jobs` at a time."""
-    slots = list(range(1, jobs + 1))
-    turn = asyncio.Semaphore(jobs)
+    """Make runs, `jobs` at a time; one that fails is reported, and left out."""
+    left = iter(wanted)
     began = time.monotonic()
     done: list[dict[str, Any]] = []
 
-    async def make(event: Event, seed: int) -> dict[str, Any] | None:
-        async with turn:
-            slot = slots.pop()
+    async def work(slot: int) -> None:
+        for event, seed in left:
             try:
                 run = await make_valid_run(event, seed, slot, names)
             except RuntimeError as error:
-                # The other runs are worth keeping, and `--add` makes this one again.
                 print(error, file=sys.stderr, flush=True)
-                return None
-            finally:
-                slots.append(slot)
-            failed = {name: result["failed"] for name, result in run["contenders"].items()}
+                continue
             done.append(run)
+            failed = {name: result["failed"] for name, result in run["contenders"].items()}
             so_far = f"{time.monotonic() - began:5.0f} s, {len(done)} of {len(wanted)}"
             print(f"{so_far}: {event.name} {seed}: {failed}", flush=True)
-            return run
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(make(event, seed)) for event, seed in wanted]
-    return [run for task in tasks if (run := task.result())]
-
-
-def slim(run: dict[str, Any]) -> dict[str, Any]:
-    """Remove the details of runs with many failures."""
-    contenders = {
-        name: {
-            key: value for key, value in result.items() if key != "failures" or len(value) <= SHOWN
-        }
-        for name, result in run["contenders"].items()
-    }
-    return {**run, "contenders": contenders}
+        for slot in range(1, jobs + 1):
+            group.create_task(work(slot))
+    return done
 
 
 def filled(page: str, runs: list[dict[str, Any]]) -> str:
@@ -131,35 +109,27 @@ def filled(page: str, runs: list[dict[str, Any]]) -> str:
     return f"{before}{BEGIN}\n{report.tables(runs)}\n{END}{rest.partition(END)[2]}"
 
 
-def save(runs: list[dict[str, Any]]) -> None:
-    """Write the results, one run a line."""
-    lines = ",\n".join(json.dumps(run) for run in runs)
-    RESULTS.write_text(f"[\n{lines}\n]\n")
-
-
 def main() -> int:
     """Make the runs that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="a few runs, nothing written")
     parser.add_argument("--events", help="their names, comma-separated; all of them by default")
-    parser.add_argument("--seeds", help=f"N or FIRST-LAST; {SEEDS} by default")
-    parser.add_argument("--jobs", type=int, help=f"runs at a time; {JOBS}, {SMOKE_JOBS} to smoke")
+    parser.add_argument("--seeds", type=int, help=f"how many of each event; {SEEDS} by default")
     parser.add_argument("--add", action="store_true", help="keep the other runs of results.json")
     parser.add_argument("--write", action="store_true", help="write results and page")
     arguments = parser.parse_args()
-    names = SMOKE if arguments.smoke else tuple((arguments.events or "").split(","))
-    events = [event for event in EVENTS if names == ("",) or event.name in names]
-    seeds = seeds_of(arguments.seeds or ("1" if arguments.smoke else f"{SEEDS}"))
-    wanted = [(event, seed) for event in events for seed in seeds]
-    few = [(event, seed) for event, seed in wanted if seed <= SEEDS_OF_ALL]
-    more = [(event, seed) for event, seed in wanted if seed > SEEDS_OF_ALL]
-    names_of_few = SMOKE_CONTENDERS if arguments.smoke else ""
-    jobs = arguments.jobs or (SMOKE_JOBS if arguments.smoke else JOBS)
-    runs = asyncio.run(make_runs(few, jobs, names_of_few))
-    runs += asyncio.run(make_runs(more, 3 * jobs, PAIR))
+    asked = SMOKE if arguments.smoke else (arguments.events or "").split(",")
+    events = [event for event in EVENTS if event.name in asked or not any(asked)]
+    seeds = range(1, (arguments.seeds or (1 if arguments.smoke else SEEDS)) + 1)
+    few = [(event, seed) for event in events for seed in seeds if seed <= SEEDS_OF_ALL]
+    more = [(event, seed) for event in events for seed in seeds if seed > SEEDS_OF_ALL]
+    if arguments.smoke:
+        runs = asyncio.run(make_runs(few + more, len(SMOKE), SMOKE_CONTENDERS))
+    else:
+        runs = asyncio.run(make_runs(few, JOBS)) + asyncio.run(make_runs(more, 3 * JOBS, PAIR))
     problems = report.broken(runs)
-    if len(runs) < len(wanted):
-        problems.append(f"{len(wanted) - len(runs)} runs failed: make them again with --add")
+    if missing := len(few) + len(more) - len(runs):
+        problems.append(f"{missing} runs failed: make them again with --add")
     if arguments.add and RESULTS.exists():
         fresh = {(run["event"], run["seed"]) for run in runs}
         old = json.loads(RESULTS.read_text())
@@ -167,18 +137,13 @@ def main() -> int:
     order = [event.name for event in EVENTS]
     runs.sort(key=lambda run: (order.index(run["event"]), run["seed"]))
     if arguments.write:
-        save([slim(run) for run in runs])
+        lines = ",\n".join(json.dumps(run) for run in runs)
+        RESULTS.write_text(f"[\n{lines}\n]\n")
         PAGE.write_text(filled(PAGE.read_text(), runs))
     print(report.tables(runs))
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0
-
-
-def seeds_of(text: str) -> range:
-    """Return the seeds from the first to the last, or from 1."""
-    first, _, last = text.rpartition("-")
-    return range(int(first or 1), int(last) + 1)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,10 @@ import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final
 
-AddressT = TypeVar("AddressT")
-
-Check = Callable[[AddressT], Awaitable[bool]]
-"""Makes one health check, on a separate connection; True if the matcher passes."""
+Check = Callable[[str], Awaitable[bool]]
+"""Makes one health check of an address, on a separate connection; True if the matcher passes."""
 
 
 class Health(enum.Enum):
@@ -32,13 +30,6 @@ class Health(enum.Enum):
     UNHEALTHY = "unhealthy"
     DRAINING = "draining"
     UNUSED = "unused"
-
-
-class Closed(Protocol):
-    """What a node does with a target's connections when its deregistration is complete."""
-
-    def __call__(self) -> None:
-        """End the calls that are still open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +56,21 @@ class Rules:
 
 
 @dataclass(eq=False, slots=True)
-class Target(Generic[AddressT]):
+class Target:
     """A target as one node sees it.
 
     Args:
         address: The address for `Check` and the callers.
         zone: Its availability zone.
-        closed: Called when its deregistration is complete.
+        closed: Ends its connections; called when its deregistration is complete.
     """
 
-    address: AddressT
+    address: str
     zone: str
     health: Health = Health.INITIAL
     in_flight: int = 0
     routed_until: float = 0.0
-    closed: list[Closed] = field(default_factory=list)
+    closed: list[Callable[[], None]] = field(default_factory=list)
     _passes: int = 0
     _failures: int = 0
 
@@ -98,7 +89,7 @@ class Target(Generic[AddressT]):
             self.health = Health.UNHEALTHY
 
 
-class Node(Generic[AddressT]):
+class Node:
     """One load balancer node: the status of each target at this node, and its routing.
 
     Args:
@@ -108,17 +99,16 @@ class Node(Generic[AddressT]):
         random: For the times of the checks and the lags.
     """
 
-    def __init__(self, zone: str, rules: Rules, check: Check[AddressT], random: Random) -> None:
+    def __init__(self, zone: str, rules: Rules, check: Check, random: Random) -> None:
         self.zone: Final = zone
-        self.targets: dict[AddressT, Target[AddressT]] = {}
-        self.began = asyncio.get_running_loop().time()
+        self.targets: dict[str, Target] = {}
         self._rules = rules
         self._check = check
         self._random = random
         self._turn = itertools.count()
-        self._tasks: dict[AddressT, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def register(self, address: AddressT, zone: str) -> None:
+    def register(self, address: str, zone: str) -> None:
         """Add a target; one that is draining starts again."""
         target = self.targets.get(address)
         if target is not None and target.health is not Health.DRAINING:
@@ -130,7 +120,7 @@ class Node(Generic[AddressT]):
         self.targets[address] = fresh
         self._tasks[address] = asyncio.create_task(self._watch(fresh))
 
-    def deregister(self, address: AddressT) -> None:
+    def deregister(self, address: str) -> None:
         """Remove a target: no further checks, and new requests only for the lag.
 
         The lag: kubernetes-sigs/aws-load-balancer-controller#1064, #2366 and others report new
@@ -147,7 +137,7 @@ class Node(Generic[AddressT]):
         target.health = Health.DRAINING
         self._tasks[address] = asyncio.create_task(self._drain(target, now))
 
-    def routable(self) -> list[Target[AddressT]]:
+    def routable(self) -> list[Target]:
         """Return the targets of new requests.
 
         Health checks: each node routes "only to the healthy targets in the enabled Availability
@@ -166,7 +156,7 @@ class Node(Generic[AddressT]):
         healthy = [t for t in registered if t.health is Health.HEALTHY]
         return (healthy or registered) + lagging
 
-    def pick(self) -> Target[AddressT] | None:
+    def pick(self) -> Target | None:
         """Choose the target of a request, round robin; None is a 503.
 
         Attributes, "Routing algorithm": round robin is the default. Errors, HTTP 503: the target
@@ -182,7 +172,7 @@ class Node(Generic[AddressT]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch(self, target: Target[AddressT]) -> None:
+    async def _watch(self, target: Target) -> None:
         """Check one target every interval.
 
         Health checks: every node checks every target, every interval, and "the time that it takes
@@ -201,7 +191,7 @@ class Node(Generic[AddressT]):
             target.note(passed, self._rules)
             due = max(due + self._rules.interval, loop.time())
 
-    async def _drain(self, target: Target[AddressT], began: float) -> None:
+    async def _drain(self, target: Target, began: float) -> None:
         """Complete a deregistration.
 
         Attributes, "Deregistration delay": after the delay the target is unused, and errors, HTTP
@@ -218,12 +208,12 @@ class Node(Generic[AddressT]):
         for closed in target.closed:
             closed()
 
-    def _end_task(self, address: AddressT) -> None:
+    def _end_task(self, address: str) -> None:
         if task := self._tasks.pop(address, None):
             task.cancel()
 
 
-class TargetGroup(Generic[AddressT]):
+class TargetGroup:
     """A target group and the nodes that serve it.
 
     Args:
@@ -233,52 +223,25 @@ class TargetGroup(Generic[AddressT]):
         random: For values that are not documented.
     """
 
-    def __init__(
-        self, zones: list[str], rules: Rules, check: Check[AddressT], random: Random
-    ) -> None:
-        self._rules = rules
-        self._check = check
-        self._random = random
-        self._registered: dict[AddressT, str] = {}
+    def __init__(self, zones: list[str], rules: Rules, check: Check, random: Random) -> None:
+        self.nodes = [Node(zone, rules, check, random) for zone in zones]
         self._turn = itertools.count()
-        self.nodes: list[Node[AddressT]] = []
-        for zone in zones:
-            self.add_node(zone)
 
-    def add_node(self, zone: str) -> None:
-        """Add a node, which checks every target itself.
-
-        When clients use it is not documented: here after one interval, for the update of DNS.
-        """
-        node = Node(zone, self._rules, self._check, self._random)
-        for address, its_zone in self._registered.items():
-            node.register(address, its_zone)
-        self.nodes.append(node)
-
-    def in_dns(self) -> list[Node[AddressT]]:
-        """Return the nodes that clients use."""
-        now = asyncio.get_running_loop().time()
-        known = [node for node in self.nodes if now - node.began >= self._rules.interval]
-        return known or self.nodes
-
-    def node(self) -> Node[AddressT]:
+    def node(self) -> Node:
         """Choose the node of a client's request, round robin."""
-        nodes = self.in_dns()
-        return nodes[next(self._turn) % len(nodes)]
+        return self.nodes[next(self._turn) % len(self.nodes)]
 
-    def register(self, address: AddressT, zone: str) -> None:
+    def register(self, address: str, zone: str) -> None:
         """Register a target with every node."""
-        self._registered[address] = zone
         for node in self.nodes:
             node.register(address, zone)
 
-    def deregister(self, address: AddressT) -> None:
+    def deregister(self, address: str) -> None:
         """Deregister a target from every node."""
-        self._registered.pop(address, None)
         for node in self.nodes:
             node.deregister(address)
 
-    def is_healthy(self, address: AddressT) -> bool:
+    def is_healthy(self, address: str) -> bool:
         """Return what a readiness gate waits for: whether every node has the target as healthy.
 
         An assumption: the API has one state, and AWS does not document of which node.

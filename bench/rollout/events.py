@@ -8,6 +8,7 @@ from typing import Final
 from bench.rollout import numbers
 from bench.rollout.fleet import Fleet
 from bench.rollout.numbers import SCALE
+from bench.rollout.pods import Pod
 from bench.rollout.recipe import AS_DEPLOYED, BOTH, Recipe
 
 
@@ -48,22 +49,24 @@ async def spot(fleet: Fleet) -> None:
     await fleet.ended()
 
 
+async def broken(pods: list[Pod], break_: Callable[[Pod], None]) -> None:
+    """Break pods for 100 s."""
+    for pod in pods:
+        break_(pod)
+    await after(100)
+    for pod in pods:
+        pod.heal()
+    await after(25)
+
+
 async def hang(fleet: Fleet) -> None:
     """Stop one Envoy (SIGSTOP) for 100 s."""
-    pod = fleet.current[0]
-    pod.hang()
-    await after(100)
-    pod.heal()
-    await after(25)
+    await broken(fleet.current[:1], Pod.hang)
 
 
 async def sick(fleet: Fleet) -> None:
     """Let one gateway answer 503 for 100 s while it still serves requests."""
-    pod = fleet.current[0]
-    pod.sicken()
-    await after(100)
-    pod.heal()
-    await after(25)
+    await broken(fleet.current[:1], Pod.sicken)
 
 
 async def drained_by_hand(fleet: Fleet) -> None:
@@ -78,25 +81,7 @@ async def drained_by_hand(fleet: Fleet) -> None:
 
 async def all_sick(fleet: Fleet) -> None:
     """Let every gateway answer 503 for 100 s."""
-    pods = fleet.current
-    for pod in pods:
-        pod.sicken()
-    await after(100)
-    for pod in pods:
-        pod.heal()
-    await after(25)
-
-
-async def node_added(fleet: Fleet) -> None:
-    """Add a load balancer node while one gateway answers 503."""
-    pod = fleet.current[0]
-    pod.sicken()
-    await after(26)
-    for member in fleet.members:
-        member.group.add_node("a")
-    await after(20)
-    pod.heal()
-    await after(25)
+    await broken(fleet.current, Pod.sicken)
 
 
 async def bridge_killed(fleet: Fleet) -> None:
@@ -169,7 +154,6 @@ EVENTS: Final = (
     Event("upgrade", "upgrade of the sidecar", restart, planned=True, contenders=SIDECARS),
     Event("hang", "one gateway hangs", hang, bounded=True),
     Event("sick", "one gateway answers 503", sick, bounded=True),
-    Event("node-added", "a node is added beside a 503", node_added, bounded=True),
     Event(
         "by-hand",
         "Envoy drained by hand, ghealth probes `/ready` too",

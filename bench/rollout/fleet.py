@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
@@ -38,28 +38,22 @@ RULES: Final = Rules(
 
 
 @dataclass(slots=True)
-class Seen:
-    """The observations of one target group, in the cluster's seconds.
+class Member:
+    """A contender in a run, and the observations of its routing, in the cluster's seconds.
 
     Args:
-        sick: Seconds for which nodes routed to a broken pod, averaged over the nodes.
+        contender: What it is.
+        group: Its target group.
+        caller: The clients of that.
         out_after: The longest time from a pod's failure to the last request before it recovers.
         left_out: Seconds for which nodes did not route to a good pod, averaged over the nodes.
     """
 
-    sick: float = 0.0
+    contender: Contender
+    group: TargetGroup
+    caller: Caller
     out_after: float = 0.0
     left_out: float = 0.0
-
-
-@dataclass(slots=True)
-class Member:
-    """A contender in a run: its target group, its clients, and the observations."""
-
-    contender: Contender
-    group: TargetGroup[str]
-    caller: Caller
-    seen: Seen = field(default_factory=Seen)
 
 
 class Fleet:
@@ -242,16 +236,14 @@ class Fleet:
             before = now
 
     def _judge(self, member: Member, now: float, seconds: float) -> None:
-        routable = [{t.address for t in node.routable()} for node in member.group.in_dns()]
+        routable = [{t.address for t in node.routable()} for node in member.group.nodes]
         for pod in self.current:
             share = sum(pod.host in hosts for hosts in routable) / len(routable)
-            if pod in self._fell_ill:
-                member.seen.sick += share * seconds
-                if share:
-                    ill_for = (now - self._fell_ill[pod]) * SCALE
-                    member.seen.out_after = max(member.seen.out_after, ill_for)
+            if share and pod in self._fell_ill:
+                ill_for = (now - self._fell_ill[pod]) * SCALE
+                member.out_after = max(member.out_after, ill_for)
             elif pod.well:
-                member.seen.left_out += (1 - share) * seconds
+                member.left_out += (1 - share) * seconds
 
 
 def _containers_ready(pod: Pod, member: Member) -> bool:

@@ -8,13 +8,15 @@ import json
 import signal
 import sys
 from collections import Counter
-from statistics import quantiles
-from typing import Any
+from typing import Any, Final
 
 from bench.rollout.contenders import CONTENDERS
 from bench.rollout.events import EVENTS, Event
 from bench.rollout.fleet import Fleet, Member
 from bench.rollout.numbers import SCALE
+
+SHOWN: Final = 20
+"""Failures that are kept with details; above this number only counts are kept."""
 
 
 async def run(event: Event, seed: int, slot: int, names: tuple[str, ...]) -> dict[str, Any]:
@@ -34,13 +36,9 @@ async def run(event: Event, seed: int, slot: int, names: tuple[str, ...]) -> dic
     async with fleet.running():
         began = loop.time()
         await event.happens(fleet)
-        took = (loop.time() - began) * SCALE
-    late = [o.late for m in fleet.members for o in m.caller.outcomes]
     return {
         "event": event.name,
         "seed": seed,
-        "seconds": round(took, 1),
-        "late_p99_ms": round(quantiles(late, n=100)[98] * 1000, 1),
         "longest_pause_ms": round(fleet.longest_pause * 1000, 1),
         "contenders": {member.contender.name: _result(member, began) for member in fleet.members},
     }
@@ -48,27 +46,21 @@ async def run(event: Event, seed: int, slot: int, names: tuple[str, ...]) -> dic
 
 def _result(member: Member, began: float) -> dict[str, Any]:
     outcomes = member.caller.outcomes
-    unary = [o for o in outcomes if not o.stream]
-    streams = [o for o in outcomes if o.stream]
-    return {
-        "calls": len(unary),
-        "failed": sum(o.result != "ok" for o in unary),
-        "streams": len(streams),
-        "streams_failed": sum(o.result != "ok" for o in streams),
-        "results": dict(Counter(o.result for o in outcomes if o.result != "ok")),
-        "sick_seconds": round(member.seen.sick, 1),
-        "out_after": round(member.seen.out_after, 1),
-        "left_out_seconds": round(member.seen.left_out, 1),
-        "failures": [
-            (_cluster(o.at, began), o.result, o.host, o.stream)
-            for o in outcomes
-            if o.result != "ok"
-        ],
+    failed = [o for o in outcomes if o.result != "ok"]
+    result = {
+        "calls": sum(not o.stream for o in outcomes),
+        "failed": sum(not o.stream for o in failed),
+        "streams": sum(o.stream for o in outcomes),
+        "streams_failed": sum(o.stream for o in failed),
+        "results": dict(Counter(o.result for o in failed)),
+        "out_after": round(member.out_after, 1),
+        "left_out_seconds": round(member.left_out, 1),
     }
-
-
-def _cluster(at: float, began: float) -> float:
-    return round((at - began) * SCALE, 2)
+    if len(failed) <= SHOWN:
+        result["failures"] = [
+            (round((o.at - began) * SCALE, 2), o.result, o.host, o.stream) for o in failed
+        ]
+    return result
 
 
 def main() -> None:

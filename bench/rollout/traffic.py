@@ -1,7 +1,6 @@
 """Calls through a target group at a steady rate, independent of earlier calls."""
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -32,19 +31,15 @@ class Outcome:
 
     Args:
         at: When it was made, on the loop's clock.
-        ended: When it ended.
         stream: Whether it was a long one.
         result: "ok", the code of the ALB's own error, "deadline", or "grpc N".
         host: The pod that it was sent to, if any.
-        late: Seconds between when it was due and when it was made.
     """
 
     at: float
-    ended: float
     stream: bool
     result: str
     host: str
-    late: float
 
 
 class Caller:
@@ -56,7 +51,7 @@ class Caller:
         seed: Decides the calls: the same for every target group of a run.
     """
 
-    def __init__(self, group: TargetGroup[str], ports: Ports, seed: int) -> None:
+    def __init__(self, group: TargetGroup, ports: Ports, seed: int) -> None:
         self.outcomes: list[Outcome] = []
         self._group = group
         self._port = ports.traffic
@@ -67,15 +62,15 @@ class Caller:
     async def run(self) -> None:
         """Call until cancelled."""
         loop = asyncio.get_running_loop()
-        next_stream = loop.time()
-        for due in self._moments(next_stream):
+        due = next_stream = loop.time()
+        while True:
             await asyncio.sleep(due - loop.time())
-            late = loop.time() - due
             seconds = SHORTEST * (LONGEST / SHORTEST) ** self._random.random()
-            self._begin(seconds, late, stream=False)
+            self._begin(seconds, stream=False)
             if due >= next_stream:
                 next_stream += STREAM_EVERY
-                self._begin(self._random.uniform(*STREAM_SECONDS), late, stream=True)
+                self._begin(self._random.uniform(*STREAM_SECONDS), stream=True)
+            due += self._random.uniform(0.5, 1.5) / RATE
 
     async def finish(self) -> None:
         """Wait for the open unary calls, end the streams, and close."""
@@ -86,19 +81,13 @@ class Caller:
         for opening in self._connections.values():
             _close(opening)
 
-    def _moments(self, due: float) -> Iterator[float]:
-        while True:
-            yield due
-            due += self._random.uniform(0.5, 1.5) / RATE
-
-    def _begin(self, seconds: float, late: float, *, stream: bool) -> None:
-        call = asyncio.create_task(self._call(seconds, late, stream=stream))
+    def _begin(self, seconds: float, *, stream: bool) -> None:
+        call = asyncio.create_task(self._call(seconds, stream=stream))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 
-    async def _call(self, seconds: float, late: float, *, stream: bool) -> None:
-        loop = asyncio.get_running_loop()
-        at = loop.time()
+    async def _call(self, seconds: float, *, stream: bool) -> None:
+        at = asyncio.get_running_loop().time()
         node = self._group.node()
         target = node.pick()
         # Errors, HTTP 503: there is no target.
@@ -113,11 +102,9 @@ class Caller:
             finally:
                 target.in_flight -= 1
         host = target.address if target else ""
-        self.outcomes.append(Outcome(at, loop.time(), stream, result, host, late))
+        self.outcomes.append(Outcome(at, stream, result, host))
 
-    async def _forward(
-        self, node: Node[str], target: Target[str], seconds: float, *, stream: bool
-    ) -> str:
+    async def _forward(self, node: Node, target: Target, seconds: float, *, stream: bool) -> str:
         """Forward a request; return the result as the client sees it.
 
         Errors, HTTP 502: a connection that is refused, reset or ended with a request outstanding.
@@ -151,7 +138,7 @@ class Caller:
         code = answer.get("grpc-status", "none")
         return "ok" if code == "0" else f"grpc {code}"
 
-    async def _connection(self, node: Node[str], target: Target[str]) -> Connection:
+    async def _connection(self, node: Node, target: Target) -> Connection:
         """Return the node's connection to a target, or open one: an ALB reuses them."""
         key = (id(node), target.address)
         opening = self._connections.get(key)

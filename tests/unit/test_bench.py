@@ -10,7 +10,6 @@ from bench.speed.figures import by_turns, growth, medians, percentile, progress
 from bench.speed.gateways import ALONE, WITH_AGENT, config
 from bench.speed.report import GOALS, Goal
 from bench.speed.rows import ROWS
-from tests.support import frames
 
 
 def test_the_page_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,24 +78,6 @@ def test_progress_counts_rounds(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress("a row", 2, warm_up=False)) == [1, 2]
     assert list(progress("a row", 2, warm_up=True)) == [0, 1, 2]
     assert "a row: round 1 of 2\n" in capsys.readouterr().err
-
-
-def test_frames_come_in_any_pieces() -> None:
-    """A call that arrives byte by byte is the same frames."""
-    message = b"\0\0\0\0\x03\x0a\x01s"
-    sent = frames.call(frames.block("/path"), 3, message, end=True) + frames.settings()
-    received = bytearray()
-    found: list[tuple[int, int, int, bytes]] = []
-    for byte in sent:
-        received.append(byte)
-        found += frames.taken(received)
-    assert [(kind, flags, stream) for kind, flags, stream, _ in found] == [
-        (1, 4, 3),
-        (0, 1, 3),
-        (4, 0, 0),
-    ]
-    assert found[1][3] == message
-    assert received == b""
 
 
 @pytest.mark.parametrize("kind", [ALONE, WITH_AGENT])

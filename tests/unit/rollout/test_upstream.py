@@ -10,6 +10,8 @@ import h2.events
 import pytest
 
 from bench.rollout.upstream import Connection, open_connection
+from tests.support import frames
+from tests.support.frames import Kind
 
 HEADERS = [
     (":method", "POST"),
@@ -32,6 +34,10 @@ def reset(server: h2.connection.H2Connection, stream: int) -> None:
 
 def nothing(_server: h2.connection.H2Connection, _stream: int) -> None:
     pass
+
+
+def goaway(last: int) -> bytes:
+    return frames.frame(Kind.GOAWAY, last.to_bytes(4, "big") + bytes(4))
 
 
 @asynccontextmanager
@@ -77,30 +83,28 @@ async def test_headers_and_trailers_come_back() -> None:
 
 async def test_a_goaway_lets_the_request_finish() -> None:
     """A draining target's GOAWAY retires the connection; what is under way is answered."""
-    goaway = b"\0\0\x08\x07\0\0\0\0\0" + (2**31 - 1).to_bytes(4, "big") + bytes(4)
-    async with connected(well, before=goaway) as connection, asyncio.timeout(5):
+    async with connected(well, before=goaway(last=2**31 - 1)) as connection, asyncio.timeout(5):
         assert (await connection.request(HEADERS))["grpc-status"] == "0"
         assert not connection.usable
 
 
-async def test_a_goaway_that_leaves_a_request_out_fails_it() -> None:
-    """A request that the target has not taken is lost: an ALB is not known to repeat it."""
-    goaway = b"\0\0\x08\x07\0\0\0\0\0" + bytes(8)
-    async with connected(nothing, before=goaway) as connection, asyncio.timeout(5):
+@pytest.mark.parametrize(
+    ("answer", "before", "hangs_up", "usable"),
+    [
+        pytest.param(nothing, goaway(last=0), False, False, id="a GOAWAY that leaves it out"),
+        pytest.param(reset, b"", False, True, id="a reset"),
+        pytest.param(nothing, b"", True, False, id="the end of the connection"),
+    ],
+)
+async def test_a_request_that_the_target_drops_fails(
+    answer: Answer, before: bytes, hangs_up: bool, usable: bool
+) -> None:
+    """Errors, HTTP 502: no answer comes, and an ALB is not known to repeat the request."""
+    async with connected(answer, before=before, hangs_up=hangs_up) as connection:
         with pytest.raises(ConnectionError):
-            await connection.request(HEADERS)
-
-
-async def test_a_reset_and_a_hang_up_fail_the_request() -> None:
-    """Errors, HTTP 502: a target that resets, or ends the connection with a request outstanding."""
-    async with connected(reset) as connection, asyncio.timeout(5):
-        with pytest.raises(ConnectionError):
-            await connection.request(HEADERS)
-        assert connection.usable
-    async with connected(nothing, hangs_up=True) as connection, asyncio.timeout(5):
-        with pytest.raises(ConnectionError):
-            await connection.request(HEADERS)
-        assert not connection.usable
+            async with asyncio.timeout(5):
+                await connection.request(HEADERS)
+        assert connection.usable is usable
 
 
 async def test_one_that_gives_up_leaves_the_others_alone() -> None:
