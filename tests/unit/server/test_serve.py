@@ -534,7 +534,7 @@ async def test_a_path_that_is_not_utf_8_ends_nothing(caplog: pytest.LogCaptureFi
 async def test_a_header_that_is_not_utf_8_is_logged_by_nobody(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Any caller can send one, so it is no error of ghealth's."""
+    """Any caller can send one, so it is not an error of ghealth's."""
     request = frames.hello() + frames.call(frames.block(frames.CHECK, [("name", "x")]), 1, end=True)
     async with run(probes={"": FakeProbe()}) as running:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
