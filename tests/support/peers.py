@@ -6,7 +6,7 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -64,15 +64,18 @@ async def target(
         reads: Whether it waits for the request's headers first.
     """
     made = Target(behaviour, reads=reads)
-    server = await asyncio.start_server(made.accept, host, 0, ssl=tls)
-    made.port = server.sockets[0].getsockname()[1]
-    try:
-        yield made
-    finally:
-        server.close()
-        for talk in made.talks:
-            talk.cancel()
-        await asyncio.gather(*made.talks, return_exceptions=True)
+    with ExitStack() as stack:
+        # Tests run in parallel: another one could listen on the same port of the other loopback.
+        port = stack.enter_context(nobody("127.0.0.1")) if host == "::1" else 0
+        server = await asyncio.start_server(made.accept, host, port, ssl=tls)
+        made.port = server.sockets[0].getsockname()[1]
+        try:
+            yield made
+        finally:
+            server.close()
+            for talk in made.talks:
+                talk.cancel()
+            await asyncio.gather(*made.talks, return_exceptions=True)
 
 
 @contextmanager
