@@ -355,15 +355,14 @@ class Guard:
             seconds = self.look()
         except Exception:
             _log.exception("guarding failed", extra={"event": "internal_error"})
-        self._is_calm = seconds == CALM_INTERVAL
         self._look_in(seconds)
 
     def _arrived(self) -> None:
         if self._is_calm:
-            self._is_calm = False
             self._look_in(BUSY_INTERVAL)
 
     def _look_in(self, seconds: float) -> None:
+        self._is_calm = seconds == CALM_INTERVAL
         if self._next_look is not None:
             self._next_look.cancel()
         # Not a task that sleeps: without callers, its turns would be most of what ghealth costs.
