@@ -128,7 +128,7 @@ async def test_all_kinds_of_nonsense_at_once() -> None:
 async def test_everyone_else_is_answered_during_an_attack() -> None:
     """With 128 descriptors and 1,000 attackers in 10 s, each Check is right and in time."""
     chance = Random(1)
-    with running("sh", "-c", f'ulimit -n {DESCRIPTORS} && exec "$0" "$@"') as ghealth:
+    with running(*processes.limiting(f"-n {DESCRIPTORS}")) as ghealth:
         await answers_others(ghealth)
         before, memory = descriptors(ghealth), resident(ghealth)
         taken: list[Stopwatch] = []

@@ -14,6 +14,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--drops", type=int, default=100_000, help="calls dropped at each stage")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave all floods at once out of the short form, which takes a minute or two."""
+    if config.getoption("short"):
+        left_out = [item for item in items if item.name == "test_all_floods_at_once"]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Select the rows and stages."""
     is_short = metafunc.config.getoption("short")

@@ -171,10 +171,9 @@ async def test_others_are_answered_in_a_flood(row: Row, pytestconfig: pytest.Con
 
 async def test_all_floods_at_once(pytestconfig: pytest.Config) -> None:
     """With one attacker of each row at once, answers come again after the flood."""
-    if not pytestconfig.getoption("short"):
-        mix = Row("mix", ROWS[0].attack, processor=True, descriptors=True)
-        names = [row.name for row in ROWS]
-        assert await flood(mix, names, pytestconfig.getoption("mix"), 1.0) == []
+    mix = Row("mix", ROWS[0].attack, processor=True, descriptors=True)
+    names = [row.name for row in ROWS]
+    assert await flood(mix, names, pytestconfig.getoption("mix"), 1.0) == []
 
 
 def native(ghealth: processes.Server, meter: Path) -> float:
