@@ -84,15 +84,14 @@ async def test_in_96_mib_it_serves_checks_and_watches(envoy: Gateway) -> None:
 async def test_with_64_descriptors_it_serves(envoy: Gateway) -> None:
     """With 64 descriptors and 80 silent connections at once, each Check gets the correct answer."""
     limited = processes.limiting("-n 64")
-    with processes.server(*limited, PROBE_URL=envoy.url) as ghealth:
-        opened = [asyncio.open_connection("127.0.0.1", ghealth.port) for _ in range(80)]
-        silent = await asyncio.gather(*opened)
+    with (
+        processes.server(*limited, PROBE_URL=envoy.url) as ghealth,
+        wire.silent(ghealth.port, 80),
+    ):
         took = await asks(100, ghealth)
         # Silent connections are cut within two seconds, and gRPC accepts again once a second.
         assert max(took) < 2 + 1 + IN_TIME
         assert took[-1] < IN_TIME
-        for _, writer in silent:
-            writer.close()
 
 
 @pytest.fixture

@@ -148,14 +148,17 @@ async def test_refused_handshakes_leave_no_line(secret: Mounted, tmp_path: Path)
 
 async def test_silent_handshakes_do_not_keep_others_out(secret: Mounted) -> None:
     """With 128 descriptors and 160 clients that never finish a handshake, others get answers."""
-    with serving(secret, *processes.limiting("-n 128")) as (ghealth, port):
-        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(160)]
-        for _, writer in silent[::2]:
-            writer.write(HALF_A_HELLO)
-        assert await shown(port, client_of(AUTHORITY))
-        for reader, writer in silent:
+    with (
+        serving(secret, *processes.limiting("-n 128")) as (ghealth, port),
+        wire.silent(port, 160) as clients,
+    ):
+        for client in clients[::2]:
             with suppress(ConnectionError):
-                while await reader.read(100):
+                client.sendall(HALF_A_HELLO)
+        assert await shown(port, client_of(AUTHORITY))
+        for client in clients:
+            client.settimeout(processes.TIMEOUT)
+            with suppress(ConnectionError):
+                while client.recv(100):
                     pass
-            writer.close()
         assert len(os.listdir(f"/proc/{ghealth.process.pid}/fd")) < 64  # noqa: PTH208

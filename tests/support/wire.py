@@ -1,9 +1,11 @@
 """A gRPC client of raw HTTP/2 frames, for requests that gRPC libraries do not send."""
 
 import asyncio
+import contextlib
 import gzip
+import socket
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import h2.config
@@ -127,6 +129,22 @@ async def vanish(port: int, *data: bytes, path: str = CHECK) -> None:
     await writer.drain()
     writer.close()
     await writer.wait_closed()
+
+
+@contextlib.contextmanager
+def silent(port: int, count: int) -> Iterator[list[socket.socket]]:
+    """Hold connections on which nothing is sent.
+
+    The server may reset them at any time. asyncio's connect would fail if that happened before its
+    event loop looks again.
+
+    Args:
+        port: Of a server in another process, on 127.0.0.1.
+        count: How many.
+    """
+    with contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", port)
+        yield [stack.enter_context(socket.create_connection(address)) for _ in range(count)]
 
 
 async def watching(port: int, count: int, *, together: asyncio.Barrier | None = None) -> None:
