@@ -89,6 +89,8 @@ async def serve(
         ValueError: A probe or a certificate cannot be used; the message has a line for each.
         ListenError: An address is in use or does not belong to this machine. Everything that was
             opened is closed.
+        Exception: The error that ended gRPC's server, which is a bug. A process that stays and
+            accepts no calls would be worse than one that is started again.
     """
     prepared = prepare(settings, probes or {})
     if isinstance(prepared, Mistakes):
@@ -178,8 +180,12 @@ async def _serve(
     _log_start(prepared, ports)
     on_started(ports)
 
-    drains = await trigger
-    delay = settings.drain_delay if drains else 0.0
+    # Never cancelled: that would cancel gRPC's future, and its own stop would fail.
+    ended = asyncio.ensure_future(server.wait_for_termination())
+    await asyncio.wait((trigger, ended), return_when=asyncio.FIRST_COMPLETED)
+    if not trigger.done():
+        await ended  # raises the error that ended gRPC's server
+    delay = settings.drain_delay if await trigger else 0.0
     checker.drain()
     emit(DrainStarted(seconds=delay))
     log_event(_log, logging.INFO, "draining", f"draining for {delay:g} s", seconds=delay)

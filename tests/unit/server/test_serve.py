@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -543,6 +543,18 @@ async def test_a_header_that_is_not_utf_8_is_logged_by_nobody(
             await reader.readuntil(b"grpc-status")
         writer.close()
     assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def test_if_grpc_ends_by_itself_so_does_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in its task that accepts calls is raised: later calls would all be refused."""
+    monkeypatch.setattr(serving_module, "_paths_that_are_not_utf_8", nullcontext)
+    # gRPC raises the same error in a second task, which nothing awaits.
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_exception_handler", lambda _context: None)
+    request = frames.hello() + frames.call(frames.block("/path"), 1, end=True)
+    with pytest.raises(UnicodeDecodeError):  # noqa: PT012 - the server ends the block
+        async with run(probes={"": FakeProbe()}) as running:
+            await closed(running.port, request.replace(b"/path", b"/p\xffth"))
+            await running.task
 
 
 async def test_a_silent_connection_is_closed() -> None:
