@@ -187,8 +187,8 @@ THREADS_NEEDED = 5 + min(max(os.sysconf("SC_NPROCESSORS_CONF"), 4), 16)
 @pytest.mark.parametrize("most", [1, THREADS_NEEDED])
 def test_with_few_threads_it_says_so(most: int) -> None:
     """Without enough threads for gRPC, whose core would hang or crash, it is exit code 2."""
-    with processes.control_group("pids", pids_max=most) as limited:
-        code, _, mistake = ended("serve", prefix=limited)
+    with processes.control_group("pids", {"pids.max": most}) as limited:
+        code, _, mistake = ended("serve", prefix=limited.prefix)
     assert code == 2
     assert re.fullmatch(r"ghealth: cannot start: .* threads, only .*\n", mistake or "")
 
@@ -196,7 +196,7 @@ def test_with_few_threads_it_says_so(most: int) -> None:
 def test_with_enough_threads_it_serves() -> None:
     """No more threads are asked for than serving needs, beside the first one."""
     with (
-        processes.control_group("pids", pids_max=THREADS_NEEDED + 1) as limited,
-        processes.server(*limited) as ghealth,
+        processes.control_group("pids", {"pids.max": THREADS_NEEDED + 1}) as limited,
+        processes.server(*limited.prefix) as ghealth,
     ):
         assert ghealth.check("--service=liveness").returncode == 0

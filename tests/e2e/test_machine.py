@@ -64,14 +64,14 @@ async def test_without_cpu_answers_are_right_and_in_time(envoy: Gateway) -> None
         assert statistics.median(took) < IN_TIME
 
 
-LIMIT = 96 << 20
+LIMITS = {"memory.limit_in_bytes": 96 << 20, "memory.max": 96 << 20}
 
 
 async def test_in_96_mib_it_serves_checks_and_watches(envoy: Gateway) -> None:
     """Under a limit of 96 MiB it survives 300 checks and 100 watches."""
     with (
-        processes.control_group("memory", memory_limit_in_bytes=LIMIT, memory_max=LIMIT) as limited,
-        processes.server(*limited, PROBE_URL=envoy.url) as ghealth,
+        processes.control_group("memory", LIMITS) as limited,
+        processes.server(*limited.prefix, PROBE_URL=envoy.url) as ghealth,
     ):
         together = asyncio.Barrier(5)
         connections = [wire.watching(ghealth.port, 20, together=together) for _ in range(5)]

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +65,52 @@ def limiting(option: str) -> tuple[str, ...]:
     return ("sh", "-c", f'ulimit {option} && exec "$0" "$@"')
 
 
+@dataclass(frozen=True)
+class ControlGroup:
+    """A control group; its files have different names in version 1 and 2 (cgroups(7)).
+
+    Args:
+        path: Its directory.
+    """
+
+    path: Path
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """The command that runs another in it from its start."""
+        return ("sh", "-c", f'echo $$ > {self.path}/cgroup.procs && exec "$0" "$@"')
+
+    def number(self, *names: str) -> int:
+        """Return the number in the first of these files that exists; 0 without any."""
+        found = (int(file.read_text()) for name in names if (file := self.path / name).exists())
+        return next(found, 0)
+
+    def anonymous(self) -> int:
+        """Return the bytes of memory in use, without file caches."""
+        fields = dict(map(str.split, (self.path / "memory.stat").read_text().splitlines()))
+        return int(fields.get("total_rss") or fields["anon"])
+
+
 @contextmanager
-def control_group(controller: str, **limits: int) -> Iterator[tuple[str, ...]]:
-    """Create a control group; yield the command that runs another in it. Without, skip the test.
+def control_group(controller: str, limits: Mapping[str, int]) -> Iterator[ControlGroup]:
+    """Create a control group and remove it at the end. Without control groups, skip the test.
 
     Args:
         controller: Its folder in version 1.
-        limits: The values of its files, by name with `_` for the first dot; those that the version
-            does not have are left out.
+        limits: The numbers in its files; those that the version does not have are left out.
     """
     root = Path("/sys/fs/cgroup")
     group = (root / controller if (root / controller).is_dir() else root) / f"test-{os.getpid()}"
     try:
         group.mkdir()
-        files = {group / name.replace("_", ".", 1): limit for name, limit in limits.items()}
-        for file in filter(Path.exists, files):
-            file.write_text(str(files[file]))
+        for name, limit in limits.items():
+            if (group / name).exists():
+                (group / name).write_text(str(limit))
     except OSError:
         assert "CI" not in os.environ, "CI must be able to make a control group"
         pytest.skip("no control groups on this machine")
     try:
-        yield ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$0" "$@"')
+        yield ControlGroup(group)
     finally:
         group.rmdir()
 
