@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from string import Template
 from typing import Any
+
+import yaml
 
 from tests.support.certificates import CERT, KEY
 from tests.support.gateway import ENVOY, free_port
@@ -29,7 +32,11 @@ def checker(
         pair: A folder with a client certificate and its key.
     """
     admin_port = free_port()
-    config = _config(port, admin_port, _transport(authority, pair) if authority else {})
+    text = Path(__file__).with_name("envoy.yaml").read_text()
+    config = yaml.safe_load(Template(text).substitute(port=port, admin_port=admin_port))
+    if authority:
+        (cluster,) = config["static_resources"]["clusters"]
+        cluster["transport_socket"] = _transport(authority, pair)
     command = (ENVOY, "--config-yaml", json.dumps(config), "--disable-hot-restart")
     process = subprocess.Popen(
         [*command, "--concurrency", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -58,31 +65,6 @@ def _opinion(admin_port: int) -> str:
     return " ".join(flag for flag, up in flags.items() if up is True) or "healthy"
 
 
-def _config(port: int, admin_port: int, transport: dict[str, Any]) -> dict[str, Any]:
-    def at(number: int) -> dict[str, Any]:
-        return {"address": {"socket_address": {"address": HOST, "port_value": number}}}
-
-    http = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    http2 = {
-        "@type": f"type.googleapis.com/{http}",
-        "explicit_http_config": {"http2_protocol_options": {}},
-    }
-    # The timeout is never reached: ghealth must answer before.
-    check = {"timeout": "60s", "interval": "0.2s", "no_traffic_interval": "0.2s"}
-    thresholds = {"healthy_threshold": 1, "unhealthy_threshold": 1}
-    cluster = {
-        "name": "ghealth",
-        "typed_extension_protocol_options": {http: http2},
-        "load_assignment": {
-            "cluster_name": "ghealth",
-            "endpoints": [{"lb_endpoints": [{"endpoint": at(port)}]}],
-        },
-        "health_checks": [{"grpc_health_check": {}, **check, **thresholds}],
-        **transport,
-    }
-    return {"admin": at(admin_port), "static_resources": {"clusters": [cluster]}}
-
-
 def _transport(authority: Path, pair: Path | None) -> dict[str, Any]:
     """Configure TLS that verifies the server for `localhost`."""
     tls: dict[str, Any] = {
@@ -99,8 +81,6 @@ def _transport(authority: Path, pair: Path | None) -> dict[str, Any]:
         tls["tls_certificates"] = [{name: {"filename": str(at)} for name, at in files.items()}]
     context = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
     return {
-        "transport_socket": {
-            "name": "envoy.transport_sockets.tls",
-            "typed_config": {"@type": context, "common_tls_context": tls, "sni": "localhost"},
-        }
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {"@type": context, "common_tls_context": tls, "sni": "localhost"},
     }

@@ -20,7 +20,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import SystemRandom
+from string import Template
 from typing import Any, Self
+
+import yaml
 
 READY, SICK, SILENT = "ready", "sick", "silent"
 ENVOY = Path(sys.prefix) / "bin" / "envoy"
@@ -103,75 +106,12 @@ class Agent:
             self._server.server_close()
 
 
-def envoy_config(
-    agent_port: int, port: int, host: str, admin_port: int | None = None
-) -> dict[str, Any]:
-    """Write the bootstrap of an Envoy with the readiness listener, and an admin port if given."""
-
-    def at(address: str, number: int) -> dict[str, Any]:
-        return {"socket_address": {"address": address, "port_value": number}}
-
-    manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network"
-        ".http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "agent",
-        "http_filters": [
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
-                },
-            }
-        ],
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "backend",
-                    "domains": ["*"],
-                    "routes": [
-                        {
-                            "match": {"prefix": "/healthz/ready"},
-                            "route": {"cluster": "agent", "timeout": "0s"},
-                        }
-                    ],
-                }
-            ]
-        },
-    }
-    endpoint = {"endpoint": {"address": at("127.0.0.1", agent_port)}}
-    admin = {} if admin_port is None else {"admin": {"address": at("127.0.0.1", admin_port)}}
-    return {
-        **admin,
-        "static_resources": {
-            "listeners": [
-                {
-                    "name": "readiness",
-                    "address": at(host, port),
-                    "filter_chains": [
-                        {
-                            "filters": [
-                                {
-                                    "name": "envoy.filters.network.http_connection_manager",
-                                    "typed_config": manager,
-                                }
-                            ]
-                        }
-                    ],
-                }
-            ],
-            "clusters": [
-                {
-                    "name": "agent",
-                    "connect_timeout": "1s",
-                    "type": "STATIC",
-                    "load_assignment": {
-                        "cluster_name": "agent",
-                        "endpoints": [{"lb_endpoints": [endpoint]}],
-                    },
-                }
-            ],
-        },
-    }
+def envoy_config(agent_port: int, port: int, host: str, admin_port: int) -> dict[str, Any]:
+    """Return the bootstrap of an Envoy with the readiness listener and an admin port."""
+    text = Path(__file__).with_name("gateway.yaml").read_text()
+    ports = {"agent_port": agent_port, "port": port, "admin_port": admin_port}
+    config: dict[str, Any] = yaml.safe_load(Template(text).substitute(ports, host=host))
+    return config
 
 
 class Gateway:
