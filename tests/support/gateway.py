@@ -7,7 +7,6 @@ a PUT sets its state:
     curl -X PUT localhost:15020/sick      curl -X PUT localhost:15020/ready
 """
 
-import argparse
 import json
 import socket
 import subprocess
@@ -209,20 +208,3 @@ def gateway(port: int = 0, agent_port: int = 0) -> Iterator[tuple[Gateway, Agent
     """Run a gateway and its agent."""
     with Agent(agent_port) as agent, Gateway(agent, port) as envoy:
         yield envoy, agent
-
-
-def main() -> None:
-    """Run a gateway until interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, default=15021)
-    parser.add_argument("--agent-port", type=int, default=15020)
-    arguments = parser.parse_args()
-    with gateway(arguments.port, arguments.agent_port) as (envoy, agent):
-        print(f"Envoy answers on {envoy.url}")
-        print(f"Make it fail: curl -X PUT localhost:{agent.port}/sick")
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()
