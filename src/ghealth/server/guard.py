@@ -6,6 +6,7 @@ neither close a connection nor end a call whose answer waits until the client re
 
 import asyncio
 import ctypes
+import functools
 import logging
 import math
 import os
@@ -147,16 +148,14 @@ class Connections:
                 host, port = found.getpeername()[:2]
                 yield Peer(_plain(host), port), found
 
-    def listen(self, ports: Collection[int], arrived: Callable[[], object]) -> None:
-        """Notice new connections, and limit the kernel's receive buffer of each.
+    def listen(self, ports: Collection[int]) -> None:
+        """Limit the kernel's receive buffer of new connections, and get ready to notice them.
 
         The buffer can be 6 MiB otherwise. Accepted sockets inherit the limit from those that
         listen. gRPC has an option for it, which has no effect on a server.
 
         Args:
             ports: The server's ports. Call this before the server accepts connections.
-            arrived: Called when there is a new connection. One that gRPC accepts very quickly can
-                be missed.
         """
         for found in self._sockets(ports):
             # The kernel doubles this number (socket(7)).
@@ -165,11 +164,20 @@ class Connections:
             # (epoll(7)). Edge-triggered: gRPC accepts the connection.
             self._listening.register(found, select.EPOLLIN | select.EPOLLET)
 
+    def when_new(self, arrived: Callable[[], object]) -> None:
+        """Call a function once, at the next new connection.
+
+        Args:
+            arrived: The function. A connection that gRPC accepts very quickly can be missed.
+        """
+        loop = asyncio.get_running_loop()
+
         def notice() -> None:
-            self._listening.poll(0)
+            loop.remove_reader(self._listening.fileno())
             arrived()
 
-        asyncio.get_running_loop().add_reader(self._listening.fileno(), notice)
+        self._listening.poll(0)
+        loop.add_reader(self._listening.fileno(), notice)
 
     def _sockets(self, ports: Collection[int]) -> Iterator[socket.socket]:
         try:
@@ -221,7 +229,10 @@ class NoConnections(Connections):
         """Yield nothing."""
         return iter(())
 
-    def listen(self, ports: Collection[int], arrived: Callable[[], object]) -> None:
+    def listen(self, ports: Collection[int]) -> None:
+        """Do nothing."""
+
+    def when_new(self, arrived: Callable[[], object]) -> None:
         """Do nothing."""
 
 
@@ -304,7 +315,6 @@ class Guard:
         self._others = self._connections.count()
         self._settles_at = clock() + SETTLED_AFTER
         self._next_look: asyncio.TimerHandle | None = None
-        self._is_calm = False
 
     def close(self) -> None:
         """Release the descriptors, and guard nothing from now on.
@@ -325,7 +335,7 @@ class Guard:
                 yet.
         """
         self._ports = frozenset(ports)
-        self._connections.listen(self._ports, self._arrived)
+        self._connections.listen(self._ports)
 
     def enter(self, name: str) -> OpenCall:
         """Count a new call, and return it, for `leave`.
@@ -356,13 +366,10 @@ class Guard:
         except Exception:
             _log.exception("guarding failed", extra={"event": "internal_error"})
         self._look_in(seconds)
-
-    def _arrived(self) -> None:
-        if self._is_calm:
-            self._look_in(BUSY_INTERVAL)
+        if seconds == CALM_INTERVAL:
+            self._connections.when_new(functools.partial(self._look_in, BUSY_INTERVAL))
 
     def _look_in(self, seconds: float) -> None:
-        self._is_calm = seconds == CALM_INTERVAL
         if self._next_look is not None:
             self._next_look.cancel()
         # Not a task that sleeps: without callers, its turns would be most of what ghealth costs.

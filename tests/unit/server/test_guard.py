@@ -47,14 +47,20 @@ class FakeConnections(Connections):
         self.used = AT_START
         self.others = others
         self.breaks = False
-        self.arrive: Callable[[], object] = print
+        self._arrived: Callable[[], object] = print
 
     def close(self) -> None:
         self.sent.clear()
 
-    def listen(self, ports: Collection[int], arrived: Callable[[], object]) -> None:
+    def listen(self, ports: Collection[int]) -> None:
         assert set(ports) == {PORT}
-        self.arrive = arrived
+
+    def when_new(self, arrived: Callable[[], object]) -> None:
+        self._arrived = arrived
+
+    def arrive(self) -> None:
+        arrived, self._arrived = self._arrived, print
+        arrived()
 
     def memory(self) -> int:
         return self.used
@@ -465,11 +471,13 @@ async def test_new_connections_are_noticed_and_the_kernel_buffers_little_of_each
     """A connection has the buffer of the socket that listens; data of old ones is not noticed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         arrived = asyncio.Event()
-        connections.listen([listener.getsockname()[1]], arrived.set)
+        connections.listen([listener.getsockname()[1]])
+        connections.when_new(arrived.set)
         client = socket.create_connection(listener.getsockname())
         async with asyncio.timeout(20):
             await arrived.wait()
         arrived.clear()
+        connections.when_new(arrived.set)
         accepted = listener.accept()[0]
         assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == KERNEL_BUFFER
         client.sendall(b"x")
