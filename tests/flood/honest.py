@@ -4,14 +4,13 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import h2.exceptions
 
 from tests.support import wire
+from tests.support.stopwatch import delays
 
 PAUSE: Final = 0.1
 RIGHT: Final = "0 " + wire.framed(b"\x08\1").hex()
@@ -22,8 +21,7 @@ class Wait:
 
     Attackers on this machine use processors that real attackers, on other machines, would not use,
     and the machine may have other work. So one delay is subtracted: the longest time for which a
-    thread of ghealth or of the caller was ready to run but did not run
-    (Documentation/scheduler/sched-stats.rst).
+    thread of ghealth or of the caller was ready to run but did not run.
 
     Args:
         pid: The server's process id.
@@ -39,17 +37,10 @@ class Wait:
         """The seconds so far, without the longest delay of a thread."""
         passed = time.monotonic() - self.began
         grown = (delay - self._before.get(task, 0) for task, delay in self._delays().items())
-        return max(0.0, passed - max(grown, default=0) / 1e9)
+        return max(0.0, passed - max(grown, default=0.0))
 
-    def _delays(self) -> dict[str, int]:
-        """Return the delay of each thread so far, in nanoseconds."""
-        delays = {}
-        for pid in (self._pid, os.getpid()):
-            with suppress(OSError):
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    with suppress(OSError, IndexError):  # the thread has just ended
-                        delays[task.name] = int((task / "schedstat").read_text().split()[1])
-        return delays
+    def _delays(self) -> dict[str, float]:
+        return delays(self._pid) | delays(os.getpid())
 
 
 @dataclass

@@ -43,9 +43,18 @@ def starvation(pid: int) -> float:
     Args:
         pid: The process; 0 seconds if it has ended.
     """
-    waited = 0
+    return sum(delays(pid).values())
+
+
+def delays(pid: int) -> dict[str, float]:
+    """Return the seconds for which each thread of a process has waited for a CPU, by thread.
+
+    Args:
+        pid: The process; no threads if it has ended.
+    """
+    found = {}
     with suppress(OSError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            with suppress(OSError):  # it has just ended
-                waited += int((thread / "schedstat").read_text().split()[1])
-    return waited / 1e9
+            with suppress(OSError, IndexError):  # it has just ended
+                found[thread.name] = int((thread / "schedstat").read_text().split()[1]) / 1e9
+    return found
