@@ -87,31 +87,24 @@ def started(name: str, url: str, **settings: str) -> Iterator[Contender]:
     """
     port = free_port()
     address = f"127.0.0.1:{port}"
-    careful = [str(BUILD / "careful"), "-listen", address, "-url", url]
+    bridge = ["-listen", address, "-url", url]
     commands: dict[str, list[str]] = {
-        CAREFUL: careful,
-        FRESH: [*careful, "-fresh"],
-        SIMPLE: [str(BUILD / "bridge"), "-listen", address, "-url", url],
+        CAREFUL: [str(BUILD / "careful"), *bridge],
+        FRESH: [str(BUILD / "careful"), *bridge, "-fresh"],
+        SIMPLE: [str(BUILD / "bridge"), *bridge],
         STOCK: [PYTHON, "-I", str(PEERS / "stock.py"), address, url],
         FLOOR: [PYTHON, "-I", str(PEERS / "floor.py"), address],
     }
-    python = others.get(name, PYTHON)
     ours = {"LISTEN": address, "PROBE_URL": url, "DRAIN_DELAY": "0"}
     ours |= {"ADMIN_LISTEN": f"127.0.0.1:{free_port()}"} | settings
-    command = commands.get(name, [python, "-I", "-m", "ghealth"])
+    command = commands.get(name, [others.get(name, PYTHON), "-I", "-m", "ghealth"])
     with process(*command, environment=environment(**ours)) as child:
         yield Contender(child, port)
 
 
 @contextmanager
 def running(name: str, url: str, **settings: str) -> Iterator[Contender]:
-    """Run a contender until the end of the block; it answers checks when the block begins.
-
-    Args:
-        name: The contender.
-        url: The gateway's readiness endpoint.
-        settings: ghealth's settings, without the prefix of their names.
-    """
+    """Run a contender as `started` does; it answers checks when the block begins."""
     with started(name, url, **settings) as contender:
         if not wait_until(contender.answers):
             raise RuntimeError(f"{name} does not answer")

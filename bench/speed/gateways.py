@@ -7,11 +7,13 @@ pilot-agent, a probe costs as much as in a pod of Istio.
 
 import json
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
+
+import httpx
 
 from tests.support.gateway import ENVOY, envoy_config, free_port, listens, wait_until
 
@@ -26,40 +28,31 @@ GATEWAYS: Final = (ALONE, WITH_AGENT)
 HANG: Final = 3600.0
 """A delay that no caller waits for."""
 
-_FAULT: Final = "envoy.extensions.filters.http.fault.v3.HTTPFault"
-_TIMEOUT: Final = 10.0
+_FAULT: Final = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"
 
 
 class Gateway:
     """A gateway that runs.
 
     Args:
-        url: Its readiness endpoint.
-        admin: Envoy's admin endpoint.
+        port: The port of its readiness listener.
+        admin_port: The port of Envoy's admin endpoint.
     """
 
-    def __init__(self, url: str, admin: str) -> None:
-        self.url = url
-        self._admin = admin
+    def __init__(self, port: int, admin_port: int) -> None:
+        self.url = f"http://localhost:{port}/healthz/ready"
+        self._admin = httpx.Client(base_url=f"http://127.0.0.1:{admin_port}", trust_env=False)
 
     def delay(self, seconds: float) -> None:
         """Answer later requests after this time."""
-        query = (
-            f"fault.http.delay.fixed_delay_percent={100 if seconds else 0}"
-            f"&fault.http.delay.fixed_duration_ms={round(seconds * 1000)}"
-        )
-        self._call(f"/runtime_modify?{query}", b"")
+        delay = {"percent": 100 if seconds else 0, "duration_ms": round(seconds * 1000)}
+        values = {f"fault.http.delay.fixed_{name}": value for name, value in delay.items()}
+        self._admin.post("/runtime_modify", params=values).raise_for_status()
 
     def requests(self) -> int:
         """Return the number of requests so far."""
-        name = "http.agent.downstream_rq_total"
-        text = self._call(f"/stats?filter=^{name}$")
-        return int(text.partition(":")[2])
-
-    def _call(self, path: str, data: bytes | None = None) -> str:
-        with urllib.request.urlopen(self._admin + path, data, _TIMEOUT) as response:  # noqa: S310
-            content: bytes = response.read()
-        return content.decode()
+        stat = self._admin.get("/stats", params={"filter": "^http.agent.downstream_rq_total$"})
+        return int(stat.text.partition(":")[2])
 
 
 def config(kind: str, port: int, admin_port: int, agent_port: int) -> dict[str, Any]:
@@ -75,7 +68,7 @@ def config(kind: str, port: int, admin_port: int, agent_port: int) -> dict[str, 
     (listener,) = bootstrap["static_resources"]["listeners"]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     delay = {"fixed_delay": "1s", "percentage": {"numerator": 0}}
-    fault = {"@type": f"type.googleapis.com/{_FAULT}", "delay": delay}
+    fault = {"@type": _FAULT, "delay": delay}
     manager["http_filters"].insert(0, {"name": "envoy.filters.http.fault", "typed_config": fault})
     if kind == ALONE:
         (route,) = manager["route_config"]["virtual_hosts"][0]["routes"]
@@ -94,21 +87,17 @@ def gateway(kind: str) -> Iterator[Gateway]:
     """
     port, admin_port, agent_port = free_port(), free_port(), free_port()
     bootstrap = json.dumps(config(kind, port, admin_port, agent_port))
-    envoy = [str(ENVOY), "--config-yaml", bootstrap, "--disable-hot-restart"]
-    envoy += ["--concurrency", "1", "--log-level", "error"]
+    envoy = (str(ENVOY), "--config-yaml", bootstrap, "--disable-hot-restart")
+    ports = [admin_port, port]
     with ExitStack() as stack:
         if kind == WITH_AGENT:
             stack.enter_context(process(str(BUILD / "agent"), "-listen", f"127.0.0.1:{agent_port}"))
-            _expect_port(agent_port)
-        stack.enter_context(process(*envoy))
-        for number in (admin_port, port):
-            _expect_port(number)
-        yield Gateway(f"http://localhost:{port}/healthz/ready", f"http://127.0.0.1:{admin_port}")
-
-
-def _expect_port(port: int) -> None:
-    if not wait_until(lambda: listens(port)):
-        raise RuntimeError(f"nothing listens on {port}")
+            ports.append(agent_port)
+        stack.enter_context(process(*envoy, "--concurrency", "1", "--log-level", "error"))
+        for number in ports:
+            if not wait_until(partial(listens, number)):
+                raise RuntimeError(f"nothing listens on {number}")
+        yield Gateway(port, admin_port)
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 """Clients: an ALB's checks, checks and watches on one connection, callers that leave, h2load."""
 
-import math
 import re
-import resource
 import selectors
 import socket
 import struct
@@ -12,13 +10,16 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Final, Self
+from typing import Final
 
 from tests.support import frames
 from tests.support.frames import ACK, CHECK, END_STREAM, SETTINGS_ACK, WATCH, Kind
 
+CALLS_EACH: Final = 32
+"""Calls at a time on one connection: ghealth's limit."""
+
 WATCHES_EACH: Final = 24
-"""Watches on one connection: ghealth's limit."""
+"""Of these, watches."""
 
 _CONNECTIONS_EACH: Final = 16
 """Connections from one address: so many an address may always have (`SHARE` in ghealth's guard)."""
@@ -26,12 +27,12 @@ _CONNECTIONS_EACH: Final = 16
 _LEAVERS_ADDRESSES: Final = 1000
 """ghealth blocks an address of which 50 callers in a minute leave before their answer."""
 
-_CHECKS_EACH: Final = 100
-WAITING_RATE: Final = 1000.0
+_LEAVERS_AT_A_TIME: Final = 50
+
+_WAITING_RATE: Final = 1000.0
 """Checks a second that a grpc.aio server accepts without a queue that is too long for gRPC."""
 
 _TIMEOUT: Final = 30.0
-_MAX_CONCURRENT_STREAMS: Final = 3
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _ENDS: Final = (Kind.HEADERS, Kind.DATA)
 _HEADERS: Final = frames.block(
@@ -42,12 +43,11 @@ _HEADERS: Final = frames.block(
 _ALBS_REQUEST: Final = frames.hello() + frames.call(_HEADERS, 1, end=True)
 
 
-def check(port: int, timeout: float = _TIMEOUT) -> float:
+def check(port: int) -> float:
     """Make one check as an ALB does, on a separate connection.
 
     Args:
         port: The server's port on 127.0.0.1.
-        timeout: Seconds to wait for each piece of the answer.
 
     Returns:
         The seconds until the end of the answer.
@@ -57,7 +57,7 @@ def check(port: int, timeout: float = _TIMEOUT) -> float:
     """
     begin = time.perf_counter()
     received = bytearray()
-    with socket.create_connection(("127.0.0.1", port), timeout) as connection:
+    with socket.create_connection(("127.0.0.1", port), _TIMEOUT) as connection:
         connection.sendall(_ALBS_REQUEST)
         while data := connection.recv(65536):
             received += data
@@ -69,9 +69,10 @@ def check(port: int, timeout: float = _TIMEOUT) -> float:
     raise ConnectionResetError
 
 
-def client_address(number: int) -> tuple[str, int]:
-    """Return where a connection comes from, on loopback: ghealth limits what one address holds."""
-    return f"127.0.{1 + number // 250 % 250}.{1 + number % 250}", 0
+def _connect(port: int, client: int) -> socket.socket:
+    """Connect from one of many addresses, since ghealth limits what one address holds."""
+    address = f"127.0.{1 + client // 250 % 250}.{1 + client % 250}"
+    return socket.create_connection(("127.0.0.1", port), _TIMEOUT, (address, 0))
 
 
 class Connection:
@@ -82,19 +83,14 @@ class Connection:
         client: The number of its address.
     """
 
-    def __init__(self, port: int, client: int = 0) -> None:
-        self.socket = socket.create_connection(
-            ("127.0.0.1", port), _TIMEOUT, client_address(client)
-        )
-        self.limit = _CHECKS_EACH
+    def __init__(self, port: int, client: int) -> None:
+        self.socket = _connect(port, client)
         self.messages = 0
         self.ended = 0
         self._received = bytearray()
         self._next = 1
         self.socket.sendall(frames.hello())
-        self._greeted = False
-        while not self._greeted:
-            self.read()
+        self.read()  # the server's settings
 
     def call(self, path: str, messages: Sequence[bytes]) -> None:
         """Begin a call for each request message."""
@@ -117,35 +113,20 @@ class Connection:
         self._received += data
         for kind, flags, _, payload in frames.taken(self._received):
             if kind == Kind.SETTINGS and not flags & ACK:
-                for name, value in struct.iter_unpack(">HI", payload):
-                    if name == _MAX_CONCURRENT_STREAMS:
-                        self.limit = min(self.limit, value)
                 self.socket.sendall(SETTINGS_ACK)
-                self._greeted = True
             self.messages += kind == Kind.DATA and bool(payload)
             self.ended += kind == Kind.RESET or (kind in _ENDS and bool(flags & END_STREAM))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-
-def allow_descriptors() -> None:
-    """Allow this process as many open connections as the system does."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager
 def connections(port: int, number: int) -> Iterator[list[Connection]]:
     """Hold a number of connections open until the end of the block."""
+    opened: list[Connection] = []
     with ExitStack() as stack:
-        yield [
-            stack.enter_context(Connection(port, index // _CONNECTIONS_EACH))
-            for index in range(number)
-        ]
+        for index in range(number):
+            opened.append(Connection(port, index // _CONNECTIONS_EACH))
+            stack.callback(opened[-1].socket.close)
+        yield opened
 
 
 @contextmanager
@@ -173,15 +154,14 @@ def waiting(port: int, checks: int) -> Iterator[list[Connection]]:
 
     Args:
         port: The server's port on 127.0.0.1.
-        checks: Their number; `WAITING_RATE` of them start in a second.
+        checks: Their number; `_WAITING_RATE` of them start in a second.
     """
-    with Connection(port) as first:
-        each = first.limit
-    with connections(port, -(-checks // each)) as opened:
+    with connections(port, -(-checks // CALLS_EACH)) as opened:
         begin = time.perf_counter()
         for number, connection in enumerate(opened):
-            time.sleep(max(0.0, begin + number * each / WAITING_RATE - time.perf_counter()))
-            connection.call(CHECK, [b""] * min(each, checks - number * each))
+            before = number * CALLS_EACH
+            time.sleep(max(0.0, begin + before / _WAITING_RATE - time.perf_counter()))
+            connection.call(CHECK, [b""] * min(CALLS_EACH, checks - before))
         yield opened
 
 
@@ -191,49 +171,44 @@ def answers(opened: Sequence[Connection], checks: int) -> tuple[float, float]:
     Returns:
         The times of the first and of the last answer, of time.perf_counter.
     """
-    first = 0.0
+    first, left = 0.0, checks
     with selectors.DefaultSelector() as selector:
         for connection in opened:
             selector.register(connection.socket, selectors.EVENT_READ, connection)
-        left = checks - sum(connection.ended for connection in opened)
         while left > 0:
             ready = selector.select(_TIMEOUT)
             if not ready:
                 raise TimeoutError
             for key, _ in ready:
-                before = key.data.ended
                 key.data.read()
-                left -= key.data.ended - before
+            left = checks - sum(connection.ended for connection in opened)
             if not first and left < checks:
                 first = time.perf_counter()
     return first, time.perf_counter()
 
 
-def leave(port: int, clients: int, rate: float = math.inf, at_a_time: int = 50) -> None:
+def leave(port: int, clients: int, rate: float) -> None:
     """Begin checks, each on a separate connection, and disconnect before they are answered.
 
     Args:
         port: The server's port on 127.0.0.1, of one whose gateway hangs.
         clients: Their number; every second one resets its connection, the others close it.
         rate: How many of them begin in a second at most.
-        at_a_time: How many of them are waiting before the first of them leaves.
     """
     begin = time.perf_counter()
     still_open: deque[socket.socket] = deque()
-    with ExitStack() as stack:
-        for number in range(clients):
-            time.sleep(max(0.0, begin + number / rate - time.perf_counter()))
-            address = client_address(number % _LEAVERS_ADDRESSES)
-            client = socket.create_connection(("127.0.0.1", port), _TIMEOUT, address)
-            still_open.append(client)
-            if number >= clients - at_a_time:
-                stack.enter_context(client)
-            if number % 2:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            client.sendall(_ALBS_REQUEST)
-            client.recv(frames.HEAD)  # the server speaks HTTP/2 by now
-            if len(still_open) > at_a_time:
-                still_open.popleft().close()
+    for number in range(clients):
+        time.sleep(max(0.0, begin + number / rate - time.perf_counter()))
+        client = _connect(port, number % _LEAVERS_ADDRESSES)
+        if number % 2:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        client.sendall(_ALBS_REQUEST)
+        client.recv(frames.HEAD)  # the server speaks HTTP/2 by now
+        still_open.append(client)
+        if len(still_open) > _LEAVERS_AT_A_TIME:
+            still_open.popleft().close()
+    for client in still_open:
+        client.close()
 
 
 def storm(port: int, checks: int) -> float:

@@ -1,6 +1,7 @@
 """Bars, as SVG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import chain, cycle
 from typing import Final
 
 _BAR, _GAP, _WIDTH = 18, 26, 420
@@ -8,21 +9,11 @@ _GREYS: Final = ("#888888", "#aaaaaa", "#bbbbbb", "#cccccc", "#dddddd")
 _BLUE: Final = "#1f77b4"
 
 
-def shown(value: float | None) -> str:
-    """Format a figure with three digits; None is "never"."""
-    if value is None:
-        return "never"
-    if value and abs(value) < 0.0005:
+def shown(value: float) -> str:
+    """Format a figure with three digits."""
+    if abs(value) < 0.0005:
         return "0"
     return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _svg(width: int, height: int, parts: Sequence[str]) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
-        f'<rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
-    )
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], left: int = 250) -> str:
@@ -31,9 +22,9 @@ def bars(groups: Mapping[str, Mapping[str, float]], left: int = 250) -> str:
     for title, group in groups.items():
         parts.append(f'<text x="0" y="{y + 14}" font-weight="bold">{title}</text>')
         y += _GAP
-        for index, (name, value) in enumerate(group.items()):
-            width = max(1, round(_WIDTH * value / max(group.values())))
-            colour = _GREYS[(index - 1) % len(_GREYS)] if index else _BLUE
+        colours = chain((_BLUE,), cycle(_GREYS))
+        for name, value in group.items():
+            width, colour = max(1, round(_WIDTH * value / max(group.values()))), next(colours)
             parts.append(
                 f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{name}</text>'
                 f'<rect x="{left}" y="{y}" width="{width}" height="{_BAR - 4}" fill="{colour}"/>'
@@ -41,4 +32,9 @@ def bars(groups: Mapping[str, Mapping[str, float]], left: int = 250) -> str:
             )
             y += _BAR
         y += 10
-    return _svg(left + _WIDTH + 80, y, parts)
+    width = left + _WIDTH + 80
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" '
+        f'viewBox="0 0 {width} {y}" font-family="sans-serif" font-size="12">'
+        f'<rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
+    )

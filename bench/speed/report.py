@@ -1,13 +1,14 @@
 """The generated parts of docs/performance.md: tables, the goals, the picture."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.speed import plots, scale
+from bench.speed import plots
 from bench.speed.contenders import BARE, CAREFUL, FLOOR, GHEALTH, SIMPLE, STOCK
-from bench.speed.figures import RATIOS, Row
+from bench.speed.figures import RATIOS, Row, exponent
 from bench.speed.gateways import ALONE, ROOT
 from bench.speed.plots import shown
 from bench.speed.rows import CHECK_ADDR, CHECK_ALONE, CHECK_TLS, ROWS
@@ -16,14 +17,17 @@ from bench.speed.scale import SCALES, Costs
 GROWTH: Final = "MiB more"
 """Prefix of figures that may be 0 or less, for which ratios have no meaning."""
 
-Results = dict[str, dict[str, Row]]
+LINEAR: Final = 1.1
+"""Exponents up to this count as linear: it is 26 % more than linear for ten times the number, and
+the figures of two rounds differ by as much."""
+
+Results = Mapping[str, Mapping[str, Row]]
 """By row and kind of gateway."""
 
-DOCS: Final = ROOT / "docs"
-PAGE: Final = DOCS / "performance.md"
-PICTURE: Final = DOCS / "performance.svg"
-_BEGIN: Final = "<!-- {}: made by `make bench` -->"
-_END: Final = "<!-- end of {} -->"
+RESULTS: Final = Path(__file__).parent / "results.json"
+SCALE: Final = Path(__file__).parent / "scale.json"
+PAGE: Final = ROOT / "docs" / "performance.md"
+PICTURE: Final = ROOT / "docs" / "performance.svg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +54,13 @@ class Goal:
     least: bool = False
     whose: str = GHEALTH
 
-    def worst(self, results: Results, version: str | None = None) -> float | None:
-        """Return the value with the gateway that is worst for ghealth; None if not measured.
-
-        Args:
-            results: The rows.
-            version: Another version of ghealth; its ratio is that of medians.
-        """
-        values = []
-        for row in results.get(self.row, {}).values():
-            own = row.get(version or self.whose, {})
-            if self.figure not in own or (version and self.whose != next(iter(row))):
-                continue
-            value = own[self.figure]
-            if self.beside and version:
-                value /= row[self.beside][self.figure]
-            elif self.beside:
-                value = row[RATIOS][self.beside][self.figure]
-            values.append(value - (row[self.over][self.figure] if self.over else 0.0))
-        return (min if self.least else max)(values, default=None)
+    def worst(self, by_gateway: Mapping[str, Row]) -> float:
+        """Return the value with the gateway that is worst for ghealth."""
+        values: list[float] = []
+        for row in by_gateway.values():
+            own = row[RATIOS][self.beside] if self.beside else row[self.whose]
+            values.append(own[self.figure] - (row[self.over][self.figure] if self.over else 0.0))
+        return min(values) if self.least else max(values)
 
     def met(self, value: float) -> bool:
         """Return whether a value is within the limit."""
@@ -82,14 +74,12 @@ GOALS: Final = (
     Goal("Ten checks a second, CPU", "ten", "CPU ms a check", 1.3, FLOOR),
     Goal("No caller, CPU ms a second", "idle", "CPU ms a second", 1.0),
     Goal("No caller, wake-ups a second", "idle", "wake-ups a second", 14),
-    *(
-        goal
-        for name, most in ((CHECK_ADDR, 90), (CHECK_ALONE, 90), (CHECK_TLS, 120))
-        for goal in (
-            Goal(f"`{name}`, ms", "command", "ms", most, whose=name),
-            Goal(f"`{name}`, MiB", "command", "MiB", 25, whose=name),
-        )
-    ),
+    Goal(f"`{CHECK_ADDR}`, ms", "command", "ms", 90, whose=CHECK_ADDR),
+    Goal(f"`{CHECK_ADDR}`, MiB", "command", "MiB", 25, whose=CHECK_ADDR),
+    Goal(f"`{CHECK_ALONE}`, ms", "command", "ms", 90, whose=CHECK_ALONE),
+    Goal(f"`{CHECK_ALONE}`, MiB", "command", "MiB", 25, whose=CHECK_ALONE),
+    Goal(f"`{CHECK_TLS}`, ms", "command", "ms", 120, whose=CHECK_TLS),
+    Goal(f"`{CHECK_TLS}`, MiB", "command", "MiB", 25, whose=CHECK_TLS),
     Goal("Resident MiB at the start", "memory", "resident MiB", 59),
     Goal("MiB more after 100,000 checks", "memory", "MiB more after 100,000 checks", 1),
     Goal("Resident MiB after all loads", "memory", "resident MiB at the end", 64),
@@ -98,48 +88,42 @@ GOALS: Final = (
 )
 
 
-def goals(results: Results, versions: Iterable[str] = ()) -> str:
-    """Return the table of the goals of the rows that were measured.
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = (f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in row)}|" for row in (head, *rows))
+    first, *others = lines
+    return "\n".join((first, "|---" * len(head) + "|", *others))
 
-    Args:
-        results: The rows.
-        versions: Other versions of ghealth, which get a column each.
-    """
-    lines = [f"| | goal | measured | |{''.join(f' {name} |' for name in versions)}"]
-    lines.append("|---" * lines[0].count(" |") + "|")
+
+def goals(results: Results) -> str:
+    """Return the table of the goals of the rows that were measured."""
+    rows = []
     for goal in GOALS:
-        if goal.row not in results:
-            continue
-        value = goal.worst(results)
-        limit = f"{'≥' if goal.least else '≤'} {shown(goal.limit)}"
-        limit += f" of the {goal.beside}" if goal.beside else ""
-        limit += f" more than the {goal.over}" if goal.over else ""
-        verdict = "not measured yet"
-        if value is not None:
-            verdict = "met" if goal.met(value) else "**missed**"
-        lines.append(f"| {goal.text} | {limit} |{_cell(value)} | {verdict} |")
-        lines[-1] += "".join(f"{_cell(goal.worst(results, name))} |" for name in versions)
-    return "\n".join(lines)
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f" {shown(value)}"
+        if goal.row in results:
+            value = goal.worst(results[goal.row])
+            limit = f"{'≥' if goal.least else '≤'} {shown(goal.limit)}"
+            limit += f" of the {goal.beside}" if goal.beside else ""
+            limit += f" more than the {goal.over}" if goal.over else ""
+            rows.append(
+                (goal.text, limit, shown(value), "met" if goal.met(value) else "**missed**")
+            )
+    return _markdown(("", "goal", "measured", ""), rows)
 
 
 def table(row: Row) -> str:
     """Return the table of one row with one kind of gateway."""
-    names = [name for name in row if name != RATIOS]
-    figures = list(dict.fromkeys(figure for name in names for figure in row[name]))
-    lines = [f"| | {' | '.join(figures)} |", "|---|" + "---|" * len(figures)]
-    for name in names:
-        ratios = row[RATIOS].get(name, {})
-        cells = []
-        for figure in figures:
-            cell = shown(row[name][figure]) if figure in row[name] else ""
-            divided = figure in ratios and not figure.startswith(GROWTH)
-            cells.append(f"{cell} ({ratios[figure]:.2f})" if divided else cell)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    figures = list(next(iter(row.values())))
+    rows = []
+    for name, found in row.items():
+        if name != RATIOS:
+            ratios = row[RATIOS].get(name, {})
+            cells = [
+                f"{shown(found[figure])} ({ratios[figure]:.2f})"
+                if figure in ratios and not figure.startswith(GROWTH)
+                else shown(found[figure])
+                for figure in figures
+            ]
+            rows.append((name, *cells))
+    return _markdown(("", *figures), rows)
 
 
 def tables(results: Results) -> str:
@@ -156,31 +140,26 @@ _NODES, _INTERVAL, _KUBELET = 6, 10, 0.1
 
 
 def fleet(results: Results) -> str:
-    """Return the table of what many pods need; empty if a row that it needs was not measured."""
-    if not {"ten", "idle", "memory"} <= results.keys():
-        return ""
+    """Return the table of what many pods need."""
     per_check = max(row[GHEALTH]["CPU ms a check"] for row in results["ten"].values())
     per_second = results["idle"][ALONE][GHEALTH]["CPU ms a second"]
     memory = results["memory"][ALONE][GHEALTH]["resident MiB"]
-    lines = ["| pods | checks a second | CPU, cores in all | resident GiB in all |"]
-    lines.append("|---|---|---|---|")
+    rows = []
     for pods in (10, 1000):
         checks = pods * (_NODES / _INTERVAL + _KUBELET)
         cores = (checks * per_check + pods * per_second) / 1e3
-        lines.append(f"| {pods:,} | {checks:,.0f} | {cores:.2g} | {shown(pods * memory / 1024)} |")
-    return "\n".join(lines)
+        rows.append((f"{pods:,}", f"{checks:,.0f}", f"{cores:.2g}", shown(pods * memory / 1024)))
+    return _markdown(("pods", "checks a second", "CPU, cores in all", "resident GiB in all"), rows)
 
 
 def scale_table(name: str, costs: Costs) -> str:
-    """Return the table of one thing whose number grows."""
+    """Return the section of one thing whose number grows."""
     figures = list(costs[0])
-    lines = [f"| number | {' | '.join(figures)} |", "|---|" + "---|" * len(figures)]
-    for number, found in costs.items():
-        lines.append(f"| {number:,} | {' | '.join(shown(found[f]) for f in figures)} |")
-    exponents = [scale.exponent(costs, f) for f in figures]
-    cells = [f"{e:.2f}" + ("" if e <= scale.LINEAR else " **missed**") for e in exponents]
-    lines.append(f"| *exponent of the last step* | {' | '.join(cells)} |")
-    return "\n\n".join([f"### {SCALES[name].title}", "\n".join(lines)])
+    rows = [[f"{number:,}", *map(shown, found.values())] for number, found in costs.items()]
+    exponents = [exponent(costs, figure) for figure in figures]
+    cells = [f"{e:.2f}" + ("" if e <= LINEAR else " **missed**") for e in exponents]
+    made = _markdown(("number", *figures), [*rows, ["*exponent of the last step*", *cells]])
+    return f"### {SCALES[name].title}\n\n{made}"
 
 
 _PICTURED: Final = (
@@ -197,48 +176,30 @@ def picture(results: Results) -> str:
     """Draw each contender's bar for what an ALB does; shorter is better in all of them."""
     groups = {}
     for name, figure, title in _PICTURED:
-        row = results.get(name, {}).get(ALONE, {})
-        group = {one: row[one][figure] for one in _BARS if figure in row.get(one, {})}
-        if group:
-            groups[title] = group
+        row = results[name][ALONE]
+        groups[title] = {one: row[one][figure] for one in _BARS if one in row}
     return plots.bars(groups)
 
 
-def page(text: str, taken: str, results: Results, costs: Mapping[str, Costs]) -> str:
-    """Return the page with its generated parts filled in.
-
-    Args:
-        text: The page.
-        taken: How the results were taken.
-        results: The rows.
-        costs: The costs by number.
-    """
+def files() -> dict[Path, str]:
+    """Return the page and the picture as the committed results make them."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text())
+    scales = json.loads(SCALE.read_text())["scale"].items()
+    costs = {name: {int(n): cost for n, cost in one.items()} for name, one in scales}
+    machine, results = found["machine"], found["rows"]
+    taken = (
+        f"Commit {machine['commit']}, {found['rounds']} rounds on {machine['cores']} cores with "
+        f"Python {machine['python']}."
+    )
     parts = {
         "goals": f"{taken}\n\n{goals(results)}",
         "results": tables(results),
         "fleet": fleet(results),
         "scale": "\n\n".join(scale_table(name, one) for name, one in costs.items()),
     }
+    text = PAGE.read_text()
     for name, made in parts.items():
-        begin, end = _BEGIN.format(name), _END.format(name)
+        begin, end = f"<!-- {name}: made by `make bench` -->", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)
         text = f"{before}{begin}\n{made}\n{end}{rest.partition(end)[2]}"
-    return text
-
-
-def files(found: Mapping[str, Any], costs: Mapping[str, Costs]) -> dict[Path, str]:
-    """Return the page and the picture by file.
-
-    Args:
-        found: The content of results.json.
-        costs: The costs by number.
-    """
-    machine, results = found["machine"], found["rows"]
-    taken = (
-        f"Commit {machine['commit']}, {found['rounds']} rounds on {machine['cores']} cores with "
-        f"Python {machine['python']}."
-    )
-    return {
-        PAGE: page(PAGE.read_text(), taken, results, costs),
-        PICTURE: picture(results),
-    }
+    return {PAGE: text, PICTURE: picture(results)}

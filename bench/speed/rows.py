@@ -13,19 +13,8 @@ from typing import Final
 import trustme
 
 from bench.speed import contenders, figures, loads
-from bench.speed.contenders import (
-    BARE,
-    CAREFUL,
-    FLOOR,
-    FRESH,
-    GHEALTH,
-    SIMPLE,
-    STOCK,
-    Contender,
-    all_running,
-    running,
-)
-from bench.speed.figures import Found, Row, by_turns, medians, percentile, progress
+from bench.speed.contenders import BARE, CAREFUL, FLOOR, FRESH, GHEALTH, SIMPLE, STOCK, Contender
+from bench.speed.figures import RATIOS, Found, Row, by_turns, medians, percentile, progress, ratios
 from bench.speed.gateways import ALONE, BUILD, GATEWAYS, HANG, gateway
 from tests.support.certificates import CERT, KEY, pair_of
 from tests.support.gateway import free_port
@@ -42,8 +31,9 @@ _FREED: Final = 17.0
 """Seconds until ghealth has returned the memory of a flood to the system."""
 
 Rounds = Iterable[int]
+Figures = dict[str, float]
 
-Measure = Callable[[str, tuple[str, ...], Rounds], Found]
+Measure = Callable[[str, tuple[str, ...], Rounds], Found[str]]
 """Measures contenders with one kind of gateway, in a number of rounds."""
 
 
@@ -68,9 +58,7 @@ class RowKind:
     warm_up: bool = True
 
 
-def _together(
-    once: Callable[[Contender], dict[str, float]], delay: float = 0.0, **settings: str
-) -> Measure:
+def _together(once: Callable[[Contender], Figures], delay: float = 0.0, **settings: str) -> Measure:
     """Create a measurement of contenders that run at the same time behind one gateway.
 
     Args:
@@ -79,18 +67,21 @@ def _together(
         settings: ghealth's settings.
     """
 
-    def measure(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
-        with gateway(kind) as envoy, all_running(names, envoy.url, **settings) as programs:
+    def measure(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found[str]:
+        with (
+            gateway(kind) as envoy,
+            contenders.all_running(names, envoy.url, **settings) as programs,
+        ):
             envoy.delay(delay)
             return by_turns(names, rounds, lambda name: once(programs[name]))
 
     return measure
 
 
-def _checks(number: int) -> Callable[[Contender], dict[str, float]]:
+def _checks(number: int) -> Callable[[Contender], Figures]:
     """Create a measurement of checks one after the other, a new connection for each."""
 
-    def once(contender: Contender) -> dict[str, float]:
+    def once(contender: Contender) -> Figures:
         begin = time.perf_counter()
         took = [loads.check(contender.port) for _ in range(number)]
         seconds = time.perf_counter() - begin
@@ -103,7 +94,7 @@ def _checks(number: int) -> Callable[[Contender], dict[str, float]]:
     return once
 
 
-def _ten(contender: Contender) -> dict[str, float]:
+def _ten(contender: Contender) -> Figures:
     """Measure ten checks a second, each on a new connection, as many nodes of an ALB make."""
     used, checks = figures.cpu(contender.pid), int(_WINDOW / 2 * _RATE)
     for _ in range(checks):
@@ -112,7 +103,7 @@ def _ten(contender: Contender) -> dict[str, float]:
     return {"CPU ms a check": (figures.cpu(contender.pid) - used) / checks * 1e3}
 
 
-def _storm(contender: Contender) -> dict[str, float]:
+def _storm(contender: Contender) -> Figures:
     """Measure checks on ten shared connections, 40 at a time."""
     used = figures.cpu(contender.pid)
     rate = loads.storm(contender.port, STORM)
@@ -120,11 +111,11 @@ def _storm(contender: Contender) -> dict[str, float]:
     return {"checks a second": rate, "CPU us a check": used / STORM * 1e6}
 
 
-def memory(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+def memory(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found[str]:
     """Measure resident memory at the start, and after checks, watches and clients that leave."""
 
-    def once(name: str) -> dict[str, float]:
-        with gateway(kind) as envoy, running(name, envoy.url) as contender:
+    def once(name: str) -> Figures:
+        with gateway(kind) as envoy, contenders.running(name, envoy.url) as contender:
             found = {"resident MiB": figures.resident(contender.pid)}
             loads.storm(contender.port, MANY_CHECKS // 10)
             before = figures.resident(contender.pid)
@@ -144,11 +135,11 @@ def memory(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
     return by_turns(names, rounds, once)
 
 
-def starting(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+def starting(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found[str]:
     """Measure the time from exec to the first answer, beside that of the bare imports."""
     with gateway(kind) as envoy:
 
-        def once(name: str) -> dict[str, float]:
+        def once(name: str) -> Figures:
             begin = time.perf_counter()
             if name == BARE:
                 command = [contenders.PYTHON, "-I", "-c", contenders.BARE_IMPORTS]
@@ -162,35 +153,34 @@ def starting(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
         return by_turns(names, rounds, once)
 
 
-def idle(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+def idle(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found[str]:
     """Measure CPU and wake-ups without any caller, from 5 s after all programs answer.
 
     ghealth's guard inspects connections often for 4 s after the last new one, and the checks that
     waited for the programs were such connections.
     """
-    found: Found = {name: {} for name in names}
+    found: Found[str] = {name: {} for name in names}
 
-    def used(contender: Contender) -> tuple[float, int]:
-        return figures.cpu(contender.pid), figures.wake_ups(contender.pid)
+    def used(pid: int) -> Figures:
+        return {
+            "CPU ms a second": figures.cpu(pid) * 1e3,
+            "wake-ups a second": figures.wake_ups(pid),
+        }
 
-    with gateway(kind) as envoy, all_running(names, envoy.url) as programs:
+    with gateway(kind) as envoy, contenders.all_running(names, envoy.url) as programs:
         time.sleep(_CALM)
         for _ in rounds:
-            before = {name: used(one) for name, one in programs.items()}
+            before = {name: used(one.pid) for name, one in programs.items()}
             time.sleep(_WINDOW)
             for name, one in programs.items():
-                cpu, woken = (now - then for now, then in zip(used(one), before[name], strict=True))
-                found[name].setdefault("CPU ms a second", []).append(cpu / _WINDOW * 1e3)
-                found[name].setdefault("wake-ups a second", []).append(woken / _WINDOW)
+                for figure, value in used(one.pid).items():
+                    passed = value - before[name][figure]
+                    found[name].setdefault(figure, []).append(passed / _WINDOW)
     return found
 
 
-CHECK_ADDR, CHECK_ALONE, CHECK_TLS, PROBE = (
-    "ghealth check --addr",
-    "ghealth check",
-    "ghealth check --tls",
-    "grpc-health-probe",
-)
+CHECK_ALONE, PROBE = "ghealth check", "grpc-health-probe"
+CHECK_ADDR, CHECK_TLS = f"{CHECK_ALONE} --addr", f"{CHECK_ALONE} --tls"
 
 # The memory of a command is the most that it had resident. The kernel counts that of the program
 # which started it as well (execve keeps ru_maxrss), so a small one starts it.
@@ -206,7 +196,7 @@ sys.exit(code != 0)
 """
 
 
-def command(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
+def command(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found[str]:
     """Measure one check by a command, as an exec probe makes it."""
     authority, tls_port = trustme.CA(), free_port()
     with tempfile.TemporaryDirectory() as folder, gateway(kind) as envoy:
@@ -215,25 +205,19 @@ def command(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found:
         authority.cert_pem.write_to_path(f"{folder}/ca.pem")
         tls = {"TLS_LISTEN": f"127.0.0.1:{tls_port}"}
         tls |= {"TLS_CERT_FILE": f"{folder}/{CERT}", "TLS_KEY_FILE": f"{folder}/{KEY}"}
-        with running(GHEALTH, envoy.url, **tls) as server:
+        with contenders.running(GHEALTH, envoy.url, **tls) as server:
             address = f"127.0.0.1:{server.port}"
             secure = [f"--addr=127.0.0.1:{tls_port}", "--tls", f"--tls-ca-cert={folder}/ca.pem"]
             flags = {CHECK_ALONE: [], CHECK_TLS: secure, PROBE: [f"-addr={address}"]}
 
-            def once(name: str) -> dict[str, float]:
+            def once(name: str) -> Figures:
                 python = contenders.others.get(name, contenders.PYTHON)
                 program = [python, "-I", "-m", "ghealth", "check"]
-                line = [str(BUILD / PROBE)] if name == PROBE else program
-                done = subprocess.run(
-                    [
-                        *(contenders.PYTHON, "-I", "-S", "-c", _LAUNCHER),
-                        *(*line, *flags.get(name, ["--addr", address])),
-                    ],
-                    env=environment(LISTEN=address),
-                    stdout=subprocess.PIPE,
-                    check=True,
-                )
-                found: dict[str, float] = json.loads(done.stdout)
+                line = [contenders.PYTHON, "-I", "-S", "-c", _LAUNCHER]
+                line += [str(BUILD / PROBE)] if name == PROBE else program
+                line += flags.get(name, ["--addr", address])
+                done = subprocess.check_output(line, env=environment(LISTEN=address))
+                found: Figures = json.loads(done)
                 return found
 
             return by_turns(names, rounds, once)
@@ -282,4 +266,5 @@ def measured(row: str, gateway_kind: str, rounds: int) -> Row:
     names = (kind.names[0], *contenders.others, *kind.names[1:])
     count = max(1, round(rounds * kind.rounds))
     numbers = progress(f"{row}, {gateway_kind}", count, warm_up=kind.warm_up)
-    return medians(kind.measure(gateway_kind, names, numbers), names[0])
+    found = kind.measure(gateway_kind, names, numbers)
+    return medians(found) | {RATIOS: ratios(found, names[0])}

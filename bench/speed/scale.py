@@ -1,7 +1,6 @@
 """How the cost of ghealth grows with services, watches, waiting checks and connections."""
 
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,21 +8,16 @@ from typing import Final
 
 from bench.speed import figures, loads
 from bench.speed.contenders import GHEALTH, Contender, running
-from bench.speed.figures import growth, progress
+from bench.speed.figures import Medians, by_turns, medians, progress
 from bench.speed.gateways import ALONE, HANG, Gateway, gateway
 from tests.support.frames import CHECK
 
-Costs = dict[int, dict[str, float]]
+Costs = Medians[int]
 """Figures by number; those of 0 are the cost of none."""
 
-CPU, RESIDENT = "CPU ms a second", "resident MiB"
-REQUESTS: Final = "requests a second"
+CPU, RESIDENT, REQUESTS = "CPU ms a second", "resident MiB", "requests a second"
 _WINDOW: Final = 6.0
 _SETTLE: Final = 1.5
-LINEAR: Final = 1.1
-"""Exponents up to this count as linear: it is 26 % more than linear for ten times the number, and
-the figures of two rounds differ by as much."""
-
 _CHECKS: Final = 200
 _LONG_PROBE: Final = 12.0
 """PROBE_TIMEOUT while 10,000 checks start one after the other."""
@@ -85,12 +79,8 @@ def waiting_checks(number: int) -> dict[str, float]:
     Raises:
         RuntimeError: If one was refused instead.
     """
-    with (
-        gateway(ALONE) as envoy,
-        running(
-            GHEALTH, envoy.url, PROBE_TIMEOUT=f"{_LONG_PROBE}", MAX_WATCHES=f"{number}"
-        ) as contender,
-    ):
+    settings = {"PROBE_TIMEOUT": f"{_LONG_PROBE}", "MAX_WATCHES": f"{number}"}
+    with gateway(ALONE) as envoy, running(GHEALTH, envoy.url, **settings) as contender:
         envoy.delay(_LONG_PROBE + HANG)
         time.sleep(_SETTLE)
         used, begin = figures.cpu(contender.pid), time.perf_counter()
@@ -129,41 +119,13 @@ def connections(number: int) -> dict[str, float]:
 SCALES: Final[dict[str, ScaleKind]] = {
     "services": ScaleKind("Services, each watched by one client", (1, 10, 100), services),
     "watches": ScaleKind("Watches of the gateway", (1, 10, 100, 1000), watches),
-    "waiting": ScaleKind(
-        "Checks that wait for one probe",
-        (10, 100, 1000, 10_000),
-        waiting_checks,
-    ),
+    "waiting": ScaleKind("Checks that wait for one probe", (10, 100, 1000, 10_000), waiting_checks),
     "connections": ScaleKind("Open connections", (10, 100, 700), connections),
 }
 
 
 def measured(name: str, rounds: int) -> Costs:
-    """Measure each number alternately, and return the medians.
-
-    Args:
-        name: One of `SCALES`.
-        rounds: How often.
-    """
+    """Measure each number of one of `SCALES` alternately, and return the medians."""
     kind = SCALES[name]
-    numbers = (0, *kind.numbers)
-    found: dict[int, list[dict[str, float]]] = {number: [] for number in numbers}
-    loads.allow_descriptors()
-    for _ in progress(f"scale, {name}", rounds, warm_up=False):
-        for number in numbers:
-            found[number].append(kind.measure(number))
-    return {
-        number: {figure: statistics.median(one[figure] for one in rounds_) for figure in rounds_[0]}
-        for number, rounds_ in found.items()
-    }
-
-
-def added(costs: Costs, figure: str) -> dict[int, float]:
-    """Return the cost of each number, less the cost of none."""
-    none = costs[0][figure]
-    return {number: found[figure] - none for number, found in costs.items() if number}
-
-
-def exponent(costs: Costs, figure: str) -> float:
-    """Return how a cost grows in the last step: with exponent 1 or less it is linear or better."""
-    return growth(added(costs, figure))
+    numbers = progress(f"scale, {name}", rounds, warm_up=False)
+    return medians(by_turns((0, *kind.numbers), numbers, kind.measure))
