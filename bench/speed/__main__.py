@@ -44,11 +44,11 @@ def main() -> int:
         if arguments.against:
             name, python = arguments.against.split("=")
             contenders.others[name] = python
+        measured = _measured_scale if arguments.scale else _measured_rows
         rounds = arguments.rounds or (3 if arguments.scale else 8)
-        measured = _scale(names, rounds) if arguments.scale else _rows(names, rounds)
+        found = {"machine": _machine(), "rounds": rounds} | measured(names, rounds)
         if arguments.write:
             path = report.SCALE if arguments.scale else report.RESULTS
-            found = {"machine": _machine(), "rounds": rounds} | measured
             path.write_text(json.dumps(found, indent=2) + "\n")
     if arguments.page or arguments.write:
         for path, text in report.files().items():
@@ -56,22 +56,20 @@ def main() -> int:
     return 0
 
 
-def _rows(names: Iterable[str], rounds: int) -> dict[str, Any]:
-    results: dict[str, dict[str, Any]] = {}
+def _measured_rows(names: Iterable[str], rounds: int) -> dict[str, Any]:
+    results = {}
     for name in names:
-        results[name] = {
-            kind: rows.measured(name, kind, rounds) for kind in rows.ROWS[name].gateways
-        }
-        print(report.tables({name: results[name]}), end="\n\n", flush=True)
+        results[name] = rows.measured(name, rounds)
+        print(report.section(name, results[name]), end="\n\n", flush=True)
     print(report.goals(results))
     return {"rows": results}
 
 
-def _scale(names: Iterable[str], rounds: int) -> dict[str, Any]:
+def _measured_scale(names: Iterable[str], rounds: int) -> dict[str, Any]:
     costs = {}
     for name in names:
         costs[name] = scale.measured(name, rounds)
-        print(report.scale_table(name, costs[name]), end="\n\n", flush=True)
+        print(report.scale_section(name, costs[name]), end="\n\n", flush=True)
     return {"scale": costs}
 
 

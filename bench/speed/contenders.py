@@ -2,15 +2,15 @@
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from bench.speed import loads
 from bench.speed.gateways import BUILD, ROOT, process
-from tests.support.gateway import free_port, wait_until
+from tests.support.gateway import free_port
 from tests.support.processes import environment
 
 PEERS: Final = Path(__file__).parent / "peers"
@@ -30,36 +30,16 @@ others: Final[dict[str, str]] = {}
 """Other versions of ghealth, by `--against`: the interpreter of each, by its name in the tables."""
 
 
-@dataclass(frozen=True, slots=True)
-class Contender:
+class Contender(NamedTuple):
     """A program that runs.
 
     Args:
-        process: Its process.
+        pid: The number of its process.
         port: The port it serves on.
     """
 
-    process: "subprocess.Popen[bytes]"
+    pid: int
     port: int
-
-    @property
-    def pid(self) -> int:
-        """The number of its process."""
-        return self.process.pid
-
-    def answers(self) -> bool:
-        """Return whether it answers a check yet.
-
-        Raises:
-            RuntimeError: If it has ended.
-        """
-        if self.process.poll() is not None:
-            raise RuntimeError(f"{self.process.args!r} ended with {self.process.returncode}")
-        try:
-            loads.check(self.port)
-        except OSError:
-            return False
-        return True
 
 
 def build() -> None:
@@ -77,13 +57,16 @@ def build() -> None:
 
 
 @contextmanager
-def started(name: str, url: str, **settings: str) -> Iterator[Contender]:
-    """Start a contender, which runs until the end of the block; it may not answer yet.
+def running(name: str, url: str, **settings: str) -> Iterator[Contender]:
+    """Run a contender until the end of the block, which begins as soon as it answers checks.
 
     Args:
         name: The contender.
         url: The gateway's readiness endpoint.
         settings: ghealth's settings, without the prefix of their names.
+
+    Raises:
+        RuntimeError: If it ends.
     """
     port = free_port()
     address = f"127.0.0.1:{port}"
@@ -99,16 +82,14 @@ def started(name: str, url: str, **settings: str) -> Iterator[Contender]:
     ours |= {"ADMIN_LISTEN": f"127.0.0.1:{free_port()}"} | settings
     command = commands.get(name, [others.get(name, PYTHON), "-I", "-m", "ghealth"])
     with process(*command, environment=environment(**ours)) as child:
-        yield Contender(child, port)
-
-
-@contextmanager
-def running(name: str, url: str, **settings: str) -> Iterator[Contender]:
-    """Run a contender as `started` does; it answers checks when the block begins."""
-    with started(name, url, **settings) as contender:
-        if not wait_until(contender.answers):
-            raise RuntimeError(f"{name} does not answer")
-        yield contender
+        while True:
+            with suppress(OSError):
+                loads.check(port)
+                break
+            if child.poll() is not None:
+                raise RuntimeError(f"{name} ended with {child.returncode}")
+            time.sleep(0.002)
+        yield Contender(child.pid, port)
 
 
 @contextmanager

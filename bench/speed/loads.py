@@ -14,6 +14,7 @@ from typing import Final
 
 from tests.support import frames
 from tests.support.frames import ACK, CHECK, END_STREAM, SETTINGS_ACK, WATCH, Kind
+from tests.support.wire import framed
 
 CALLS_EACH: Final = 32
 """Calls at a time on one connection: ghealth's limit."""
@@ -96,8 +97,7 @@ class Connection:
         """Begin a call for each request message."""
         calls = []
         for message in messages:
-            data = b"\0" + len(message).to_bytes(4, "big") + message
-            calls.append(frames.call(frames.block(path), self._next, data, end=True))
+            calls.append(frames.call(frames.block(path), self._next, framed(message), end=True))
             self._next += 2
         self.socket.sendall(b"".join(calls))
 

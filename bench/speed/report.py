@@ -126,14 +126,10 @@ def table(row: Row) -> str:
     return _markdown(("", *figures), rows)
 
 
-def tables(results: Results) -> str:
-    """Return a section for each row."""
-    parts = []
-    for name, by_gateway in results.items():
-        parts.append(f"### {ROWS[name].title}")
-        for kind, row in by_gateway.items():
-            parts += [f"{kind}:", table(row)]
-    return "\n\n".join(parts)
+def section(name: str, by_gateway: Mapping[str, Row]) -> str:
+    """Return the section of one row."""
+    tables = [f"{kind}:\n\n{table(row)}" for kind, row in by_gateway.items()]
+    return "\n\n".join([f"### {ROWS[name].title}", *tables])
 
 
 _NODES, _INTERVAL, _KUBELET = 6, 10, 0.1
@@ -152,7 +148,7 @@ def fleet(results: Results) -> str:
     return _markdown(("pods", "checks a second", "CPU, cores in all", "resident GiB in all"), rows)
 
 
-def scale_table(name: str, costs: Costs) -> str:
+def scale_section(name: str, costs: Costs) -> str:
     """Return the section of one thing whose number grows."""
     figures = list(costs[0])
     rows = [[f"{number:,}", *map(shown, found.values())] for number, found in costs.items()]
@@ -193,9 +189,9 @@ def files() -> dict[Path, str]:
     )
     parts = {
         "goals": f"{taken}\n\n{goals(results)}",
-        "results": tables(results),
+        "results": "\n\n".join(section(name, row) for name, row in results.items()),
         "fleet": fleet(results),
-        "scale": "\n\n".join(scale_table(name, one) for name, one in costs.items()),
+        "scale": "\n\n".join(scale_section(name, one) for name, one in costs.items()),
     }
     text = PAGE.read_text()
     for name, made in parts.items():

@@ -5,7 +5,7 @@ import math
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,26 +15,18 @@ import trustme
 from bench.speed import contenders, figures, loads
 from bench.speed.contenders import BARE, CAREFUL, FLOOR, FRESH, GHEALTH, SIMPLE, STOCK, Contender
 from bench.speed.figures import RATIOS, Found, Row, by_turns, medians, percentile, progress, ratios
-from bench.speed.gateways import ALONE, BUILD, GATEWAYS, HANG, gateway
-from tests.support.certificates import CERT, KEY, pair_of
+from bench.speed.gateways import ALONE, BUILD, GATEWAYS, HANG, Gateway, gateway
+from tests.support.certificates import CERT, KEY, Mounted, pair_of
 from tests.support.gateway import free_port
 from tests.support.processes import environment
 
-STORM, MANY_CHECKS, LEAVERS = 5000, 100_000, 10_000
-_WINDOW: Final = 10.0
-_RATE: Final = 10
-_WATCHERS: Final = 100
-_LEAVERS_RATE: Final = 400.0
-_SETTLE: Final = 1.5  # longer than CACHE_TTL
-_CALM: Final = 5.0
-_FREED: Final = 17.0
-"""Seconds until ghealth has returned the memory of a flood to the system."""
+STORM: Final = 5000
 
 Rounds = Iterable[int]
 Figures = dict[str, float]
 
-Measure = Callable[[str, tuple[str, ...], Rounds], Found[str]]
-"""Measures contenders with one kind of gateway, in a number of rounds."""
+Measure = Callable[[Gateway, Sequence[str], Rounds], Found[str]]
+"""Measures contenders with a gateway, in a number of rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +59,8 @@ def _together(once: Callable[[Contender], Figures], delay: float = 0.0, **settin
         settings: ghealth's settings.
     """
 
-    def measure(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found[str]:
-        with (
-            gateway(kind) as envoy,
-            contenders.all_running(names, envoy.url, **settings) as programs,
-        ):
+    def measure(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found[str]:
+        with contenders.all_running(names, envoy.url, **settings) as programs:
             envoy.delay(delay)
             return by_turns(names, rounds, lambda name: once(programs[name]))
 
@@ -96,11 +85,11 @@ def _checks(number: int) -> Callable[[Contender], Figures]:
 
 def _ten(contender: Contender) -> Figures:
     """Measure ten checks a second, each on a new connection, as many nodes of an ALB make."""
-    used, checks = figures.cpu(contender.pid), int(_WINDOW / 2 * _RATE)
-    for _ in range(checks):
+    used = figures.cpu(contender.pid)
+    for _ in range(50):
         loads.check(contender.port)
-        time.sleep(1 / _RATE)
-    return {"CPU ms a check": (figures.cpu(contender.pid) - used) / checks * 1e3}
+        time.sleep(0.1)
+    return {"CPU ms a check": (figures.cpu(contender.pid) - used) / 50 * 1e3}
 
 
 def _storm(contender: Contender) -> Figures:
@@ -111,72 +100,59 @@ def _storm(contender: Contender) -> Figures:
     return {"checks a second": rate, "CPU us a check": used / STORM * 1e6}
 
 
-def memory(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found[str]:
+def _idle(contender: Contender) -> Figures:
+    """Measure CPU and wake-ups without any caller.
+
+    ghealth's guard inspects connections often for 4 s after the last new one, and the checks that
+    waited for the programs were such connections: round 0 is longer.
+    """
+    pid, seconds = contender.pid, 10
+    used, woken = figures.cpu(pid), figures.wake_ups(pid)
+    time.sleep(seconds)
+    return {
+        "CPU ms a second": (figures.cpu(pid) - used) / seconds * 1e3,
+        "wake-ups a second": (figures.wake_ups(pid) - woken) / seconds,
+    }
+
+
+def memory(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found[str]:
     """Measure resident memory at the start, and after checks, watches and clients that leave."""
 
     def once(name: str) -> Figures:
-        with gateway(kind) as envoy, contenders.running(name, envoy.url) as contender:
+        envoy.delay(0)
+        with contenders.running(name, envoy.url) as contender:
             found = {"resident MiB": figures.resident(contender.pid)}
-            loads.storm(contender.port, MANY_CHECKS // 10)
+            loads.storm(contender.port, 10_000)
             before = figures.resident(contender.pid)
-            loads.storm(contender.port, MANY_CHECKS)
+            loads.storm(contender.port, 100_000)
             found["MiB more after 100,000 checks"] = figures.resident(contender.pid) - before
             if name in (GHEALTH, STOCK, *contenders.others):
-                with loads.watching(contender.port, [""] * _WATCHERS):
+                with loads.watching(contender.port, [""] * 100):
                     pass
             envoy.delay(HANG)
-            time.sleep(_SETTLE)
-            for rate in (_LEAVERS_RATE, math.inf):
-                loads.leave(contender.port, LEAVERS, rate)
-                time.sleep(_FREED)
+            time.sleep(1.5)  # longer than CACHE_TTL
+            for rate in (400.0, math.inf):
+                loads.leave(contender.port, 10_000, rate)
+                time.sleep(17)  # until ghealth has returned the memory to the system
             found["resident MiB at the end"] = figures.resident(contender.pid)
             return found
 
     return by_turns(names, rounds, once)
 
 
-def starting(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found[str]:
+def starting(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found[str]:
     """Measure the time from exec to the first answer, beside that of the bare imports."""
-    with gateway(kind) as envoy:
 
-        def once(name: str) -> Figures:
-            begin = time.perf_counter()
-            if name == BARE:
-                command = [contenders.PYTHON, "-I", "-c", contenders.BARE_IMPORTS]
-                subprocess.run(command, check=True)
-                return {"ms": (time.perf_counter() - begin) * 1e3}
-            with contenders.started(name, envoy.url) as contender:
-                while not contender.answers():
-                    time.sleep(0.002)
-                return {"ms": (time.perf_counter() - begin) * 1e3}
+    def once(name: str) -> Figures:
+        begin = time.perf_counter()
+        if name == BARE:
+            command = [contenders.PYTHON, "-I", "-c", contenders.BARE_IMPORTS]
+            subprocess.run(command, check=True)
+            return {"ms": (time.perf_counter() - begin) * 1e3}
+        with contenders.running(name, envoy.url):
+            return {"ms": (time.perf_counter() - begin) * 1e3}
 
-        return by_turns(names, rounds, once)
-
-
-def idle(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found[str]:
-    """Measure CPU and wake-ups without any caller, from 5 s after all programs answer.
-
-    ghealth's guard inspects connections often for 4 s after the last new one, and the checks that
-    waited for the programs were such connections.
-    """
-    found: Found[str] = {name: {} for name in names}
-
-    def used(pid: int) -> Figures:
-        return {
-            "CPU ms a second": figures.cpu(pid) * 1e3,
-            "wake-ups a second": figures.wake_ups(pid),
-        }
-
-    with gateway(kind) as envoy, contenders.all_running(names, envoy.url) as programs:
-        time.sleep(_CALM)
-        for _ in rounds:
-            before = {name: used(one.pid) for name, one in programs.items()}
-            time.sleep(_WINDOW)
-            for name, one in programs.items():
-                for figure, value in used(one.pid).items():
-                    passed = value - before[name][figure]
-                    found[name].setdefault(figure, []).append(passed / _WINDOW)
-    return found
+    return by_turns(names, rounds, once)
 
 
 CHECK_ALONE, PROBE = "ghealth check", "grpc-health-probe"
@@ -196,15 +172,14 @@ sys.exit(code != 0)
 """
 
 
-def command(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found[str]:
+def command(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found[str]:
     """Measure one check by a command, as an exec probe makes it."""
     authority, tls_port = trustme.CA(), free_port()
-    with tempfile.TemporaryDirectory() as folder, gateway(kind) as envoy:
-        for name, data in pair_of(authority).items():
-            (Path(folder) / name).write_bytes(data)
+    with tempfile.TemporaryDirectory() as folder:
+        Mounted(Path(folder) / "tls", pair_of(authority))
         authority.cert_pem.write_to_path(f"{folder}/ca.pem")
         tls = {"TLS_LISTEN": f"127.0.0.1:{tls_port}"}
-        tls |= {"TLS_CERT_FILE": f"{folder}/{CERT}", "TLS_KEY_FILE": f"{folder}/{KEY}"}
+        tls |= {"TLS_CERT_FILE": f"{folder}/tls/{CERT}", "TLS_KEY_FILE": f"{folder}/tls/{KEY}"}
         with contenders.running(GHEALTH, envoy.url, **tls) as server:
             address = f"127.0.0.1:{server.port}"
             secure = [f"--addr=127.0.0.1:{tls_port}", "--tls", f"--tls-ca-cert={folder}/ca.pem"]
@@ -223,14 +198,15 @@ def command(kind: str, names: tuple[str, ...], rounds: Rounds) -> Found[str]:
             return by_turns(names, rounds, once)
 
 
-_SERVERS: Final = (GHEALTH, FLOOR, CAREFUL, FRESH, SIMPLE, STOCK)
+_BRIDGES: Final = (GHEALTH, FLOOR, CAREFUL, FRESH, SIMPLE)
+_SERVERS: Final = (*_BRIDGES, STOCK)
 _SOME: Final = (GHEALTH, FLOOR, CAREFUL, STOCK)
 
 ROWS: Final[dict[str, RowKind]] = {
     "cold": RowKind(
         "A check that finds no fresh result: a new connection and a probe",
         _together(_checks(1000), CACHE_TTL="0"),
-        (GHEALTH, FLOOR, CAREFUL, FRESH, SIMPLE),
+        _BRIDGES,
         GATEWAYS,
     ),
     "connection": RowKind(
@@ -241,7 +217,7 @@ ROWS: Final[dict[str, RowKind]] = {
     ),
     "slow": RowKind("A gateway that takes 20 ms", _together(_checks(100), delay=0.02), _SERVERS),
     "ten": RowKind("Ten checks a second", _together(_ten), _SOME, GATEWAYS, rounds=0.5),
-    "idle": RowKind("No caller", idle, _SOME, rounds=0.5, warm_up=False),
+    "idle": RowKind("No caller", _together(_idle), _SOME, rounds=0.5),
     "command": RowKind(
         "One check by a command", command, (CHECK_ADDR, CHECK_ALONE, CHECK_TLS, PROBE)
     ),
@@ -254,17 +230,20 @@ ROWS: Final[dict[str, RowKind]] = {
 """By the names that `--rows` takes."""
 
 
-def measured(row: str, gateway_kind: str, rounds: int) -> Row:
-    """Measure a row with one kind of gateway.
+def measured(name: str, rounds: int) -> dict[str, Row]:
+    """Measure a row with each of its gateways.
 
     Args:
-        row: Its name.
-        gateway_kind: `ALONE` or `WITH_AGENT`.
+        name: One of `ROWS`.
         rounds: The rounds asked for.
     """
-    kind = ROWS[row]
+    kind = ROWS[name]
     names = (kind.names[0], *contenders.others, *kind.names[1:])
     count = max(1, round(rounds * kind.rounds))
-    numbers = progress(f"{row}, {gateway_kind}", count, warm_up=kind.warm_up)
-    found = kind.measure(gateway_kind, names, numbers)
-    return medians(found) | {RATIOS: ratios(found, names[0])}
+    results: dict[str, Row] = {}
+    for gateway_kind in kind.gateways:
+        numbers = progress(f"{name}, {gateway_kind}", count, warm_up=kind.warm_up)
+        with gateway(gateway_kind) as envoy:
+            found = kind.measure(envoy, names, numbers)
+        results[gateway_kind] = {**medians(found), RATIOS: ratios(found, names[0])}
+    return results

@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from bench.speed import figures, loads
@@ -30,12 +31,12 @@ class ScaleKind:
     Args:
         title: The heading of its table.
         numbers: The numbers that are measured, beside 0.
-        measure: Measures one number, in separate processes.
+        measure: Measures one number with a gateway.
     """
 
     title: str
     numbers: tuple[int, ...]
-    measure: Callable[[int], dict[str, float]]
+    measure: Callable[[Gateway, int], dict[str, float]]
 
 
 def _over_time(contender: Contender, envoy: Gateway) -> dict[str, float]:
@@ -49,29 +50,26 @@ def _over_time(contender: Contender, envoy: Gateway) -> dict[str, float]:
     }
 
 
-def services(number: int) -> dict[str, float]:
-    """Measure a number of services with a target and a watch each."""
-    names = [f"service-{index}" for index in range(number)]
-    with gateway(ALONE) as envoy:
-        targets = json.dumps(dict.fromkeys(names, envoy.url))
-        with (
-            running(GHEALTH, envoy.url, SERVICES=targets, MAX_WATCHES="1000") as contender,
-            loads.watching(contender.port, names),
-        ):
-            return _over_time(contender, envoy)
-
-
-def watches(number: int) -> dict[str, float]:
-    """Measure a number of watches of the gateway, 24 on a connection."""
+def _watched(envoy: Gateway, names: Sequence[str], **settings: str) -> dict[str, float]:
     with (
-        gateway(ALONE) as envoy,
-        running(GHEALTH, envoy.url, MAX_WATCHES="2000") as contender,
-        loads.watching(contender.port, [""] * number),
+        running(GHEALTH, envoy.url, **settings) as contender,
+        loads.watching(contender.port, names),
     ):
         return _over_time(contender, envoy)
 
 
-def waiting_checks(number: int) -> dict[str, float]:
+def services(envoy: Gateway, number: int) -> dict[str, float]:
+    """Measure a number of services with a target and a watch each."""
+    targets = {f"service-{index}": envoy.url for index in range(number)}
+    return _watched(envoy, [*targets], SERVICES=json.dumps(targets), MAX_WATCHES="1000")
+
+
+def watches(envoy: Gateway, number: int) -> dict[str, float]:
+    """Measure a number of watches of the gateway, 24 on a connection."""
+    return _watched(envoy, [""] * number, MAX_WATCHES="2000")
+
+
+def waiting_checks(envoy: Gateway, number: int) -> dict[str, float]:
     """Measure checks that wait for one probe of a gateway that hangs.
 
     The limit of calls under way grows with MAX_WATCHES, which is raised for that.
@@ -80,7 +78,8 @@ def waiting_checks(number: int) -> dict[str, float]:
         RuntimeError: If one was refused instead.
     """
     settings = {"PROBE_TIMEOUT": f"{_LONG_PROBE}", "MAX_WATCHES": f"{number}"}
-    with gateway(ALONE) as envoy, running(GHEALTH, envoy.url, **settings) as contender:
+    envoy.delay(0)
+    with running(GHEALTH, envoy.url, **settings) as contender:
         envoy.delay(_LONG_PROBE + HANG)
         time.sleep(_SETTLE)
         used, begin = figures.cpu(contender.pid), time.perf_counter()
@@ -97,10 +96,9 @@ def waiting_checks(number: int) -> dict[str, float]:
         }
 
 
-def connections(number: int) -> dict[str, float]:
+def connections(envoy: Gateway, number: int) -> dict[str, float]:
     """Measure open connections that have made a check each, and a check beside them."""
     with (
-        gateway(ALONE) as envoy,
         running(GHEALTH, envoy.url) as contender,
         loads.connections(contender.port, number) as opened,
     ):
@@ -128,4 +126,5 @@ def measured(name: str, rounds: int) -> Costs:
     """Measure each number of one of `SCALES` alternately, and return the medians."""
     kind = SCALES[name]
     numbers = progress(f"scale, {name}", rounds, warm_up=False)
-    return medians(by_turns((0, *kind.numbers), numbers, kind.measure))
+    with gateway(ALONE) as envoy:
+        return medians(by_turns((0, *kind.numbers), numbers, partial(kind.measure, envoy)))

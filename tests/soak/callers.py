@@ -5,8 +5,9 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import Any, Final
 
@@ -14,23 +15,11 @@ import grpc
 import h2.exceptions
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ghealth.health import ALB_USER_AGENT
-from ghealth.server.servicer import MESSAGE_TIMEOUT
-from tests.flood.bursts import CALL, OPEN_CALL, UNREAD_WATCH, request
-from tests.soak.model import (
-    ALIVE,
-    ALLOWANCE,
-    CODE,
-    DEFAULT_PATH,
-    MALFORMED,
-    NEVER,
-    STATUS,
-    UNKNOWN,
-    Tells,
-    now,
-)
+from ghealth.health import ALB_USER_AGENT, Code
+from tests.flood.bursts import CALL, OPEN_CALL, UNREAD_WATCH, rapid_resets, request, truncated
+from tests.soak.model import ALLOWANCE, Tells, now
 from tests.soak.scene import Scene
-from tests.support import frames, wire
+from tests.support import wire
 
 TIMEOUT: Final = 10.0
 STRANGERS: Final = 20
@@ -49,7 +38,7 @@ class Hand:
     @property
     def port(self) -> int:
         """The port that it connects to."""
-        return self.scene.tls_port if self.tls else self.scene.port
+        return self.scene.tls_port if self.tls else self.scene.ghealth.port
 
     @property
     def stub(self) -> Any:
@@ -74,47 +63,35 @@ class Hand:
         """List; only the gateway's status in it is judged."""
         reply = await self.stub.List(health_pb2.HealthListRequest(), timeout=TIMEOUT)
         found = {service: text_of(status) for service, status in reply.statuses.items()}
-        fixed = {"liveness": ALIVE.healthy, "sick": NEVER.healthy}
+        fixed = {"liveness": Tells.ALIVE.healthy, "sick": Tells.NEVER.healthy}
         return found[""] if found == found | fixed and len(found) > len(fixed) else str(found)
-
-    async def message_late(self, service: str) -> str:
-        """Check, with a message that comes after the headers but well within its second."""
-
-        async def messages() -> AsyncIterator[Any]:
-            await asyncio.sleep(self.rng.uniform(0, 0.4))
-            yield health_pb2.HealthCheckRequest(service=service)
-
-        check = self.channel.stream_unary(
-            wire.CHECK,
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
-        return text_of(await check(messages(), timeout=TIMEOUT))
 
     async def new_channel(self) -> str:
         """Check as the kubelet does."""
         async with channel_to(self.scene, tls=self.tls) as channel:
-            return await Hand(self.kind, self.scene, self.rng, channel).check()
+            return await replace(self, channel=channel).check()
 
     async def raw(
-        self, *data: bytes, agent: str = ALB_USER_AGENT, path: str = wire.CHECK, ends: bool = True
+        self, *data: bytes, agent: str = ALB_USER_AGENT, late: float = 0.0, **options: Any
     ) -> str:
-        """Check as an ALB does: on a new connection, with a host in place of the authority."""
-        headers = (("host", "AWSALB"), ("user-agent", agent))
-        secret, newest = self.scene.secret, self.scene.secret.newest
-        reply = await wire.call(
-            self.port,
-            *data,
-            path=path,
-            ends=ends,
-            headers=headers,
-            without=(":authority",),
-            tls=secret.client if self.tls else None,
-        )
-        if self.tls and secret.number(reply.certificate) < newest:
-            return f"certificate {secret.number(reply.certificate)} after {newest}"
+        """Check as an ALB does: on a new connection, with a host in place of the authority.
+
+        Args:
+            data: The message, which may be missing.
+            agent: The user agent.
+            late: Seconds at most between the headers and the message.
+            options: Those of `wire.call`.
+        """
+        options |= {"headers": (("host", "AWSALB"), ("user-agent", agent))}
+        options |= {"tls": self.scene.secret.client if self.tls else None}
+        options |= {"without": (":authority",), "late": self.rng.uniform(0, late)}
+        certificates = self.scene.secret.certificates
+        newest = len(certificates) - 1
+        reply = await wire.call(self.port, *data, **options)
+        if self.tls and reply.certificate not in certificates[newest:]:
+            return "an old certificate"
         if reply.code:
-            return next(code.name for code in grpc.StatusCode if code.value[0] == reply.code)
+            return Code(reply.code).name
         return text_of(health_pb2.HealthCheckResponse.FromString(reply.data[5:]))
 
 
@@ -136,38 +113,22 @@ def asks(tells: Tells, ask: Callable[[Hand], Awaitable[str]]) -> Turn:
     return turn
 
 
-def asks_late(tells: Tells, service: str) -> Turn:
-    """Return the turn of a caller whose message is late, but in time unless ghealth is stopped.
-
-    A message that is too late counts as missing: INVALID_ARGUMENT.
-    """
-
-    async def turn(hand: Hand) -> None:
-        asked = now()
-        answer = await hand.heard(hand.message_late(service))
-        model = hand.scene.model
-        late = model.machine.withheld_since(asked) + model.stood(asked, now())
-        if late < MESSAGE_TIMEOUT / 2:
-            model.judge(hand.kind, tells, answer, asked)
-
-    return turn
-
-
-OUT_OF_TIME: Final = ("DEADLINE_EXCEEDED", "UNAVAILABLE")
-"""The second if ghealth had not even read the request before the deadline."""
+def alb(tells: Tells, *data: bytes, **options: Any) -> Turn:
+    """Return the turn of a caller that checks by `Hand.raw`."""
+    return asks(tells, lambda hand: hand.raw(*data, **options))
 
 
 async def short_deadline(hand: Hand) -> None:
     """Check with a deadline shorter than a probe may take, when there is a connection."""
+    model = hand.scene.model
     await hand.heard(hand.check("liveness"))
     asked = now()
     answer = await hand.heard(hand.check(deadline=hand.rng.uniform(0.15, 0.45)))
-    if answer not in OUT_OF_TIME:
-        hand.scene.model.judge(hand.kind, STATUS, answer, asked, hurried=True)
-    elif not hand.scene.model.stood(asked, now()) and (
-        hand.scene.model.machine.withheld_since(asked) < ALLOWANCE
-    ):
-        hand.scene.model.missed += 1
+    # The second if ghealth had not even read the request before the deadline.
+    if answer not in ("DEADLINE_EXCEEDED", "UNAVAILABLE"):
+        model.judge(hand.kind, Tells.STATUS, answer, asked, hurried=True)
+    elif not model.stood(asked, now()) and model.machine.withheld_since(asked) < ALLOWANCE:
+        model.missed += 1
 
 
 async def watch(hand: Hand) -> None:
@@ -179,24 +140,29 @@ async def watch(hand: Hand) -> None:
         reply = await call.read()
         return "the end" if reply is grpc.aio.EOF else text_of(reply)
 
-    last, blamed = "", len(model.wrong)
+    blamed = len(model.wrong)
+    last = await hand.heard(asyncio.wait_for(message(), TIMEOUT))
+    model.judge(hand.kind, Tells.STATUS, last, asked)
     reading = asyncio.ensure_future(message())
-    while now() < end and not hand.scene.over.is_set() and len(model.wrong) == blamed:
+    while last.startswith("OK") and len(model.wrong) == blamed and now() < end:
         if (await asyncio.wait({reading}, timeout=ALLOWANCE / 2))[0]:
             answer = await hand.heard(reading)
-            model.judge(hand.kind, STATUS, answer, None if last else asked)
+            model.judge(hand.kind, Tells.STATUS, answer, None)
             if answer == last:
                 model.blame(hand.kind, answer, "for the second time")
             last, reading = answer, asyncio.ensure_future(message())
-        elif last:
-            model.believes(hand.kind, last)
+        elif hand.scene.over.is_set():
+            break
         else:
-            model.waits(hand.kind, asked)
+            model.believes(hand.kind, last)
     reading.cancel()
     call.cancel()
 
 
-def sends(longest: float, make: Callable[[Random], bytes]) -> Turn:
+Make = Callable[[Random], bytes]
+
+
+def sends(longest: float, make: Make) -> Turn:
     """Return the turn of a caller that sends data and disconnects before the answer.
 
     It comes from one of `STRANGERS` addresses: ghealth cuts off one that does so too often.
@@ -216,22 +182,28 @@ def sends(longest: float, make: Callable[[Random], bytes]) -> Turn:
     return turn
 
 
-STREAMS: Final = range(1, 200, 2)
-RESETS: Final = request(*STREAMS) + b"".join(map(frames.reset, STREAMS))
-STARTS: Final = (b"", CALL, OPEN_CALL, b"GET / HTTP/1.1\r\n")
-METHODS: Final = (frames.CHECK, frames.WATCH, "/grpc.health.v1.Health/List")
+def three_calls(rng: Random) -> bytes:
+    """Return three calls of one method."""
+    method = rng.choice(("Check", "Watch", "List"))
+    return request(1, 3, 5, path=f"/grpc.health.v1.Health/{method}")
 
 
-def client_hello() -> bytes:
-    """Return the first message of a TLS handshake."""
-    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
-    handshake = ssl.create_default_context().wrap_bio(received, sent, server_hostname="localhost")
-    with contextlib.suppress(ssl.SSLWantReadError):
-        handshake.do_handshake()
-    return sent.read()
+def garbage(*starts: bytes) -> Make:
+    """Return what makes garbage after one of these beginnings."""
+    return lambda rng: rng.choice(starts) + rng.randbytes(rng.randrange(4000))
 
 
-HELLO: Final = client_hello()
+_sent = ssl.MemoryBIO()
+_handshake = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), _sent, server_hostname="a")
+with contextlib.suppress(ssl.SSLWantReadError):
+    _handshake.do_handshake()
+HELLO: Final = _sent.read()
+"""The first message of a TLS handshake."""
+
+
+def half_a_handshake(rng: Random) -> bytes:
+    """Return the beginning of a TLS handshake."""
+    return HELLO[: rng.randrange(len(HELLO))]
 
 
 @dataclass(frozen=True)
@@ -251,54 +223,41 @@ class Caller:
     tls: bool = False
 
 
+EMPTY: Final = wire.EMPTY_MESSAGE
+ALB_PATH: Final = "/AWS.ALB/healthcheck"
+LIVENESS, SICK = wire.framed(b"\x0a\x08liveness"), wire.framed(b"\x0a\x04sick")
+
 CALLERS: Final[dict[str, Caller]] = {
-    "kept connection": Caller(5, 0.1, asks(STATUS, Hand.check)),
-    "new channel": Caller(2, 0.3, asks(STATUS, Hand.new_channel)),
+    "kept connection": Caller(5, 0.1, asks(Tells.STATUS, Hand.check)),
+    "new channel": Caller(2, 0.3, asks(Tells.STATUS, Hand.new_channel)),
     "short deadline": Caller(2, 0.1, short_deadline),
-    "alb": Caller(5, 0.2, asks(CODE, lambda hand: hand.raw(wire.EMPTY_MESSAGE))),
-    "alb, default path": Caller(
-        3,
-        0.2,
-        asks(DEFAULT_PATH, lambda hand: hand.raw(wire.EMPTY_MESSAGE, path="/AWS.ALB/healthcheck")),
-    ),
-    "no message": Caller(2, 0.2, asks(CODE, Hand.raw)),
-    "no message, grpc-c": Caller(1, 0.2, asks(STATUS, lambda hand: hand.raw(agent="grpc-c/1"))),
-    "alb, another path": Caller(
-        2, 0.2, asks(DEFAULT_PATH, lambda hand: hand.raw(wire.EMPTY_MESSAGE, path="/"))
-    ),
-    "no message, no end": Caller(2, 0.2, asks(MALFORMED, lambda hand: hand.raw(ends=False))),
-    "malformed message": Caller(1, 0.3, asks(MALFORMED, lambda hand: hand.raw(b"\0\0\0\0\1\x0a"))),
-    "liveness": Caller(2, 0.1, asks(ALIVE, lambda hand: hand.check("liveness"))),
-    "liveness, message late": Caller(3, 0.1, asks_late(ALIVE, "liveness")),
-    "sick service": Caller(2, 0.1, asks(NEVER, lambda hand: hand.check("sick"))),
-    "sick, message late": Caller(3, 0.1, asks_late(NEVER, "sick")),
-    "unknown service": Caller(1, 0.2, asks(UNKNOWN, lambda hand: hand.check("unknown"))),
-    "list": Caller(2, 0.2, asks(STATUS, Hand.list)),
+    "alb": Caller(5, 0.2, alb(Tells.CODE, EMPTY)),
+    "alb, default path": Caller(3, 0.2, alb(Tells.DEFAULT_PATH, EMPTY, path=ALB_PATH)),
+    "alb, another path": Caller(2, 0.2, alb(Tells.DEFAULT_PATH, EMPTY, path="/")),
+    "no message": Caller(2, 0.2, alb(Tells.CODE)),
+    "no message, grpc-c": Caller(1, 0.2, alb(Tells.STATUS, agent="grpc-c/1")),
+    "no message, no end": Caller(2, 0.2, alb(Tells.MALFORMED, ends=False)),
+    "malformed message": Caller(1, 0.3, alb(Tells.MALFORMED, b"\0\0\0\0\1\x0a")),
+    "liveness": Caller(2, 0.1, asks(Tells.ALIVE, partial(Hand.check, service="liveness"))),
+    "liveness, message late": Caller(3, 0.1, alb(Tells.ALIVE, LIVENESS, late=0.4)),
+    "sick service": Caller(2, 0.1, asks(Tells.NEVER, partial(Hand.check, service="sick"))),
+    "sick, message late": Caller(3, 0.1, alb(Tells.NEVER, SICK, late=0.4, agent="grpc-c/1")),
+    "unknown service": Caller(1, 0.2, asks(Tells.UNKNOWN, partial(Hand.check, service="unknown"))),
+    "list": Caller(2, 0.2, asks(Tells.STATUS, Hand.list)),
     "watch": Caller(15, 1, watch),
-    "tls, kept connection": Caller(2, 0.1, asks(STATUS, Hand.check), tls=True),
-    "tls, new channel": Caller(1, 0.3, asks(STATUS, Hand.new_channel), tls=True),
-    "tls, alb": Caller(3, 0.2, asks(CODE, lambda hand: hand.raw(wire.EMPTY_MESSAGE)), tls=True),
+    "tls, kept connection": Caller(2, 0.1, asks(Tells.STATUS, Hand.check), tls=True),
+    "tls, new channel": Caller(1, 0.3, asks(Tells.STATUS, Hand.new_channel), tls=True),
+    "tls, alb": Caller(3, 0.2, alb(Tells.CODE, EMPTY), tls=True),
     "tls, watch": Caller(2, 1, watch, tls=True),
     # The callers from here on do not wait for an answer.
     "watch, never read": Caller(8, 0.5, sends(4, lambda _: UNREAD_WATCH)),
     "silence": Caller(50, 0.5, sends(4, lambda _: b"")),
-    "half a request": Caller(20, 0.5, sends(4, lambda rng: CALL[: rng.randrange(len(CALL))])),
-    "gone in mid-call": Caller(
-        3, 0.2, sends(0.1, lambda rng: request(1, 3, 5, path=rng.choice(METHODS)))
-    ),
-    "garbage": Caller(
-        2, 0.3, sends(0.3, lambda rng: rng.choice(STARTS) + rng.randbytes(rng.randrange(1, 4000)))
-    ),
-    "tls, half a handshake": Caller(
-        3, 0.5, sends(3, lambda rng: HELLO[: rng.randrange(len(HELLO))]), tls=True
-    ),
-    "tls, garbage": Caller(
-        2,
-        0.3,
-        sends(0.3, lambda rng: rng.choice((HELLO, CALL)) + rng.randbytes(rng.randrange(4000))),
-        tls=True,
-    ),
-    "rapid resets": Caller(1, 0.3, sends(0.3, lambda _: RESETS)),
+    "half a request": Caller(20, 0.5, sends(4, truncated)),
+    "gone in mid-call": Caller(3, 0.2, sends(0.1, three_calls)),
+    "garbage": Caller(2, 0.3, sends(0.3, garbage(b"", CALL, OPEN_CALL, b"GET / HTTP/1.1\r\n"))),
+    "tls, half a handshake": Caller(3, 0.5, sends(3, half_a_handshake), tls=True),
+    "tls, garbage": Caller(2, 0.3, sends(0.3, garbage(HELLO, CALL)), tls=True),
+    "rapid resets": Caller(1, 0.3, sends(0.3, rapid_resets)),
 }
 CONNECTIONS: Final = sum(caller.workers for caller in CALLERS.values()) + 3  # of new channels
 
@@ -307,7 +266,7 @@ def channel_to(scene: Scene, *, tls: bool) -> grpc.aio.Channel:
     """Open a channel with its own connection."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
     if not tls:
-        return grpc.aio.insecure_channel(f"127.0.0.1:{scene.port}", options=options)
+        return grpc.aio.insecure_channel(f"127.0.0.1:{scene.ghealth.port}", options=options)
     credentials = grpc.ssl_channel_credentials(scene.secret.authority.cert_pem.bytes())
     return grpc.aio.secure_channel(f"127.0.0.1:{scene.tls_port}", credentials, options=options)
 

@@ -6,9 +6,10 @@ import math
 import signal
 import subprocess
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from ghealth.server.servicer import MESSAGE_TIMEOUT
@@ -78,19 +79,18 @@ class Machine:
     """
 
     def __init__(self) -> None:
-        self.pids: Callable[[], Iterable[int]] = tuple
-        self.withheld = self.latest = 0.0
+        self.withheld = 0.0
+        self._pids: Callable[[], Iterable[int]] = tuple
         self._seen: dict[int, float] = {}
         self._samples: deque[tuple[float, float]] = deque(maxlen=1000)
 
-    async def watch(self) -> None:
-        """Measure until cancelled."""
+    async def watch(self, pids: Callable[[], Iterable[int]]) -> None:
+        """Measure these processes until cancelled."""
+        self._pids = pids
         while True:
-            began = now()
+            due = now() + SAMPLED
             await asyncio.sleep(SAMPLED)
-            late = now() - began - SAMPLED
-            self.latest = max(self.latest, late)
-            self.withheld += late
+            self.withheld += now() - due
             self._look()
             self._samples.append((now(), self.withheld))
 
@@ -101,7 +101,7 @@ class Machine:
         return self.withheld - next(sums, 0.0)
 
     def _look(self) -> None:
-        for pid in self.pids():
+        for pid in self._pids():
             waited = starvation(pid)
             # The sum of a process becomes smaller when a thread ends.
             self.withheld += max(0.0, waited - self._seen.get(pid, 0.0))
@@ -121,49 +121,33 @@ class Stop:
     ended: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
-class Tells:
-    """Answers that a kind of caller can get; with `fixed`, independent of the gateway."""
+class Tells(Enum):
+    """Answers that a kind of caller can get: healthy or not, or one that no gateway changes."""
 
-    healthy: str
-    sick: str = ""
-    fixed: bool = False
+    STATUS = "OK SERVING", "OK NOT_SERVING"
+    CODE = "OK SERVING", "UNAVAILABLE"
+    DEFAULT_PATH = "UNIMPLEMENTED", "UNAVAILABLE"
+    ALIVE = "OK SERVING"
+    NEVER = "OK NOT_SERVING"
+    UNKNOWN = "NOT_FOUND"
+    MALFORMED = "INVALID_ARGUMENT"
 
-
-STATUS = Tells("OK SERVING", "OK NOT_SERVING")
-CODE = Tells("OK SERVING", "UNAVAILABLE")
-DEFAULT_PATH = Tells("UNIMPLEMENTED", "UNAVAILABLE")
-ALIVE = Tells("OK SERVING", fixed=True)
-NEVER = Tells("OK NOT_SERVING", fixed=True)
-UNKNOWN = Tells("NOT_FOUND", fixed=True)
-MALFORMED = Tells("INVALID_ARGUMENT", fixed=True)
-
-
-@dataclass(slots=True)
-class Tally:
-    """The answers to one kind of caller: the columns of the report.
-
-    `must` of the answers had to be healthy and `must_not` could not be, or the model would prove
-    nothing. The longest time is without that in which ghealth was stopped.
-    """
-
-    answers: int = 0
-    healthy: int = 0
-    must: int = 0
-    must_not: int = 0
-    longest: float = 0.0
+    def __init__(self, healthy: str, sick: str = "") -> None:
+        self.healthy = healthy
+        self.sick = sick
 
 
 class Model:
     """Judges answers by the real answers of the gateway."""
 
-    def __init__(self, witness: Witness, machine: Machine) -> None:
-        self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
+    def __init__(self, witness: Witness) -> None:
+        self.tallies: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.longest = 0.0  # without time in which ghealth was stopped
         self.wrong: list[str] = []
         self.excused = 0
         self.tight = self.missed = 0  # short deadlines
         self.drained = math.inf
-        self.machine = machine
+        self.machine = Machine()
         self._witness = witness
         self._began = self._steady_from = now()
         self._disturbances = 0
@@ -212,18 +196,6 @@ class Model:
         times = (min(s.ended, received) - max(s.began, asked) for s in self._stops)
         return sum(max(0.0, seconds) for seconds in times)
 
-    def _unshaken(self, asked: float, received: float, late: float) -> bool:
-        """Return whether ghealth was stopped for so long that gRPC closed new connections.
-
-        Its handshake timeout (2 s, `ghealth.server.OPTIONS`) continues while the process is
-        stopped, and a stop that ended just before the call may count: gRPC's threads continue with
-        the time at which they were stopped.
-        """
-        for stop in reversed(self._stops):
-            if asked - stop.ended < ALLOWANCE + late:
-                asked = min(asked, stop.began)
-        return self.stood(asked, received) + late > HANDSHAKE - ALLOWANCE
-
     def judge(
         self, kind: str, tells: Tells, answer: str, asked: float | None, *, hurried: bool = False
     ) -> None:
@@ -239,85 +211,95 @@ class Model:
         received = now()
         since = received if asked is None else asked
         took = received - since - self.stood(since, received)
-        well = 0.0 if tells.fixed or hurried else since - self._steady_from
-        draining = received - self.drained
+        well = 0.0 if hurried or not tells.sick else since - self._steady_from
         # The delay of a message of a stream is not known.
         sent = received - WITHIN if asked is None else asked
 
         def problem(withheld: Withheld) -> str:
             late = withheld(sent)
-            age = self._decided(asked, received, late) - self._witness.said
             if answer not in (tells.healthy, tells.sick):
-                if answer.startswith("no answer") or answer == CODE.sick:
-                    unshaken = self._unshaken(since, received, late)
-                    return "" if unshaken else "never an answer to this caller"
-                # The second for the message can pass while ghealth is stopped.
-                stopped = self.stood(since, received) + late > MESSAGE_TIMEOUT - ALLOWANCE
-                excused = answer == MALFORMED.healthy and stopped
-                return "" if excused else "never an answer to this caller"
+                explained = self._explains(answer, since, received, late)
+                return "" if explained else "never an answer to this caller"
             if took > ANSWERED_WITHIN + late:
                 return f"after {took:.3f} s"
-            if tells.fixed:
-                return ""
-            if answer == tells.healthy and age > WITHIN + late:
-                return f"{age:.3f} s after the last ready"
-            if answer == tells.healthy and draining > ALLOWANCE + withheld(self.drained):
-                return f"draining for {draining:.3f} s"
-            # A probe with so much waiting can have reached its timeout.
-            if answer == tells.sick and well > WITHIN and withheld(since - WITHIN) < ATTEMPT_SPARES:
-                return f"though all had been well for {well:.3f} s"
-            return ""
+            age = self._decided(asked, received, late) - self._witness.said
+            is_healthy = answer == tells.healthy
+            slow = withheld(since - WITHIN)
+            return self._untrue(is_healthy, age, well, WITHIN, late, slow) if tells.sick else ""
 
-        tally = self.tallies[kind]
-        tally.answers += 1
-        tally.healthy += answer == tells.healthy
-        tally.must += well > WITHIN
         age = self._decided(asked, received, 0.0) - self._witness.said
-        tally.must_not += not tells.fixed and (age > WITHIN or draining > ALLOWANCE)
-        tally.longest = max(tally.longest, took)
+        draining = received - self.drained
+        # Some answers must be healthy, and some must not, or the model would prove nothing.
+        self.tallies[kind] += Counter(
+            {
+                "answers": 1,
+                "healthy": answer == tells.healthy,
+                "must be": well > WITHIN,
+                "must not": bool(tells.sick) and (age > WITHIN or draining > ALLOWANCE),
+            }
+        )
+        self.longest = max(self.longest, took)
         self.tight += hurried and took > ALLOWANCE
-        self.excused += self._blame_for(problem, kind, answer)
-
-    def waits(self, kind: str, asked: float) -> None:
-        """Judge that a caller still waits for its first answer."""
-        at = now()
-        took = at - asked - self.stood(asked, at)
-
-        def problem(withheld: Withheld) -> str:
-            late = took > ANSWERED_WITHIN + withheld(asked)
-            return f"after {took:.3f} s" if late else ""
-
-        self._blame_for(problem, kind, "nothing yet")
+        self._blame_for(problem, kind, answer)
 
     def believes(self, kind: str, last: str) -> None:
         """Judge the last message of a watch, which is still valid for its caller."""
         at = now()
         if at - self._stops[-1].ended < SEEN_WITHIN:
             return  # ghealth could send changes during a stop only after it
-        age, well, draining = (
-            at - moment for moment in (self._witness.said, self._steady_from, self.drained)
-        )
+        age, well = at - self._witness.said, at - self._steady_from
 
         def problem(withheld: Withheld) -> str:
-            if last == STATUS.healthy and age > SEEN_WITHIN + withheld(at - SEEN_WITHIN):
-                return f"{age:.3f} s after the last ready"
-            if last == STATUS.healthy and draining > ALLOWANCE + withheld(self.drained):
-                return f"draining for {draining:.3f} s"
-            spared = withheld(at - SEEN_WITHIN) < ATTEMPT_SPARES
-            if last == STATUS.sick and well > SEEN_WITHIN and spared:
-                return f"though all had been well for {well:.3f} s"
-            return ""
+            late = withheld(at - SEEN_WITHIN)
+            return self._untrue(last == Tells.STATUS.healthy, age, well, SEEN_WITHIN, late, late)
 
         self._blame_for(problem, kind, last)
 
-    def _blame_for(self, problem: Callable[[Withheld], str], kind: str, answer: str) -> bool:
-        """Report a wrong answer; return whether waiting for a CPU explains it."""
-        if not problem(lambda _: 0.0):
-            return False
-        found = problem(self.machine.withheld_since)
-        if found:
-            self.blame(kind, answer, found)
-        return not found
+    def _untrue(
+        self, is_healthy: bool, age: float, well: float, within: float, late: float, slow: float
+    ) -> str:
+        """Return why an answer about the gateway is wrong.
+
+        Args:
+            is_healthy: Whether it is "serving".
+            age: The age of the last "ready".
+            well: For how long all has been well.
+            within: The age with which an answer is still right.
+            late: The seconds by which it may be later.
+            slow: The same for the probe before it, which may have reached its timeout.
+        """
+        draining = now() - self.drained
+        if is_healthy and age > within + late:
+            return f"{age:.3f} s after the last ready"
+        if is_healthy and draining > ALLOWANCE + slow:
+            return f"draining for {draining:.3f} s"
+        if not is_healthy and well > within and slow < ATTEMPT_SPARES:
+            return f"though all had been well for {well:.3f} s"
+        return ""
+
+    def _blame_for(self, problem: Callable[[Withheld], str], kind: str, answer: str) -> None:
+        """Report a wrong answer, if waiting for a CPU does not explain it."""
+        if problem(lambda _: 0.0):
+            if found := problem(self.machine.withheld_since):
+                self.blame(kind, answer, found)
+            else:
+                self.excused += 1
+
+    def _explains(self, answer: str, asked: float, received: float, late: float) -> bool:
+        """Return whether a stop of ghealth explains an answer.
+
+        The second for the message can pass while ghealth is stopped. gRPC's handshake timeout (2 s,
+        `ghealth.server.OPTIONS`) continues too, and closes new connections; for it a stop that
+        ended just before the call may count: gRPC's threads continue with the time at which they
+        were stopped.
+        """
+        if answer == Tells.MALFORMED.healthy:
+            return self.stood(asked, received) + late > MESSAGE_TIMEOUT / 2
+        for stop in reversed(self._stops):
+            if asked - stop.ended < ALLOWANCE + late:
+                asked = min(asked, stop.began)
+        is_closed = self.stood(asked, received) + late > HANDSHAKE - ALLOWANCE
+        return is_closed and (answer.startswith("no answer") or answer == Tells.CODE.sick)
 
     def _decided(self, asked: float | None, received: float, late: float) -> float:
         """Return the earliest time at which a correct ghealth can have decided on an answer.

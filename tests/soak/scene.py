@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import trustme
 
 from tests.soak.model import PROBE_TIMEOUT, WITHIN, Model, Witness
 from tests.support import processes, wire
-from tests.support.certificates import CERT, KEY, Mounted, client_of, der_of, pair_of
+from tests.support.certificates import KEY, Mounted, client_of, der_of, pair_of
 from tests.support.gateway import READY, SICK, SILENT, Gateway
 
 SPOILED: Final = 0.2  # of the certificates are followed by one with a wrong key
@@ -33,27 +34,13 @@ class Secret:
         self.rejected = 0
         self._pair = pair_of(self.authority)
         self._mounted = Mounted(path, self._pair)
-        self._numbers = {der_of(self._pair): 0}
-
-    @property
-    def files(self) -> tuple[str, str]:
-        """The files of the certificate and of the key."""
-        return str(self._mounted.path / CERT), str(self._mounted.path / KEY)
-
-    @property
-    def newest(self) -> int:
-        """The number of the last certificate that was mounted with its own key."""
-        return len(self._numbers) - 1
-
-    def number(self, certificate: bytes) -> int:
-        """Return the number of a certificate that a server showed, -1 if it never had one such."""
-        return self._numbers.get(certificate, -1)
+        self.certificates = [der_of(self._pair)]  # mounted with their own keys
 
     def replace(self) -> None:
         """Mount a new certificate with its key."""
         self._pair = pair_of(self.authority)
         self._mounted.swap(self._pair)
-        self._numbers[der_of(self._pair)] = len(self._numbers)
+        self.certificates.append(der_of(self._pair))
 
     def spoil(self) -> None:
         """Mount a new certificate with the key of the last one."""
@@ -74,11 +61,6 @@ class Scene:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     agent_free: asyncio.Lock = field(default_factory=asyncio.Lock)
     usages: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def port(self) -> int:
-        """The port without TLS."""
-        return self.ghealth.port
 
     @property
     def tls_port(self) -> int:
@@ -104,9 +86,8 @@ class Scene:
         """Return ghealth's resident KiB and open descriptors, zeros if it has died."""
         proc = Path(f"/proc/{self.ghealth.process.pid}")
         with contextlib.suppress(OSError):
-            lines = (proc / "status").read_text().splitlines()
-            resident = [int(line.split()[1]) for line in lines if line.startswith("VmRSS")]
-            return sum(resident), len(list((proc / "fd").iterdir()))
+            resident = re.search(r"VmRSS:\s+(\d+)", (proc / "status").read_text())
+            return int(resident[1]) if resident else 0, len(list((proc / "fd").iterdir()))
         return 0, 0
 
 
