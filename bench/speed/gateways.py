@@ -45,9 +45,11 @@ class Gateway:
 
     def delay(self, seconds: float) -> None:
         """Answer later requests after this time."""
-        delay = {"percent": 100 if seconds else 0, "duration_ms": round(seconds * 1000)}
-        values = {f"fault.http.delay.fixed_{name}": value for name, value in delay.items()}
-        self._admin.post("/runtime_modify", params=values).raise_for_status()
+        delay = {
+            "fault.http.delay.fixed_delay_percent": 100 if seconds else 0,
+            "fault.http.delay.fixed_duration_ms": round(seconds * 1000),
+        }
+        self._admin.post("/runtime_modify", params=delay).raise_for_status()
 
     def requests(self) -> int:
         """Return the number of requests so far."""
