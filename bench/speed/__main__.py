@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,6 +60,7 @@ def main() -> int:
 def _measured_rows(names: Iterable[str], rounds: int) -> dict[str, Any]:
     results = {}
     for name in names:
+        print(name, file=sys.stderr)
         results[name] = rows.measured(name, rounds)
         print(report.section(name, results[name]), end="\n\n", flush=True)
     print(report.goals(results))
@@ -68,6 +70,7 @@ def _measured_rows(names: Iterable[str], rounds: int) -> dict[str, Any]:
 def _measured_scale(names: Iterable[str], rounds: int) -> dict[str, Any]:
     costs = {}
     for name in names:
+        print(name, file=sys.stderr)
         costs[name] = scale.measured(name, rounds)
         print(report.scale_section(name, costs[name]), end="\n\n", flush=True)
     return {"scale": costs}

@@ -46,19 +46,6 @@ def _status(task: Path, name: str) -> int:
     return int(fields[name].split()[0])
 
 
-def progress(title: str, rounds: int, *, warm_up: bool) -> Iterator[int]:
-    """Yield the numbers of rounds, and report each on stderr.
-
-    Args:
-        title: The name of the measurement.
-        rounds: The rounds that count.
-        warm_up: Whether round 0, which does not count, comes first.
-    """
-    for number in range(1 - warm_up, rounds + 1):
-        print(f"{title}: round {number} of {rounds}", file=sys.stderr, flush=True)
-        yield number
-
-
 def by_turns(
     names: Sequence[Name], rounds: Iterable[int], measure: Callable[[Name], dict[str, float]]
 ) -> Found[Name]:
@@ -71,6 +58,7 @@ def by_turns(
     """
     found: Found[Name] = {name: {} for name in names}
     for number in rounds:
+        print(f"  round {number}", file=sys.stderr, flush=True)
         for name in names if number % 2 else reversed(names):
             for figure, value in measure(name).items():
                 if number:

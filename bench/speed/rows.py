@@ -6,15 +6,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import trustme
 
 from bench.speed import contenders, figures, loads
 from bench.speed.contenders import BARE, CAREFUL, FLOOR, FRESH, GHEALTH, SIMPLE, STOCK, Contender
-from bench.speed.figures import RATIOS, Found, Row, by_turns, medians, percentile, progress, ratios
+from bench.speed.figures import RATIOS, Found, Row, by_turns, medians, percentile, ratios
 from bench.speed.gateways import ALONE, BUILD, GATEWAYS, HANG, Gateway, gateway
 from tests.support.certificates import CERT, KEY, Mounted, pair_of
 from tests.support.gateway import free_port
@@ -29,8 +28,7 @@ Measure = Callable[[Gateway, Sequence[str], Rounds], Found[str]]
 """Measures contenders with a gateway, in a number of rounds."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowKind:
+class RowKind(NamedTuple):
     """A row.
 
     Args:
@@ -242,8 +240,7 @@ def measured(name: str, rounds: int) -> dict[str, Row]:
     count = max(1, round(rounds * kind.rounds))
     results: dict[str, Row] = {}
     for gateway_kind in kind.gateways:
-        numbers = progress(f"{name}, {gateway_kind}", count, warm_up=kind.warm_up)
         with gateway(gateway_kind) as envoy:
-            found = kind.measure(envoy, names, numbers)
+            found = kind.measure(envoy, names, range(1 - kind.warm_up, count + 1))
         results[gateway_kind] = {**medians(found), RATIOS: ratios(found, names[0])}
     return results

@@ -3,13 +3,12 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from bench.speed import figures, loads
 from bench.speed.contenders import GHEALTH, Contender, running
-from bench.speed.figures import Medians, by_turns, medians, progress
+from bench.speed.figures import Medians, by_turns, medians
 from bench.speed.gateways import ALONE, HANG, Gateway, gateway
 from tests.support.frames import CHECK
 
@@ -24,8 +23,7 @@ _LONG_PROBE: Final = 12.0
 """PROBE_TIMEOUT while 10,000 checks start one after the other."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScaleKind:
+class ScaleKind(NamedTuple):
     """Something whose number grows.
 
     Args:
@@ -125,6 +123,6 @@ SCALES: Final[dict[str, ScaleKind]] = {
 def measured(name: str, rounds: int) -> Costs:
     """Measure each number of one of `SCALES` alternately, and return the medians."""
     kind = SCALES[name]
-    numbers = progress(f"scale, {name}", rounds, warm_up=False)
     with gateway(ALONE) as envoy:
-        return medians(by_turns((0, *kind.numbers), numbers, partial(kind.measure, envoy)))
+        measure = partial(kind.measure, envoy)
+        return medians(by_turns((0, *kind.numbers), range(1, rounds + 1), measure))

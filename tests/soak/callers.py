@@ -36,11 +36,6 @@ class Hand:
     tls: bool = False
 
     @property
-    def port(self) -> int:
-        """The port that it connects to."""
-        return self.scene.tls_port if self.tls else self.scene.ghealth.port
-
-    @property
     def stub(self) -> Any:
         """The methods of the service, on its connection."""
         return health_pb2_grpc.HealthStub(self.channel)
@@ -87,7 +82,7 @@ class Hand:
         options |= {"without": (":authority",), "late": self.rng.uniform(0, late)}
         certificates = self.scene.secret.certificates
         newest = len(certificates) - 1
-        reply = await wire.call(self.port, *data, **options)
+        reply = await wire.call(self.scene.port(tls=self.tls), *data, **options)
         if self.tls and reply.certificate not in certificates[newest:]:
             return "an old certificate"
         if reply.code:
@@ -171,7 +166,8 @@ def sends(longest: float, make: Make) -> Turn:
     async def turn(hand: Hand) -> None:
         with contextlib.suppress(OSError):
             address = (f"127.0.0.{2 + hand.rng.randrange(STRANGERS)}", 0)
-            _, writer = await asyncio.open_connection("127.0.0.1", hand.port, local_addr=address)
+            port = hand.scene.port(tls=hand.tls)
+            _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=address)
             writer.write(make(hand.rng))
             await hand.scene.rest(hand.rng.uniform(0, longest))
             if hand.rng.choice((True, False)):
@@ -264,11 +260,12 @@ CONNECTIONS: Final = sum(caller.workers for caller in CALLERS.values()) + 3  # o
 
 def channel_to(scene: Scene, *, tls: bool) -> grpc.aio.Channel:
     """Open a channel with its own connection."""
+    address = f"127.0.0.1:{scene.port(tls=tls)}"
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
     if not tls:
-        return grpc.aio.insecure_channel(f"127.0.0.1:{scene.ghealth.port}", options=options)
+        return grpc.aio.insecure_channel(address, options=options)
     credentials = grpc.ssl_channel_credentials(scene.secret.authority.cert_pem.bytes())
-    return grpc.aio.secure_channel(f"127.0.0.1:{scene.tls_port}", credentials, options=options)
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 async def work(scene: Scene, kind: str, number: int) -> None:

@@ -18,8 +18,6 @@ from tests.support import processes, wire
 from tests.support.certificates import KEY, Mounted, client_of, der_of, pair_of
 from tests.support.gateway import READY, SICK, SILENT, Gateway
 
-SPOILED: Final = 0.2  # of the certificates are followed by one with a wrong key
-
 
 class Secret:
     """The mounted certificate, which is replaced all the time, and what a correct server shows.
@@ -62,10 +60,10 @@ class Scene:
     agent_free: asyncio.Lock = field(default_factory=asyncio.Lock)
     usages: list[tuple[int, int]] = field(default_factory=list)
 
-    @property
-    def tls_port(self) -> int:
-        """The port with TLS."""
-        return int(self.ghealth.started["tls_listen"][0].rpartition(":")[2])
+    def port(self, *, tls: bool) -> int:
+        """Return the port with TLS, or the one without."""
+        listens = self.ghealth.started["tls_listen" if tls else "listen"][0]
+        return int(listens.rpartition(":")[2])
 
     def rng(self, name: str) -> Random:
         """Return the random generator of a caller or director."""
@@ -171,10 +169,10 @@ async def rotate(scene: Scene) -> None:
         await scene.rest(rng.uniform(0.2, 3))
         scene.secret.replace()
         scene.model.note("new certificate")
-        if rng.random() < SPOILED:
+        if rng.random() < 0.2:
             # Once ghealth has read this one, it must continue to show it.
             with contextlib.suppress(OSError, AssertionError):
-                await wire.call(scene.tls_port, wire.EMPTY_MESSAGE, tls=scene.secret.client)
+                await wire.call(scene.port(tls=True), wire.EMPTY_MESSAGE, tls=scene.secret.client)
                 scene.secret.spoil()
                 scene.model.note("certificate with a wrong key")
 

@@ -4,9 +4,10 @@ import pytest
 
 from bench.speed import report
 from bench.speed.contenders import FLOOR, GHEALTH
-from bench.speed.figures import by_turns, exponent, medians, percentile, progress, ratios
+from bench.speed.figures import by_turns, exponent, medians, percentile, ratios
 from bench.speed.gateways import ALONE, WITH_AGENT, config
-from bench.speed.report import Goal
+from bench.speed.report import GOALS, Goal
+from bench.speed.rows import ROWS
 
 
 def test_the_page_is_that_of_the_results() -> None:
@@ -26,13 +27,6 @@ def test_contenders_take_turns() -> None:
     found = by_turns(("a", "b"), range(3), measure)
     assert order == ["b", "a", "a", "b", "b", "a"]
     assert found == {"a": {"ms": [3.0, 6.0]}, "b": {"ms": [4.0, 5.0]}}
-
-
-def test_progress_counts_rounds(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each round is announced on stderr, the first that counts is 1."""
-    assert list(progress("a row", 2, warm_up=False)) == [1, 2]
-    assert list(progress("a row", 2, warm_up=True)) == [0, 1, 2]
-    assert "a row: round 1 of 2\n" in capsys.readouterr().err
 
 
 def test_ratios_are_of_one_round() -> None:
@@ -94,3 +88,9 @@ def test_the_worse_gateway_counts(goal: Goal, good: float, bad: float) -> None:
     assert goal.worst(rows) == bad
     assert goal.met(good)
     assert not goal.met(bad)
+
+
+def test_goals_are_of_rows_that_exist() -> None:
+    """Each goal names a row, and contenders that the row measures."""
+    for goal in GOALS:
+        assert {goal.whose, goal.beside, goal.over} - {None} <= set(ROWS[goal.row].names)
