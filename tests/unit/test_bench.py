@@ -11,7 +11,7 @@ from bench.speed.rows import ROWS
 
 
 def test_the_page_is_that_of_the_results() -> None:
-    """docs/performance.md and its picture are what `make bench` writes from the committed results."""
+    """docs/performance.md and its picture are written from the committed results."""
     for path, text in report.files().items():
         assert path.read_text() == text
 
