@@ -223,9 +223,10 @@ class Model:
             if took > ANSWERED_WITHIN + late:
                 return f"after {took:.3f} s"
             age = self._decided(asked, received, late) - self._witness.said
+            if not tells.sick:
+                return ""
             is_healthy = answer == tells.healthy
-            slow = withheld(since - WITHIN)
-            return self._untrue(is_healthy, age, well, WITHIN, late, slow) if tells.sick else ""
+            return self._untrue(is_healthy, age, well, WITHIN, sent, since - WITHIN, withheld)
 
         age = self._decided(asked, received, 0.0) - self._witness.said
         draining = received - self.drained
@@ -250,13 +251,20 @@ class Model:
         age, well = at - self._witness.said, at - self._steady_from
 
         def problem(withheld: Withheld) -> str:
-            late = withheld(at - SEEN_WITHIN)
-            return self._untrue(last == Tells.STATUS.healthy, age, well, SEEN_WITHIN, late, late)
+            is_healthy, before = last == Tells.STATUS.healthy, at - SEEN_WITHIN
+            return self._untrue(is_healthy, age, well, SEEN_WITHIN, before, before, withheld)
 
         self._blame_for(problem, kind, last)
 
     def _untrue(
-        self, is_healthy: bool, age: float, well: float, within: float, late: float, slow: float
+        self,
+        is_healthy: bool,
+        age: float,
+        well: float,
+        within: float,
+        sent: float,
+        probed: float,
+        withheld: Withheld,
     ) -> str:
         """Return why an answer about the gateway is wrong.
 
@@ -265,15 +273,16 @@ class Model:
             age: The age of the last "ready".
             well: For how long all has been well.
             within: The age with which an answer is still right.
-            late: The seconds by which it may be later.
-            slow: The same for the probe before it, which may have reached its timeout.
+            sent: The earliest time at which it was sent.
+            probed: The same for the start of its probe, which may have reached its timeout.
+            withheld: The seconds of waiting since a time.
         """
         draining = now() - self.drained
-        if is_healthy and age > within + late:
+        if is_healthy and age > within + withheld(sent):
             return f"{age:.3f} s after the last ready"
-        if is_healthy and draining > ALLOWANCE + slow:
+        if is_healthy and draining > ALLOWANCE + withheld(self.drained):
             return f"draining for {draining:.3f} s"
-        if not is_healthy and well > within and slow < ATTEMPT_SPARES:
+        if not is_healthy and well > within and withheld(probed) < ATTEMPT_SPARES:
             return f"though all had been well for {well:.3f} s"
         return ""
 

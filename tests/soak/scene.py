@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+import h2.exceptions
 import trustme
 
 from tests.soak.model import PROBE_TIMEOUT, WITHIN, Model, Witness
@@ -171,7 +172,7 @@ async def rotate(scene: Scene) -> None:
         scene.model.note("new certificate")
         if rng.random() < 0.2:
             # Once ghealth has read this one, it must continue to show it.
-            with contextlib.suppress(OSError, AssertionError):
+            with contextlib.suppress(OSError, AssertionError, h2.exceptions.ProtocolError):
                 await wire.call(scene.port(tls=True), wire.EMPTY_MESSAGE, tls=scene.secret.client)
                 scene.secret.spoil()
                 scene.model.note("certificate with a wrong key")
