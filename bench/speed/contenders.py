@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from bench.speed import loads
 from bench.speed.gateways import BUILD, ROOT, process
-from tests.support.gateway import free_port
+from tests.support.gateway import START_TIMEOUT, free_port
 from tests.support.processes import environment
 
 PEERS: Final = Path(__file__).parent / "peers"
@@ -66,7 +66,7 @@ def running(name: str, url: str, **settings: str) -> Iterator[Contender]:
         settings: ghealth's settings, without the prefix of their names.
 
     Raises:
-        RuntimeError: If it ends.
+        RuntimeError: If it ends, or does not answer.
     """
     port = free_port()
     address = f"127.0.0.1:{port}"
@@ -82,12 +82,13 @@ def running(name: str, url: str, **settings: str) -> Iterator[Contender]:
     ours |= {"ADMIN_LISTEN": f"127.0.0.1:{free_port()}"} | settings
     command = commands.get(name, [others.get(name, PYTHON), "-I", "-m", "ghealth"])
     with process(*command, environment=environment(**ours)) as child:
+        end = time.monotonic() + START_TIMEOUT
         while True:
             with suppress(OSError):
                 loads.check(port)
                 break
-            if child.poll() is not None:
-                raise RuntimeError(f"{name} ended with {child.returncode}")
+            if child.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{name} does not answer, status {child.poll()}")
             time.sleep(0.002)
         yield Contender(child.pid, port)
 

@@ -23,10 +23,10 @@ WATCHES_EACH: Final = 24
 """Of these, watches."""
 
 _CONNECTIONS_EACH: Final = 16
-"""Connections from one address: so many an address may always have (`SHARE` in ghealth's guard)."""
+"""Connections from one address, as a node of a load balancer has them."""
 
 _LEAVERS_ADDRESSES: Final = 1000
-"""ghealth blocks an address of which 50 callers in a minute leave before their answer."""
+"""Addresses of the callers that leave before their answer."""
 
 _LEAVERS_AT_A_TIME: Final = 50
 
