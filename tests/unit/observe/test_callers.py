@@ -2,14 +2,12 @@ import pytest
 
 from ghealth.events import Method
 from ghealth.health import REPLAY_SUFFIX, Answer, Code, Status
-from ghealth.observe.callers import Caller, caller_of, conclusion
+from ghealth.observe.callers import Caller, caller_of, conclusion, describe
 from ghealth.printable import printable
+from tests.support.events import ALB, NOT_FOUND, OK, SERVING, UNAVAILABLE, UNIMPLEMENTED, request
 
-SERVING = Answer(Code.OK, Status.SERVING)
 NOT_SERVING = Answer(Code.OK, Status.NOT_SERVING)
 SERVICE_UNKNOWN = Answer(Code.OK, Status.SERVICE_UNKNOWN)
-OK, UNAVAILABLE = Answer(Code.OK), Answer(Code.UNAVAILABLE)
-UNIMPLEMENTED, NOT_FOUND = Answer(Code.UNIMPLEMENTED), Answer(Code.NOT_FOUND)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +68,21 @@ def test_each_caller_concludes_what_it_is_known_to(
 ) -> None:
     """The same answer means different things to different callers."""
     assert conclusion(caller, method, answer) == concludes
+
+
+def test_an_answer_is_described_with_its_request() -> None:
+    """Texts from callers are printable, and the reason is empty if there is none."""
+    assert describe(request(UNAVAILABLE, path="/a")) == {
+        "caller": "alb",
+        "user_agent": ALB,
+        "method": "Check",
+        "path": "/a",
+        "service": "",
+        "answer": "UNAVAILABLE",
+        "good": False,
+        "reason": "gateway answered 503",
+        "concludes": "unhealthy",
+    }
+    odd = describe(request(OK, "<b>é", "List", path="/a\n"))
+    assert (odd["user_agent"], odd["path"]) == ("<b>?", "/a?")
+    assert (odd["reason"], odd["good"]) == ("", True)

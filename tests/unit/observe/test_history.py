@@ -2,37 +2,27 @@ from typing import cast
 
 import pytest
 
-from ghealth.events import (
-    ConnectionsCut,
-    DrainStarted,
-    Event,
-    ProbeCompleted,
-    RequestAnswered,
-    StatusChanged,
-)
-from ghealth.health import (
-    DRAINING,
-    GATEWAY,
-    LIVENESS,
-    Answer,
-    Code,
-    Health,
-    Reason,
-    ReasonKind,
-    Status,
-)
+from ghealth.events import DrainStarted, Event
+from ghealth.health import DRAINING, GATEWAY, LIVENESS, Status
 from ghealth.observe.callers import Caller
 from ghealth.observe.history import HISTORY_SIZE, History, Recorded
-
-UP = Health(Status.SERVING, Reason(ReasonKind.ANSWERED, "200"))
-DOWN = Health(Status.NOT_SERVING, Reason(ReasonKind.ANSWERED, "503"))
-REFUSED = Health(Status.NOT_SERVING, Reason(ReasonKind.REFUSED))
-SERVING = Answer(Code.OK, Status.SERVING)
+from tests.support.events import (
+    DOWN,
+    GRPC,
+    KUBELET,
+    REFUSED,
+    SERVING,
+    UNAVAILABLE,
+    UP,
+    changed,
+    cut,
+    probed,
+    request,
+)
 
 
 class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
+    now = 100.0
 
     def __call__(self) -> float:
         return self.now
@@ -48,32 +38,17 @@ def history(clock: Clock) -> History:
     return History([GATEWAY, "b", LIVENESS], now=lambda: clock.now + 1000, clock=clock)
 
 
-def changed(previous: Health | None, health: Health) -> StatusChanged:
-    return StatusChanged(service=GATEWAY, previous=previous, health=health, held_seconds=1)
-
-
-def answered(user_agent: str, answer: Answer = SERVING) -> RequestAnswered:
-    return RequestAnswered(
-        method="Check", path="/x", user_agent=user_agent, service=GATEWAY, answer=answer
-    )
-
-
 def test_events_are_kept_with_their_time(history: History, clock: Clock) -> None:
     """Latest first; a status is kept since its last change, whatever its reasons."""
-    events = [changed(None, UP), changed(UP, DOWN), changed(DOWN, REFUSED)]
-    probe = ProbeCompleted(service=GATEWAY, health=UP, seconds=0.25)
-    cut = ConnectionsCut(address="10.0.0.1", count=25, reason="calls")
-    everything: list[Event] = [*events, probe, cut]
-    for event in everything:
+    first, down, refused = changed(None, UP), changed(UP, DOWN), changed(DOWN, REFUSED)
+    events: list[Event] = [first, down, refused, probed(UP), cut()]
+    for event in events:
         history(event)
         clock.now += 2
-    assert list(history.changes) == [
-        Recorded(1104, events[2]),
-        Recorded(1102, events[1]),
-        Recorded(1100, events[0]),
-    ]
-    assert list(history.probes) == [Recorded(1106, probe)]
-    assert list(history.cuts) == [Recorded(1108, cut)]
+    changes = [Recorded(1104, refused), Recorded(1102, down), Recorded(1100, first)]
+    assert list(history.changes) == changes
+    assert list(history.probes) == [Recorded(1106, probed(UP))]
+    assert list(history.cuts) == [Recorded(1108, cut())]
     assert history.since(GATEWAY, Status.NOT_SERVING) == 1102
     assert history.since(GATEWAY, Status.SERVING) is None
     assert history.since("b", Status.SERVING) is None
@@ -89,38 +64,27 @@ def test_the_start_of_the_drain_is_kept(history: History) -> None:
 
 def test_memory_is_bounded(history: History) -> None:
     """The last 50 of each are kept, and of a caller's texts little more than is shown."""
+    long = "x" * 8000
     for number in range(HISTORY_SIZE + 10):
-        history(ProbeCompleted(service=GATEWAY, health=UP, seconds=0.25))
+        history(probed(UP, number))
         history(changed(UP, DRAINING))
-        history(ConnectionsCut(address="10.0.0.1", count=1, reason="calls"))
-        history(
-            RequestAnswered(
-                method="other",
-                path="/" + "z" * 8000,
-                user_agent=f"{number} " + "x" * 8000,
-                service="y" * 8000,
-                answer=SERVING,
-            )
-        )
+        history(cut(number))
+        history(request(SERVING, f"{number} {long}", "other", path=f"/{long}", service=long))
     kept = (history.probes, history.changes, history.cuts, history.answers)
     assert [len(events) for events in kept] == [HISTORY_SIZE] * 4
-    assert history.answers[0].event == RequestAnswered(
-        method="other",
-        path="/" + "z" * 80,
-        user_agent="59 " + "x" * 78,
-        service=None,
-        answer=SERVING,
-    )
+    latest = (history.probes[0].event, history.cuts[0].event, history.answers[0].event)
+    last = request(SERVING, "59 " + long[:78], "other", path="/" + long[:80], service=None)
+    assert latest == (probed(UP, 59), cut(59), last)
 
 
 def test_frequent_callers_do_not_push_a_rare_one_out(history: History, clock: Clock) -> None:
     """The load balancer's last check is there after a thousand answers to others."""
-    check = answered("ELB-HealthChecker/2.0", Answer(Code.UNAVAILABLE, reason=DOWN.reason))
+    check = request(UNAVAILABLE)
     history(check)
     for _ in range(1000):
         clock.now += 0.1
-        history(answered("grpc-go/1.70"))
-        history(answered("kube-probe/1.34"))
+        history(request(SERVING, GRPC))
+        history(request(SERVING, KUBELET))
     assert all(kept.event != check for kept in history.answers)
     assert history.last[Caller.ALB] == Recorded(1100, check)
     callers = (Caller.ALB, Caller.GRPC, Caller.KUBELET, Caller.ENVOY)
@@ -132,7 +96,7 @@ def test_recent_answers_are_those_of_five_minutes(history: History, clock: Clock
     """Older ones leave the count in steps of ten seconds, and none is kept for ever."""
     counts = []
     for _ in range(100):
-        history(answered("kube-probe/1.34"))
+        history(request(SERVING, KUBELET))
         clock.now += 5
         counts.append(history.recent(Caller.KUBELET))
     assert counts[:58] == list(range(1, 59))
@@ -148,4 +112,3 @@ def test_an_event_of_a_new_kind_changes_nothing(history: History) -> None:
     """The core can have events that this sink does not record."""
     history(cast("Event", object()))
     assert not any((history.probes, history.changes, history.cuts, history.answers))
-    assert history.draining_since is None
