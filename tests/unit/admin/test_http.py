@@ -30,20 +30,22 @@ async def respond(path: str, query: str, headers: Headers) -> Response | None:
 
 
 @asynccontextmanager
-async def port(respond: Respond = respond, *, host: str = "127.0.0.1") -> AsyncGenerator[int, None]:
+async def serving_by(respond: Respond) -> AsyncGenerator[int, None]:
     """Serve on a free port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as bound:
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        bound.bind((host, 0))
+    with socket.create_server(("127.0.0.1", 0)) as bound:
         async with serving([bound], respond):
             yield bound.getsockname()[1]
 
 
-async def exchange(number: int, data: bytes) -> bytes:
+@pytest.fixture
+async def port() -> AsyncGenerator[int, None]:
+    async with serving_by(respond) as number:
+        yield number
+
+
+async def exchange(port: int, data: bytes) -> bytes:
     """Send something, and return all that comes back until the server closes or resets."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", number)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
     try:
         async with asyncio.timeout(20):
@@ -60,16 +62,15 @@ def get(path: str, *headers: str, host: str = "localhost") -> bytes:
     return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
 
-async def test_a_get_is_answered_and_the_connection_closed() -> None:
+async def test_a_get_is_answered_and_the_connection_closed(port: int) -> None:
     """One request per connection; a repeated header's values are joined."""
-    async with port() as number:
-        answer = await exchange(number, get("/?a=b", "Accept: one", "accept: two"))
+    answer = await exchange(port, get("/?a=b", "Accept: one", "accept: two"))
     head, _, body = answer.partition(b"\r\n\r\n")
     assert body == b"accepts one,two, query a=b"
-    status, *headers = head.decode().split("\r\n")
+    status, date, *headers = head.decode().split("\r\n")
     assert status == "HTTP/1.1 200 OK"
-    date = parsedate_to_datetime(headers.pop(0).removeprefix("Date: "))
-    assert abs(date.timestamp() - time.time()) < 60
+    sent = parsedate_to_datetime(date.removeprefix("Date: "))
+    assert abs(sent.timestamp() - time.time()) < 60
     assert headers == [
         "Content-Type: text/x",
         "Content-Length: 26",
@@ -81,15 +82,11 @@ async def test_a_get_is_answered_and_the_connection_closed() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/none"])
-async def test_head_is_get_without_the_body(path: str) -> None:
+async def test_head_is_get_without_the_body(port: int, path: str) -> None:
     """Status and headers, the body's length among them, are those of GET (RFC 9110, 9.3.2)."""
-    async with port() as number:
-        of_get, of_head = [
-            re.sub(
-                rb"Date: .*?\r\n", b"", await exchange(number, get(path).replace(b"GET", method))
-            )
-            for method in (b"GET", b"HEAD")
-        ]
+    requests = (get(path), get(path).replace(b"GET", b"HEAD"))
+    answers = [await exchange(port, request) for request in requests]
+    of_get, of_head = (re.sub(rb"Date: .*?\r\n", b"", answer) for answer in answers)
     head, separator, body = of_get.partition(b"\r\n\r\n")
     assert body
     assert of_head == head + separator
@@ -102,19 +99,16 @@ ABSOLUTE = "http://LocalHost:8080"
     ("request_", "status"),
     [
         (get("/none"), 404),
-        (get("//"), 404),
         (get("/").replace(b"GET", b"POST"), 405),
         (get("/").replace(b"GET", b"get"), 405),
-        (get("*").replace(b"GET", b"OPTIONS"), 405),
         (get("localhost:80").replace(b"GET", b"CONNECT"), 405),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 405),
         (get("/", "Content-Length: 5") + b"hello", 200),
         (get("/", "Transfer-Encoding: chunked") + b"zz", 200),
         (get("/", "Expect: 100-continue", "Content-Length: 5"), 200),
         (b"GET / HTTP/1.0\r\n\r\n", 200),
-        (b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n", 200),
         (get("/?%zz=%ff"), 200),
-        (get("/%6eone"), 404),
+        (get("/%6Carge"), 200),  # `%2F` would be a slash too (RFC 3986, 6.2.2.2)
         (get("/%2e"), 404),
         (get(f"{ABSOLUTE}/"), 200),
         (get(f"{ABSOLUTE}/", host="elsewhere.example"), 200),
@@ -122,42 +116,31 @@ ABSOLUTE = "http://LocalHost:8080"
         (get(f"{ABSOLUTE}?a=b"), 200),
         (get(f"{ABSOLUTE.upper()}/none"), 404),
         (get("https://localhost/"), 421),
-        (get("ftp://localhost/"), 421),
         (get("http:///livez"), 400),
         (get("http://user@localhost/"), 400),
         (get(f"{ABSOLUTE}/", host="a b"), 400),
         (get("*"), 400),
         (get("localhost:80"), 400),
         (get("/#x"), 400),
+        (get("%2F"), 400),
         (get("/").replace(b"Host: localhost\r\n", b""), 400),
         (get("/", "Host: localhost"), 400),
-        (get("/", host="a/b"), 400),
         (get("/", host="user@localhost"), 400),
         (get("/", host="localhost:80a"), 400),
         (b"\x16\x03\x01\0\xa5" * 100, 400),
         (b"\r\n" * 100, 400),
         (get("/\xff"), 400),
-        (get("/", "X: " + "y" * 3 * MAX_HEAD), 431),
         (get("/" + "y" * 3 * MAX_HEAD), 431),
         (get("/", "X: " + "y" * 1_000_000), 431),
         (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * MAX_HEAD, 431),
     ],
 )
-async def test_each_request_has_one_answer(request_: bytes, status: int) -> None:
+async def test_each_request_has_one_answer(port: int, request_: bytes, status: int) -> None:
     """RFC 9110 and 9112 decide which, and nothing that the client sent beyond it loses it."""
-    async with port() as number:
-        answer = await exchange(number, request_)
+    answer = await exchange(port, request_)
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert answer.count(b"HTTP/1.1") == 1
     assert (b"\r\nAllow: GET, HEAD\r\n" in answer) == (status == 405)
-
-
-async def test_a_path_is_percent_decoded() -> None:
-    """`%2F` is a slash (RFC 3986, 6.2.2.2); the query stays as it was sent."""
-    async with port() as number:
-        answer = await exchange(number, get("/%6Carge"))
-        assert answer.endswith(LARGE)
-        assert (await exchange(number, get("%2F"))).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(
@@ -176,26 +159,23 @@ async def test_a_path_is_percent_decoded() -> None:
         ("", 421),
     ],
 )
-@pytest.mark.parametrize("bound", ["127.0.0.1", "::"])
 async def test_a_loopback_address_serves_only_local_hosts(
-    host: str, status: int, bound: str
+    port: int, host: str, status: int
 ) -> None:
     """A website's name that was rebound to 127.0.0.1 is refused, in absolute form too."""
-    async with port(host=bound) as number:
-        answers = [await exchange(number, get("/", host=host))]
-        if host:
-            answers.append(await exchange(number, get(f"http://{host}/", host="localhost")))
-    for answer in answers:
+    assert (await exchange(port, get("/", host=host))).startswith(b"HTTP/1.1 %d " % status)
+    if host:
+        answer = await exchange(port, get(f"http://{host}/", host="localhost"))
         assert answer.startswith(b"HTTP/1.1 %d " % status)
 
 
-async def test_another_address_serves_every_host(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("host", ["10.1.2.3:25022", "any.example", ""])
+async def test_another_address_serves_every_host(
+    port: int, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a pod, Prometheus asks for its IP address, and others for any name."""
     monkeypatch.setattr(http, "_is_loopback", lambda _: False)
-    async with port() as number:
-        for host in ("10.1.2.3:25022", "any.example", ""):
-            answer = await exchange(number, get("/", host=host))
-            assert answer.startswith(b"HTTP/1.1 200 ")
+    assert (await exchange(port, get("/", host=host))).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(
@@ -216,24 +196,22 @@ def test_loopback_addresses(address: str, expected: bool) -> None:
     assert http._is_loopback(address) is expected
 
 
-async def test_a_connection_that_ends_early_has_no_answer() -> None:
+@pytest.mark.parametrize("data", [b"", b"GET / HT"])
+async def test_a_connection_that_ends_early_has_no_answer(port: int, data: bytes) -> None:
     """A client that closes before its request is complete gets no 200."""
-    async with port() as number:
-        for data in (b"", b"GET / HT"):
-            reader, writer = await asyncio.open_connection("127.0.0.1", number)
-            writer.write(data)
-            writer.write_eof()
-            assert b"HTTP/1.1 200" not in await reader.read()
-            writer.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    writer.write_eof()
+    assert b"HTTP/1.1 200" not in await reader.read()
+    writer.close()
 
 
-async def test_a_bug_is_a_500_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_is_a_500_without_its_text(port: int, caplog: pytest.LogCaptureFixture) -> None:
     """An exception is logged, and the client sees nothing of it."""
-    async with port() as number:
-        answer = await exchange(number, get("/broken"))
+    answer = await exchange(port, get("/broken"))
     assert answer.startswith(b"HTTP/1.1 500 ")
     assert b"secret" not in answer
-    assert [record.getMessage() for record in caplog.records] == ["answering HTTP failed"]
+    assert caplog.messages == ["answering HTTP failed"]
 
 
 @pytest.mark.parametrize(
@@ -245,119 +223,88 @@ async def test_a_bug_is_a_500_without_its_text(caplog: pytest.LogCaptureFixture)
     ],
 )
 async def test_a_connection_has_bounded_time(
-    monkeypatch: pytest.MonkeyPatch, data: bytes, limit: str
+    port: int, data: bytes, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A silent or slow client, or an answer that takes too long, ends with the connection."""
     monkeypatch.setattr(http, limit, 0.2)
-    async with port() as number:
-        started = time.monotonic()
-        assert await exchange(number, data) == b""
-        assert time.monotonic() - started < 2.5
+    assert await exchange(port, data) == b""
 
 
 async def test_a_client_that_reads_nothing_has_bounded_time(
-    monkeypatch: pytest.MonkeyPatch,
+    port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It cannot hold a large answer in memory for longer than an answer may take."""
-    monkeypatch.setattr(http, "ANSWER_TIMEOUT", 0.3)
-    async with port() as number:
-        with socket.create_connection(("127.0.0.1", number)) as client:
-            client.sendall(get("/large"))
-            await asyncio.sleep(1.5)
-            client.setblocking(False)
-            received = 0
-            loop = asyncio.get_running_loop()
-            try:
-                while chunk := await loop.sock_recv(client, 1 << 20):
-                    received += len(chunk)
-            except ConnectionError:
-                pass
-            assert 0 < received < len(LARGE)
+    monkeypatch.setattr(http, "ANSWER_TIMEOUT", 0.2)
+    others = asyncio.all_tasks()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(get("/large"))
+    await exchange(port, get("/"))  # the connection before it is accepted, too
+    await asyncio.wait(asyncio.all_tasks() - others)
+    received = len(await reader.read())
+    writer.close()
+    assert 0 < received < len(LARGE)
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"GET / HTTP/1.1\r\n", get("/"), get("/large")], ids=["", "part", "done", "deaf"]
 )
-async def test_connections_cannot_keep_others_from_an_answer(data: bytes) -> None:
+async def test_connections_cannot_keep_others_from_an_answer(port: int, data: bytes) -> None:
     """At the limit the oldest makes room: silent, slow, not closed, or not read."""
-    async with port() as number:
-        old = [await asyncio.open_connection("127.0.0.1", number) for _ in range(MAX_CONNECTIONS)]
-        for _, writer in old:
-            writer.write(data)
-        for _ in range(5):
-            assert (await exchange(number, get("/"))).startswith(b"HTTP/1.1 200 ")
-        for _, writer in old:
-            writer.transport.abort()
+    old = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MAX_CONNECTIONS)]
+    for _, writer in old:
+        writer.write(data)
+    for _ in range(5):
+        assert (await exchange(port, get("/"))).startswith(b"HTTP/1.1 200 ")
+    for _, writer in old:
+        writer.transport.abort()
 
 
+@pytest.mark.parametrize("data", [b"", get("/none")], ids=["silent", "answered"])
 async def test_a_request_that_waits_for_its_answer_is_closed_last(
-    monkeypatch: pytest.MonkeyPatch,
+    data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Room is made among the silent connections first, then by the oldest request."""
-    monkeypatch.setattr(http, "MAX_CONNECTIONS", 3)
-    arrived: asyncio.Queue[str] = asyncio.Queue()
+    """Room is made by connections that wait for no answer first, then by the oldest request."""
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
+    arrived = asyncio.Semaphore(0)
 
     async def hang(path: str, _query: str, _headers: Headers) -> None:
-        arrived.put_nowait(path)
-        await asyncio.Event().wait()
-
-    async with port(hang) as number:
-        requests: list[asyncio.Task[bytes]] = []
-        silent = []
-
-        async def ask() -> None:
-            requests.append(asyncio.create_task(exchange(number, get(f"/{len(requests)}"))))
-            await arrived.get()
-
-        await ask()
-        for _ in range(2):
-            silent.append(await asyncio.open_connection("127.0.0.1", number))
-        for reader, writer in silent:
-            await ask()
-            assert await reader.read() == b""
-            writer.close()
-        assert not any(request.done() for request in requests)
-        await ask()
-        assert await requests[0] == b""
-        assert not any(request.done() for request in requests[1:])
-    await asyncio.wait(requests)
-
-
-async def test_an_answered_connection_makes_room_before_a_waiting_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A client that has its answer and does not close loses nothing."""
-    monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
-    arrived = asyncio.Event()
-
-    async def hang_once(*_: object) -> None:
-        if not arrived.is_set():
-            arrived.set()
+        if path == "/hangs":
+            arrived.release()
             await asyncio.Event().wait()
 
-    async with port(hang_once) as number:
-        waiting = asyncio.create_task(exchange(number, get("/")))
-        await arrived.wait()
-        reader, writer = await asyncio.open_connection("127.0.0.1", number)
-        writer.write(get("/"))
-        assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
-        assert (await exchange(number, get("/"))).startswith(b"HTTP/1.1 404 ")
-        assert not waiting.done()
+    async with serving_by(hang) as port:
+
+        async def ask() -> asyncio.Task[bytes]:
+            request = asyncio.create_task(exchange(port, get("/hangs")))
+            await arrived.acquire()
+            return request
+
+        first = await ask()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(data)
+        if data:
+            assert await reader.readline() == b"HTTP/1.1 404 Not Found\r\n"
+        second = await ask()
+        await reader.read()
+        assert not first.done()
+        third = await ask()
+        assert await first == b""
+        assert not second.done()
         writer.close()
-    await waiting
+    await asyncio.wait((second, third))
 
 
-async def test_the_end_closes_what_is_open() -> None:
+async def test_the_end_closes_what_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a request under way nor a silent connection delays it."""
-    async with port() as number:
-        hanging = [asyncio.create_task(exchange(number, data)) for data in (get("/hangs"), b"")]
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 1000)
+    monkeypatch.setattr(http, "ANSWER_TIMEOUT", 1000)
+    async with serving_by(respond) as port:
+        hanging = [asyncio.create_task(exchange(port, data)) for data in (get("/hangs"), b"")]
         for _ in range(5):
-            await exchange(number, get("/"))
-        started = time.monotonic()
-    assert time.monotonic() - started < http.HEAD_TIMEOUT
+            await exchange(port, get("/"))
     assert await asyncio.gather(*hanging) == [b"", b""]
     with pytest.raises(ConnectionRefusedError):
-        await exchange(number, get("/"))
+        await exchange(port, get("/"))
 
 
 def test_a_line_is_one_line() -> None:
