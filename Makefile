@@ -51,10 +51,10 @@ fmt: env ## format, and apply ruff's fixes
 ##
 
 page-test: env ## test the status page in a real browser (needs chromium)
-	$(BIN)/python -m tests.page
+	$(BIN)/python -m pytest tests/page
 
-page-pictures: env ## the same, and write its pictures to docs/
-	$(BIN)/python -m tests.page --pictures
+page-pictures: env ## take the pictures of the status page in docs/
+	$(BIN)/python -m tests.page
 
 interop: env ## check with real callers: the kubelet, Envoy, grpc-go, grpc-js, grpcurl, curl
 	$(BIN)/python -m tests.interop.tools
