@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,208 +12,149 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from ghealth.events import RequestAnswered
-from ghealth.health import ALIVE, GATEWAY, LIVENESS, Answer, Code, Status
+from ghealth.health import ALIVE, GATEWAY, LIVENESS
 from ghealth.observe.metrics import Metrics
+from tests.support.events import request
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "observability"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "observability"
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
-RULE, MONITOR, SCRAPE = (
-    yaml.safe_load((FOLDER / name).read_text())
-    for name in ("prometheusrule.yaml", "podmonitor.yaml", "prometheus.yaml")
+RULE, MONITOR, SCRAPE, TESTS = (
+    yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    for name in ("prometheusrule", "podmonitor", "prometheus", "rules_test")
 )
-PORT = "ghealth-metrics"
+(GROUP,) = RULE["spec"]["groups"]
+ALERTS = {rule["alert"]: rule for rule in GROUP["rules"]}
+PANELS = {
+    f"{panel['title']} {target['refId']}": target["expr"]
+    for panel in DASHBOARD["panels"]
+    for target in panel["targets"]
+}
+VARIABLES = {
+    variable["name"]: variable["query"]
+    for variable in DASHBOARD["templating"]["list"]
+    if variable["type"] == "query"
+}
+QUERIES = PANELS | VARIABLES | {name: rule["expr"] for name, rule in ALERTS.items()}
 
 
 def exposition() -> str:
     metrics = Metrics([GATEWAY, LIVENESS], probe_timeout=3.0)
-    metrics(
-        RequestAnswered(
-            method="Check",
-            path="/grpc.health.v1.Health/Check",
-            user_agent="ELB-HealthChecker/2.0",
-            service=GATEWAY,
-            answer=Answer(Code.OK, Status.SERVING),
-        )
-    )
-    _, content = metrics.render("", {GATEWAY: ALIVE, LIVENESS: ALIVE}, {})
-    return content.decode()
+    metrics(request())
+    return metrics.render("", {GATEWAY: ALIVE, LIVENESS: ALIVE}, {})[1].decode()
 
 
-def series() -> dict[str, set[str]]:
-    """Return the names of all series, each with its labels and those of the scrape.
-
-    `up` is Prometheus' own.
-    """
-    found: dict[str, set[str]] = {"up": {"job", "instance"}}
-    for family in text_string_to_metric_families(exposition()):
-        for sample in family.samples:
-            found.setdefault(sample.name, {"job", "instance"}).update(sample.labels)
-    return found
+SERIES = {"up": {"job", "instance"}}  # Prometheus' own
+"""All series, with their labels and those of a scrape."""
+for family in text_string_to_metric_families(exposition()):
+    for sample in family.samples:
+        SERIES.setdefault(sample.name, {"job", "instance"}).update(sample.labels)
 
 
-def alerts() -> list[dict[str, Any]]:
-    (group,) = RULE["spec"]["groups"]
-    rules: list[dict[str, Any]] = group["rules"]
-    return rules
-
-
-def panel_expressions() -> Iterator[str]:
-    for panel in DASHBOARD["panels"]:
-        for target in panel["targets"]:
-            yield target["expr"]
-
-
-def expressions() -> Iterator[tuple[str, str]]:
-    for panel in DASHBOARD["panels"]:
-        for target in panel["targets"]:
-            yield panel["title"], target["expr"]
-    for variable in DASHBOARD["templating"]["list"]:
-        if variable["type"] == "query":
-            yield variable["name"], variable["query"]
-    for rule in alerts():
-        yield rule["alert"], rule["expr"]
-
-
-@pytest.mark.parametrize(
-    "expression", [expr for _, expr in expressions()], ids=[name for name, _ in expressions()]
-)
-def test_every_query_names_metrics_that_exist(expression: str) -> None:
+@pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
+def test_every_query_names_metrics_that_exist(query: str) -> None:
     """Each metric of a panel or an alert exists, with the labels in the query."""
-    known = series()
-    names = re.findall(r"\b(?:ghealth_\w+|process_\w+|up\b)", expression)
+    names = set(re.findall(r"\b(?:ghealth_\w+|process_\w+|up\b)", query))
     assert names
-    assert set(names) <= set(known)
-    labels = set(re.findall(r"(\w+)\s*(?:=~|!=|=)\s*\"", expression))
-    for listed in re.findall(r"\b(?:by|on)\s*\(([\w, ]+)\)", expression):
+    assert names <= set(SERIES)
+    labels = set(re.findall(r"(\w+)\s*(?:=~|!=|=)\s*\"", query))
+    for listed in re.findall(r"\b(?:by|on)\s*\(([\w, ]+)\)", query):
         labels |= set(re.split(r",\s*", listed))
-    assert labels <= set().union(*(known[name] for name in names))
+    assert labels <= set().union(*(SERIES[name] for name in names))
 
 
 def test_every_metric_of_ghealth_is_on_the_dashboard() -> None:
     """A metric is on a panel or in an alert."""
-    shown = " ".join(expression for _, expression in expressions())
-    own = {name.removesuffix("_sum").removesuffix("_count") for name in series()}
-    for name in own:
-        assert name in shown or name.startswith(("process_", "up")), name
+    own = {re.sub("_(sum|count)$", "", name) for name in SERIES if name.startswith("ghealth_")}
+    assert not [name for name in own if name not in str(QUERIES)]
 
 
 def test_panels_have_their_places() -> None:
     """Different ids, places that do not overlap, descriptions, and the chosen data source."""
     assert DASHBOARD["schemaVersion"] >= 39
-    numbers = [panel["id"] for panel in DASHBOARD["panels"]]
-    assert len(set(numbers)) == len(numbers)
-    taken: set[tuple[int, int]] = set()
+    cells = []
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
-        cells = {
-            (place["x"] + across, place["y"] + down)
-            for across in range(place["w"])
-            for down in range(place["h"])
-        }
-        assert max(x for x, _ in cells) < 24
-        assert not cells & taken
-        taken |= cells
+        assert place["x"] + place["w"] <= 24
+        for x in range(place["x"], place["x"] + place["w"]):
+            cells += [(x, y) for y in range(place["y"], place["y"] + place["h"])]
         assert panel["description"]
         assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
+    assert len(set(cells)) == len(cells)
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
 
 
-def test_every_alert_has_a_severity_and_a_description() -> None:
-    """There are these alerts, and each has a summary and a description."""
-    assert {rule["alert"] for rule in alerts()} == {
-        "GhealthAbsent",
-        "GhealthNotScraped",
-        "GhealthNotServing",
-        "GhealthConnectionsCut",
-        "GhealthFlapping",
-        "GhealthNobodyAsks",
-        "GhealthDefaultPath",
-        "GhealthSlowProbes",
-    }
-    for rule in alerts():
-        assert rule["labels"]["severity"] in ("info", "warning", "critical")
-        assert set(rule["annotations"]) == {"summary", "description"}
+@pytest.mark.parametrize("rule", ALERTS.values(), ids=ALERTS)
+def test_every_alert_has_a_severity_and_a_description(rule: dict[str, Any]) -> None:
+    """Each has a summary, too."""
+    assert rule["labels"]["severity"] in ("info", "warning", "critical")
+    assert set(rule["annotations"]) == {"summary", "description"}
 
 
 def test_both_kinds_of_prometheus_scrape_the_same_port() -> None:
     """The port has a name that Kubernetes accepts, and a scrape has time for a hanging gateway."""
-    (endpoint,) = MONITOR["spec"]["podMetricsEndpoints"]
-    (job,) = SCRAPE["scrape_configs"]
-    assert endpoint["port"] == job["relabel_configs"][0]["regex"] == PORT
-    assert len(PORT) <= 15
+    (endpoint,), (job,) = MONITOR["spec"]["podMetricsEndpoints"], SCRAPE["scrape_configs"]
+    assert endpoint["port"] == job["relabel_configs"][0]["regex"] == "ghealth-metrics"
     assert endpoint["path"] == "/metrics"
     assert endpoint["scrapeTimeout"] == job["scrape_timeout"] == "10s"
 
 
-def promtool(*arguments: str, folder: Path, text: str = "") -> subprocess.CompletedProcess[str]:
+def promtool(folder: Path, *arguments: str, text: str = "", **files: Any) -> str:
+    """Run promtool in a folder with these files, and return its output."""
     found = shutil.which("promtool")
     if found is None:
         assert "CI" not in os.environ, "CI must have promtool"
         pytest.skip("no promtool on this machine")
-    return subprocess.run(
-        [found, *arguments],
-        cwd=folder,
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    for name, content in files.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, width=10_000))
+    done = subprocess.run(
+        [found, *arguments], cwd=folder, input=text, capture_output=True, text=True, check=False
     )
+    shown = done.stdout + done.stderr
+    assert done.returncode == 0, shown
+    return shown
 
 
 def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
     """Promtool accepts the rules, and the tests in rules_test.yaml pass."""
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(RULE["spec"]))
     shutil.copy(FOLDER / "rules_test.yaml", tmp_path)
-    for command in (("check", "rules", "rules.yaml"), ("test", "rules", "rules_test.yaml")):
-        done = promtool(*command, folder=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "SUCCESS" in done.stdout
+    checked = promtool(tmp_path, "check", "rules", "rules.yaml", rules=RULE["spec"])
+    tested = promtool(tmp_path, "test", "rules", "rules_test.yaml")
+    assert "SUCCESS" in checked
+    assert "SUCCESS" in tested
 
 
 def test_every_alert_is_tested() -> None:
     """Each alert fires in a test in rules_test.yaml."""
-    tests = yaml.safe_load((FOLDER / "rules_test.yaml").read_text())["tests"]
-    fired = {
-        case["alertname"]
-        for test in tests
-        for case in test["alert_rule_test"]
-        if case["exp_alerts"]
-    }
-    assert fired == {rule["alert"] for rule in alerts()}
+    cases = [case for test in TESTS["tests"] for case in test["alert_rule_test"]]
+    assert {case["alertname"] for case in cases if case["exp_alerts"]} == set(ALERTS)
 
 
 def test_the_queries_of_the_dashboard_are_promql(tmp_path: Path) -> None:
     """Promtool parses each of them, with values for Grafana's variables."""
-    rules = [
-        {"record": f"panel:{number}", "expr": expression}
-        for number, expression in enumerate(panel_expressions())
-    ]
-    text = yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]})
-    (tmp_path / "panels.yaml").write_text(
-        text.replace("$__rate_interval", "5m").replace("$job", ".*").replace("$instance", ".*")
-    )
-    done = promtool("check", "rules", "panels.yaml", folder=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    rules = []
+    for number, query in enumerate(PANELS.values()):
+        filled = re.sub(r"\$(job|instance)", ".*", query).replace("$__rate_interval", "5m")
+        rules.append({"record": f"panel:{number}", "expr": filled})
+    panels = {"groups": [{"name": "panels", "rules": rules}]}
+    promtool(tmp_path, "check", "rules", "panels.yaml", panels=panels)
 
 
 def test_names_and_units_follow_prometheus_conventions(tmp_path: Path) -> None:
     """Promtool's linter finds nothing."""
-    done = promtool("check", "metrics", folder=tmp_path, text=exposition())
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    assert promtool(tmp_path, "check", "metrics", text=exposition()) == ""
 
 
 def test_the_scrape_configuration_is_valid(tmp_path: Path) -> None:
     """Promtool accepts it; Debian's has no Kubernetes, so the pods are made up."""
     (job,) = SCRAPE["scrape_configs"]
-    assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
-    made_up = {"scrape_configs": [job | {"static_configs": [{"targets": ["127.0.0.1:25022"]}]}]}
-    (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(made_up))
-    done = promtool("check", "config", "prometheus.yaml", folder=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    made_up = {**job, "static_configs": [{"targets": ["127.0.0.1:25022"]}]}
+    assert made_up.pop("kubernetes_sd_configs") == [{"role": "pod"}]
+    config = {"scrape_configs": [made_up]}
+    promtool(tmp_path, "check", "config", "prometheus.yaml", prometheus=config)
 
 
 def test_every_alert_is_documented() -> None:
     """docs/operations.md explains each alert, and names no other."""
-    page = (FOLDER.parent.parent / "docs" / "operations.md").read_text()
-    assert set(re.findall(r"`(Ghealth\w+)`", page)) == {rule["alert"] for rule in alerts()}
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert set(re.findall(r"`(Ghealth\w+)`", page)) == set(ALERTS)
