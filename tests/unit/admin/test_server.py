@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +30,13 @@ class Running:
 
     async def history(self) -> Any:
         return (await self.admin.get("/history.json")).json()
+
+    async def drained(self) -> Any:
+        """Start the drain, and return the history once it has."""
+        self.stop.set_result(True)
+        while not (history := await self.history())["draining"]:
+            pass
+        return history
 
 
 @asynccontextmanager
@@ -76,27 +82,38 @@ async def test_calls_and_probes_are_on_the_page() -> None:
     assert "s3cr3t" not in f"{history} {pages}"
 
 
-async def test_it_answers_while_draining_and_is_closed_then() -> None:
-    """The status page shows the drain; the port ends with the process."""
+async def test_draining_is_served_everywhere() -> None:
+    """The page, the history, the metrics and `/readyz` show the drain; `liveness` is serving."""
     async with run(FakeProbe(), drain_delay="60s") as running:
         assert (await running.history())["draining"] is False
-        running.stop.set_result(True)
-        while not (history := await running.history())["draining"]:
-            pass
-        assert history["draining_since"] is not None
+        history = await running.drained()
+        html, metrics, ready, alive = [
+            (await running.admin.get(path)).text
+            for path in ("/", "/metrics", "/readyz", "/readyz?service=liveness")
+        ]
+    assert history["draining_since"] is not None
+    changes = [(change["status"], change["reason"]) for change in history["changes"]]
+    assert changes == [("NOT_SERVING", "draining"), ("SERVING", "gateway answered 200")]
+    assert "Draining since" in html
+    assert "is draining</h1>" in html
+    assert "ghealth_draining 1.0" in metrics
+    assert 'ghealth_serving{service="gateway"} 0.0' in metrics
+    assert (ready, alive) == ("draining\n", "ghealth is running\n")
+
+
+async def test_it_answers_while_draining_and_is_closed_then() -> None:
+    """The port ends with the process."""
+    async with run(FakeProbe(), drain_delay="60s") as running:
+        await running.drained()
         running.task.cancel()
         await asyncio.wait((running.task,))
         with pytest.raises(httpx.ConnectError):
             await running.history()
 
 
-async def test_it_listens_on_both_loopbacks(caplog: pytest.LogCaptureFixture) -> None:
-    """`localhost` is 127.0.0.1 and ::1, on one port, and the first line has its URL."""
-    caplog.set_level(logging.INFO)
+async def test_it_listens_on_both_loopbacks() -> None:
+    """`localhost` is 127.0.0.1 and ::1, on one port."""
     async with run(FakeProbe()) as running:
-        port = running.ports.admin
         for host in ("127.0.0.1", "[::1]"):
-            assert (await running.admin.get(f"http://{host}:{port}/livez")).text == "ok\n"
-    (started,) = [record for record in caplog.records if "serves gRPC" in record.getMessage()]
-    assert f"status page http://localhost:{port}/" in started.getMessage()
-    assert started.__dict__["fields"]["admin_listen"] == [f"localhost:{port}"]
+            url = f"http://{host}:{running.ports.admin}/livez"
+            assert (await running.admin.get(url)).text == "ok\n"

@@ -1,3 +1,4 @@
+from types import SimpleNamespace as Clock
 from typing import cast
 
 import pytest
@@ -21,27 +22,21 @@ from tests.support.events import (
 )
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(now=100.0)
 
 
 @pytest.fixture
 def history(clock: Clock) -> History:
-    return History([GATEWAY, "b", LIVENESS], now=lambda: clock.now + 1000, clock=clock)
+    services = [GATEWAY, "b", LIVENESS]
+    return History(services, now=lambda: clock.now + 1000, clock=lambda: clock.now)
 
 
 def test_events_are_kept_with_their_time(history: History, clock: Clock) -> None:
     """Latest first; a status is kept since its last change, whatever its reasons."""
     first, down, refused = changed(None, UP), changed(UP, DOWN), changed(DOWN, REFUSED)
-    events: list[Event] = [first, down, refused, probed(UP), cut()]
+    events: list[Event] = [first, down, refused, probed(UP), cut(), DrainStarted(seconds=5)]
     for event in events:
         history(event)
         clock.now += 2
@@ -49,17 +44,11 @@ def test_events_are_kept_with_their_time(history: History, clock: Clock) -> None
     assert list(history.changes) == changes
     assert list(history.probes) == [Recorded(1106, probed(UP))]
     assert list(history.cuts) == [Recorded(1108, cut())]
+    assert history.draining_since == 1110
     assert history.since(GATEWAY, Status.NOT_SERVING) == 1102
     assert history.since(GATEWAY, Status.SERVING) is None
     assert history.since("b", Status.SERVING) is None
     assert history.since(LIVENESS, Status.SERVING) == 1100
-
-
-def test_the_start_of_the_drain_is_kept(history: History) -> None:
-    """There is none before."""
-    assert history.draining_since is None
-    history(DrainStarted(seconds=5))
-    assert history.draining_since == 1100
 
 
 def test_memory_is_bounded(history: History) -> None:
