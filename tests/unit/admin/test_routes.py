@@ -117,11 +117,6 @@ async def test_the_page_and_the_metrics_show_the_state(busy: httpx.AsyncClient) 
     assert 'ghealth_watchers{service="unknown"} 2.0' in metrics
 
 
-async def test_livez_is_about_the_process_alone(busy: httpx.AsyncClient) -> None:
-    """The gateway is not ready, and it answers `ok`."""
-    assert (await busy.get("/livez")).text == "ok\n"
-
-
 async def test_every_kind_of_caller_is_listed(busy: httpx.AsyncClient) -> None:
     """What it asked for and got last, how often, and what it concludes, if it ever asked."""
     history = (await busy.get("/history.json")).json()

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,38 +24,29 @@ class Running:
     """A ghealth in this process, and a client of its admin port."""
 
     ports: Ports
-    stop: "asyncio.Future[bool]"  # its result: whether to drain
-    task: "asyncio.Task[None]"
+    drain: Callable[[], None]
     admin: httpx.AsyncClient
 
     async def history(self) -> Any:
         return (await self.admin.get("/history.json")).json()
 
-    async def drained(self) -> Any:
-        """Start the drain, and return the history once it has."""
-        self.stop.set_result(True)
-        while not (history := await self.history())["draining"]:
-            pass
-        return history
-
 
 @asynccontextmanager
 async def run(gateway: FakeProbe, **settings: str) -> AsyncGenerator[Running, None]:
     """Serve until the end of the block; the probe of the gateway is a fake."""
-    loop = asyncio.get_running_loop()
-    stop: asyncio.Future[bool] = loop.create_future()
-    started: asyncio.Future[Ports] = loop.create_future()
-    ports = {"listen": "127.0.0.1:0", "admin_listen": "localhost:0"}
+    drains = asyncio.Event()
+    started: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
+    ports = {"listen": "127.0.0.1:0", "admin_listen": "localhost:0", "drain_delay": "60s"}
     serving = serve(
         Settings.model_validate(ports | settings),
-        shutdown_trigger=lambda: stop,
+        shutdown_trigger=drains.wait,
         probes={"": gateway},
         on_started=started.set_result,
     )
     async with asyncio.timeout(60):
         task = asyncio.create_task(serving)
         async with client((await started).admin) as admin:
-            yield Running(await started, stop, task, admin)
+            yield Running(started.result(), drains.set, admin)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
@@ -84,9 +75,11 @@ async def test_calls_and_probes_are_on_the_page() -> None:
 
 async def test_draining_is_served_everywhere() -> None:
     """The page, the history, the metrics and `/readyz` show the drain; `liveness` is serving."""
-    async with run(FakeProbe(), drain_delay="60s") as running:
+    async with run(FakeProbe()) as running:
         assert (await running.history())["draining"] is False
-        history = await running.drained()
+        running.drain()
+        while not (history := await running.history())["draining"]:
+            pass
         html, metrics, ready, alive = [
             (await running.admin.get(path)).text
             for path in ("/", "/metrics", "/readyz", "/readyz?service=liveness")
@@ -101,14 +94,13 @@ async def test_draining_is_served_everywhere() -> None:
     assert (ready, alive) == ("draining\n", "ghealth is running\n")
 
 
-async def test_it_answers_while_draining_and_is_closed_then() -> None:
-    """The port ends with the process."""
-    async with run(FakeProbe(), drain_delay="60s") as running:
-        await running.drained()
-        running.task.cancel()
-        await asyncio.wait((running.task,))
+async def test_it_is_closed_in_the_end() -> None:
+    """The port ends with ghealth."""
+    async with run(FakeProbe()) as running:
+        pass
+    async with client(running.ports.admin) as late:
         with pytest.raises(httpx.ConnectError):
-            await running.history()
+            await late.get("/livez")
 
 
 async def test_it_listens_on_both_loopbacks() -> None:
