@@ -54,7 +54,7 @@ page-test: env ## test the status page in a real browser (needs chromium)
 	$(BIN)/python -m pytest tests/page
 
 page-pictures: env ## take the pictures of the status page in docs/
-	$(BIN)/python -m tests.page
+	PICTURES=docs $(BIN)/python -m pytest tests/page -k pictures
 
 interop: env ## check with real callers: the kubelet, Envoy, grpc-go, grpc-js, grpcurl, curl
 	$(BIN)/python -m tests.interop.tools

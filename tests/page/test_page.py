@@ -1,8 +1,11 @@
 """The status page of a real ghealth in a real browser."""
 
+import base64
+import os
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -23,12 +26,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def addresses() -> Iterator[dict[str, str]]:
     """Run ghealths in several states."""
     with (
+        story(READY, SICK, READY, SICK) as calm,
         story(READY, SICK, READY, SICK, hostile=True) as sick,
         story(READY, SICK, services=60) as crowded,
         story(SICK, READY, services=60) as well,
         story(SICK, READY, services=60, drains=True) as draining,
     ):
-        yield {"sick": sick, "crowded": crowded, "well": well, "draining": draining}
+        yield {"calm": calm, "sick": sick, "crowded": crowded, "well": well, "draining": draining}
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +147,15 @@ def test_a_draining_pod_says_since_when(page: Browser) -> None:
     """The title names it, too."""
     assert page.value("document.title").startswith("🔴 draining - ")
     assert page.value("/Draining since \\d/.test(document.body.innerText)")
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [("calm-desk", "page.png"), ("calm-dark", "page-dark.png"), ("calm-phone", "page-phone.png")],
+    indirect=["page"],
+    scope="module",
+)
+def test_it_has_pictures(page: Browser, name: str, tmp_path: Path) -> None:
+    """`make page-pictures` writes them to docs/."""
+    data = page.do("Page.captureScreenshot", format="png")["data"]
+    (Path(os.environ.get("PICTURES", tmp_path)) / name).write_bytes(base64.b64decode(data))

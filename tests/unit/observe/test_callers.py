@@ -15,7 +15,6 @@ SERVICE_UNKNOWN = Answer(Code.OK, Status.SERVICE_UNKNOWN)
     [
         ("ELB-HealthChecker/2.0", "alb"),
         (f"ELB-HealthChecker/2.0{REPLAY_SUFFIX}/0.1.0", "alb (ghealth check)"),
-        ("kube-probe/1.34", "kubelet"),
         ("kube-probe/1.34 grpc-go/1.72.2", "kubelet"),
         (f"kube-probe/1.34{REPLAY_SUFFIX}", "kubelet"),
         ("Envoy/HC", "envoy"),

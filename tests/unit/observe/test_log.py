@@ -15,20 +15,10 @@ from ghealth.health import CHECK_PATH, DRAINING, GATEWAY, Answer, Code, Reason, 
 from ghealth.observe import log
 from ghealth.observe.callers import describe
 from ghealth.observe.log import MAX_LINES_PER_MINUTE, MAX_PATHS, JsonFormatter, Log, logging_to
-from tests.support.events import (
-    DOWN,
-    KUBELET,
-    NOT_FOUND,
-    REFUSED,
-    SERVING,
-    UNAVAILABLE,
-    UNIMPLEMENTED,
-    UP,
-    changed,
-    cut,
-    request,
-)
+from tests.support.events import DOWN, REFUSED, SERVING, UNAVAILABLE, UP, changed, cut, request
 
+KUBELET = "kube-probe/1.34"
+UNIMPLEMENTED = Answer(Code.UNIMPLEMENTED)
 DOWN_AND_UP = [changed(UP, DOWN), changed(DOWN, UP)]
 NOTHING = DrainStarted(seconds=1)  # an event that has no line itself
 
@@ -45,12 +35,12 @@ class Scene:
         self._caplog = caplog
 
     def lines(self, *events: Event) -> list[dict[str, Any]]:
-        """Return the lines of these events, as programs get them, without the time."""
+        """Return the lines of these events, as programs get them."""
         for event in events:
             self.log(event)
         lines = [json.loads(JsonFormatter().format(record)) for record in self._caplog.records]
         self._caplog.clear()
-        return [{key: line[key] for key in line if key != "time"} for line in lines]
+        return lines
 
 
 @pytest.fixture
@@ -138,12 +128,9 @@ def test_a_caller_that_starts_to_get_another_answer_is_one_line(scene: Scene) ->
     down, up, _ = scene.lines()
     assert (up["level"], up["answer"], up["held_seconds"]) == ("info", "SERVING", 1.5)
     why = "gateway answered 503 (got SERVING for 3 s)"
-    assert down == describe(request(UNAVAILABLE)) | {
-        "level": "warning",
-        "event": "answer_changed",
-        "message": f"alb gets UNAVAILABLE from Check of gateway: {why}",
-        "held_seconds": 3,
-    }
+    assert down["message"] == f"alb gets UNAVAILABLE from Check of gateway: {why}"
+    fields = {"level": "warning", "event": "answer_changed", "held_seconds": 3}
+    assert down.items() >= (fields | describe(request(UNAVAILABLE))).items()
 
 
 def test_questions_are_followed_apart_and_unknown_services_together(scene: Scene) -> None:
@@ -154,7 +141,7 @@ def test_questions_are_followed_apart_and_unknown_services_together(scene: Scene
         request(UNAVAILABLE, "Envoy/HC"),
         request(UNAVAILABLE, KUBELET, "Watch"),
         request(UNAVAILABLE, KUBELET, service="b"),
-        request(NOT_FOUND, "a", service="x"),
+        request(Answer(Code.NOT_FOUND), "a", service="x"),
         request(malformed, "b\n" * 99, service="y\n"),
     )
     assert (line["service"], line["user_agent"]) == (None, ("b?" * 40)[:79] + "…")
