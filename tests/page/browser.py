@@ -2,13 +2,13 @@
 
 import itertools
 import json
-import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 FLAGS = """
 --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars
@@ -29,12 +29,11 @@ class Browser:
     """One page of a running browser.
 
     Args:
-        commands: Where it reads commands.
-        replies: Where it writes replies and events.
+        pipe: Where it reads commands, and writes replies and events.
     """
 
-    def __init__(self, commands: IO[bytes], replies: IO[bytes]) -> None:
-        self._commands, self._replies = commands, replies
+    def __init__(self, pipe: socket.socket) -> None:
+        self._pipe = pipe
         self._numbers = itertools.count(1)
         self._session: dict[str, str] = {}
         self._rest = b""
@@ -48,7 +47,7 @@ class Browser:
     def do(self, method: str, **parameters: Any) -> Any:
         """Send a command and return its result."""
         command = {"id": next(self._numbers), "method": method, "params": parameters}
-        self._commands.write(json.dumps(command | self._session).encode() + b"\0")
+        self._pipe.sendall(json.dumps(command | self._session).encode() + b"\0")
         while (reply := self._next()).get("id") != command["id"]:
             self.events.append(reply)
         return reply["result"]
@@ -75,7 +74,7 @@ class Browser:
 
     def _next(self) -> Any:
         while b"\0" not in self._rest:
-            more = self._replies.read(1 << 20)
+            more = self._pipe.recv(1 << 20)
             assert more, "the browser has ended"
             self._rest += more
         message, _, self._rest = self._rest.partition(b"\0")
@@ -91,21 +90,17 @@ def chromium(profile: Path) -> Iterator[Browser]:
     """
     found = shutil.which("chromium")
     assert found, "no chromium on this machine: apt-get install chromium"
-    (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
+    ours, theirs = socket.socketpair()
     # dash knows no descriptors beyond 9
-    script = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
+    script = f'exec "$0" "$@" 3<&{theirs.fileno()} 4>&3'
+    command = ["bash", "-c", script, found, *FLAGS.split(), f"--user-data-dir={profile}"]
+    silent = subprocess.DEVNULL
     with (
-        open(ours_out, "wb", buffering=0) as commands,  # noqa: PTH123 - a descriptor
-        open(ours_in, "rb", buffering=0) as replies,  # noqa: PTH123
-        subprocess.Popen(
-            ["bash", "-c", script, found, *FLAGS.split(), f"--user-data-dir={profile}"],
-            pass_fds=(theirs_in, theirs_out),
-            stderr=subprocess.DEVNULL,
-        ) as process,
+        ours,
+        subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=silent) as process,
     ):
-        os.close(theirs_in)
-        os.close(theirs_out)
+        theirs.close()
         try:
-            yield Browser(commands, replies)
+            yield Browser(ours)
         finally:
             process.terminate()
