@@ -30,11 +30,7 @@ PANELS = {
     for panel in DASHBOARD["panels"]
     for target in panel["targets"]
 }
-VARIABLES = {
-    variable["name"]: variable["query"]
-    for variable in DASHBOARD["templating"]["list"]
-    if variable["type"] == "query"
-}
+VARIABLES = {v["name"]: v["query"] for v in DASHBOARD["templating"]["list"] if v["type"] == "query"}
 QUERIES = PANELS | VARIABLES | {name: rule["expr"] for name, rule in ALERTS.items()}
 
 
@@ -118,10 +114,8 @@ def promtool(folder: Path, *arguments: str, text: str = "", **files: Any) -> str
 def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
     """Promtool accepts the rules, and the tests in rules_test.yaml pass."""
     shutil.copy(FOLDER / "rules_test.yaml", tmp_path)
-    checked = promtool(tmp_path, "check", "rules", "rules.yaml", rules=RULE["spec"])
-    tested = promtool(tmp_path, "test", "rules", "rules_test.yaml")
-    assert "SUCCESS" in checked
-    assert "SUCCESS" in tested
+    assert "SUCCESS" in promtool(tmp_path, "check", "rules", "rules.yaml", rules=RULE["spec"])
+    assert "SUCCESS" in promtool(tmp_path, "test", "rules", "rules_test.yaml")
 
 
 def test_every_alert_is_tested() -> None:

@@ -79,14 +79,10 @@ async def test_the_state_and_its_reasons_are_served(busy: httpx.AsyncClient) -> 
     assert (history["version"], history["host"]) == (__version__, "gw?")
     assert (history["draining"], history["draining_since"]) == (False, None)
     gateway, liveness = history["services"]
-    assert gateway == {
-        "service": "",
-        "status": "NOT_SERVING",
-        "reason": "gateway answered 503",
-        "targets": ["http://gateway/ready"],
-        "since": history["changes"][0]["time"],
-        "watchers": 1,
-    }
+    since = history["changes"][0]["time"]
+    status = {"service": "", "status": "NOT_SERVING", "reason": "gateway answered 503"}
+    watched = {"targets": ["http://gateway/ready"], "since": since, "watchers": 1}
+    assert gateway == status | watched
     assert (liveness["status"], liveness["targets"]) == ("SERVING", [])
     (probe,) = history["probes"]
     assert (probe["result"], probe["reason"]) == ("status", "gateway answered 503")
@@ -199,7 +195,6 @@ async def test_accept_decides_the_format_of_the_metrics(busy: httpx.AsyncClient)
     [
         ("", 200, "gateway answered 200\n"),
         ("?service=", 200, "gateway answered 200\n"),
-        ("?other=1", 200, "gateway answered 200\n"),
         ("?service=liveness", 200, "ghealth is running\n"),
         ("?service=a%20b/%C3%A9", 503, "gateway answered 503\n"),
         ("?service=a+b/%C3%A9", 503, "gateway answered 503\n"),
@@ -229,7 +224,6 @@ async def test_refresh_can_be_switched_off(busy: httpx.AsyncClient) -> None:
 async def test_bytes_that_are_not_utf_8_are_shown(busy: httpx.AsyncClient) -> None:
     """The kernel accepts any in a host name, and the environment in a setting."""
     history, html = [await busy.get(path) for path in ("/history.json", "/")]
-    assert history.json()["host"] == "gw?"
     assert history.json()["settings"][1]["value"] == "/c\udcff.pem"
     assert "/c\\udcff.pem" in html.text
 

@@ -83,10 +83,7 @@ def test_a_service_that_flaps_has_few_lines_and_none_is_lost_for_good(scene: Sce
     scene.now += 1
     (line,) = scene.lines(NOTHING, NOTHING)
     assert (line["status"], line["left_out"]) == ("SERVING", 33)
-    assert line["message"] == (
-        "gateway is SERVING: gateway answered 200 (was NOT_SERVING for 1 s); "
-        "33 changes before it were left out"
-    )
+    assert line["message"].endswith("(was NOT_SERVING for 1 s); 33 changes before it were left out")
 
 
 def test_a_flood_of_one_kind_takes_no_lines_from_another(scene: Scene) -> None:

@@ -42,7 +42,6 @@ ghealth_last_success_timestamp_seconds{service="b"} 0.0
 ghealth_last_success_timestamp_seconds{service="gateway"} 1000.5
 ghealth_probe_duration_seconds_bucket{le="0.001",service="b"} 1.0
 ghealth_probe_duration_seconds_bucket{le="0.005",service="gateway"} 1.0
-ghealth_probe_duration_seconds_bucket{le="1.0",service="gateway"} 1.0
 ghealth_probe_duration_seconds_bucket{le="1.5",service="gateway"} 2.0
 ghealth_probe_duration_seconds_bucket{le="3.0",service="gateway"} 2.0
 ghealth_probe_duration_seconds_count{service="gateway"} 2.0
@@ -55,10 +54,8 @@ ghealth_probes_total{result="timeout",service="b"} 0.0
 ghealth_serving{service="b"} 0.0
 ghealth_serving{service="gateway"} 1.0
 ghealth_serving{service="liveness"} 1.0
-ghealth_status_changes_total{service="b"} 0.0
 ghealth_status_changes_total{service="gateway"} 1.0
 ghealth_watchers{service="b"} 2.0
-ghealth_watchers{service="gateway"} 0.0
 ghealth_watchers{service="unknown"} 2.0
 """
 
