@@ -225,39 +225,32 @@ async def test_connections_cannot_keep_others_from_an_answer(port: int, data: by
         writer.transport.abort()
 
 
-@pytest.mark.parametrize("data", [b"", get("/none")], ids=["silent", "answered"])
+@pytest.mark.parametrize("path", ["", "/none", "/hangs"], ids=["silent", "answered", "waiting"])
 async def test_a_request_that_waits_for_its_answer_is_closed_last(
-    data: bytes, monkeypatch: pytest.MonkeyPatch
+    path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Room is made by connections that wait for no answer first, then by the oldest request."""
     monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
-    arrived = asyncio.Semaphore(0)
+    arrived, finish = asyncio.Semaphore(0), asyncio.Event()
 
     async def hang(path: str, _query: str, _headers: Headers) -> None:
         if path == "/hangs":
             arrived.release()
-            await asyncio.Event().wait()
+            await finish.wait()
 
     async with serving_by(hang) as port:
-
-        async def ask() -> asyncio.Task[bytes]:
-            request = asyncio.create_task(exchange(port, get("/hangs")))
-            await arrived.acquire()
-            return request
-
-        first = await ask()
+        oldest = asyncio.create_task(exchange(port, get("/hangs")))
+        await arrived.acquire()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(data)
-        if data:
-            assert await reader.readline() == b"HTTP/1.1 404 Not Found\r\n"
-        second = await ask()
-        await reader.read()
-        assert not first.done()
-        third = await ask()
-        assert await first == b""
-        assert not second.done()
+        if path:
+            writer.write(get(path))
+            await (arrived.acquire() if path == "/hangs" else reader.readline())
+        newest = asyncio.create_task(exchange(port, get("/hangs")))
+        await arrived.acquire()
+        finish.set()
+        assert (await newest).startswith(b"HTTP/1.1 404 ")
+        assert (await oldest == b"") is (path == "/hangs")
         writer.close()
-    await asyncio.wait((second, third))
 
 
 async def test_the_end_closes_what_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
