@@ -240,7 +240,7 @@ def test_a_closed_standard_output_discards_the_lines() -> None:
 
 
 def test_a_pipe_that_nobody_reads_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 18: neither a line nor the end waits; what is written then says what was dropped."""
+    """Trap 18: neither a line nor the end waits; the next line reports how many were dropped."""
     end, other_end = os.pipe()
     reader, writer = os.fdopen(end), os.fdopen(other_end, "w")
     with monkeypatch.context() as short:
