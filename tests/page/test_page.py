@@ -105,9 +105,11 @@ def test_a_screen_reader_finds_the_tables(page: Browser) -> None:
     nodes = page.do("Accessibility.getFullAXTree")["nodes"]
     seen = [node for node in nodes if not node["ignored"]]
     roles = Counter(node["role"]["value"] for node in seen)
-    selectors = {"table": "table", "rowheader": "tbody tr", "columnheader": "thead th"}
-    for role, selector in selectors.items():
+    selectors = {"columnheader": "thead th", "rowheader": "tbody tr", "cell": "tbody td"}
+    for role, selector in ({"table": "table"} | selectors).items():
         assert roles[role] == page.value(f"document.querySelectorAll('{selector}').length") > 0
+    is_full = "row => row.cells.length == row.closest('table').tHead.rows[0].cells.length"
+    assert page.value(f"[...document.querySelectorAll('tbody tr')].every({is_full})")
     assert all(node["name"]["value"] for node in seen if node["role"]["value"] == "table")
 
 
