@@ -15,10 +15,9 @@ from ghealth.health import CHECK_PATH, DRAINING, GATEWAY, Answer, Code, Reason, 
 from ghealth.observe import log
 from ghealth.observe.callers import describe
 from ghealth.observe.log import MAX_LINES_PER_MINUTE, MAX_PATHS, JsonFormatter, Log, logging_to
+from tests.support import events
 from tests.support.events import DOWN, REFUSED, SERVING, UNAVAILABLE, UP, changed, cut, request
 
-KUBELET = "kube-probe/1.34"
-UNIMPLEMENTED = Answer(Code.UNIMPLEMENTED)
 DOWN_AND_UP = [changed(UP, DOWN), changed(DOWN, UP)]
 NOTHING = DrainStarted(seconds=1)  # an event that has no line itself
 
@@ -92,8 +91,8 @@ def test_a_flood_of_one_kind_takes_no_lines_from_another(scene: Scene) -> None:
     assert len(scene.lines(*flood * 10)) == 3 * MAX_LINES_PER_MINUTE
     status, got, connections = scene.lines(
         changed(UP, DOWN, service="b"),
-        request(SERVING, KUBELET),
-        request(UNAVAILABLE, KUBELET),
+        request(SERVING, events.KUBELET),
+        request(UNAVAILABLE, events.KUBELET),
         cut(300, "::1", "connections"),
     )
     assert (status["service"], got["caller"]) == ("b", "kubelet")
@@ -134,11 +133,11 @@ def test_questions_are_followed_apart_and_unknown_services_together(scene: Scene
     """Another caller, method or service is another question; unknown names are not logged."""
     malformed = Answer(Code.INVALID_ARGUMENT, reason=Reason(ReasonKind.MALFORMED))
     (line,) = scene.lines(
-        request(SERVING, KUBELET),
+        request(SERVING, events.KUBELET),
         request(UNAVAILABLE, "Envoy/HC"),
-        request(UNAVAILABLE, KUBELET, "Watch"),
-        request(UNAVAILABLE, KUBELET, service="b"),
-        request(Answer(Code.NOT_FOUND), "a", service="x"),
+        request(UNAVAILABLE, events.KUBELET, "Watch"),
+        request(UNAVAILABLE, events.KUBELET, service="b"),
+        request(events.NOT_FOUND, "a", service="x"),
         request(malformed, "b\n" * 99, service="y\n"),
     )
     assert (line["service"], line["user_agent"]) == (None, ("b?" * 40)[:79] + "…")
@@ -149,8 +148,8 @@ def test_a_path_that_should_not_be_checked_is_logged_once(scene: Scene) -> None:
     """An ALB on another path than Check, or any caller on an unknown path, has one line."""
     requests = [
         request(),
-        request(SERVING, KUBELET, "Watch"),
-        request(UNIMPLEMENTED, "x", "other", path="/a\n"),
+        request(SERVING, events.KUBELET, "Watch"),
+        request(events.UNIMPLEMENTED, "x", "other", path="/a\n"),
         request(method="List", path="/List"),
     ]
     first, second = scene.lines(*requests * 2)
@@ -158,14 +157,16 @@ def test_a_path_that_should_not_be_checked_is_logged_once(scene: Scene) -> None:
     fields = {"caller": "other", "user_agent": "x", "path": "/a?", "level": "warning"}
     assert first.items() >= (fields | {"event": "path_not_recommended"}).items()
     assert (second["caller"], second["path"]) == ("alb", "/List")
-    scan = [request(UNIMPLEMENTED, method="other", path=f"/{n}") for n in range(MAX_PATHS * 2)]
+    scan = [
+        request(events.UNIMPLEMENTED, method="other", path=f"/{n}") for n in range(MAX_PATHS * 2)
+    ]
     assert len(scene.lines(*scan)) == MAX_PATHS - 2, "a scanner fills the log"
 
 
 def test_a_change_of_another_path_names_it(scene: Scene) -> None:
     """The path is what is wrong with such a target group."""
     path = "/AWS.ALB/healthcheck"
-    answers = (UNIMPLEMENTED, UNAVAILABLE)
+    answers = (events.UNIMPLEMENTED, UNAVAILABLE)
     _, line = scene.lines(*(request(a, method="other", path=path, service=None) for a in answers))
     why = "gateway answered 503 (got UNIMPLEMENTED for 0 s)"
     assert line["message"] == f"alb gets UNAVAILABLE from {path}: {why}"

@@ -9,10 +9,9 @@ from ghealth import __version__
 from ghealth.events import CutReason, DrainStarted, Event
 from ghealth.health import ALIVE, DRAINING, GATEWAY, LIVENESS, Answer, Code, Result
 from ghealth.observe.metrics import Metrics
+from tests.support import events
 from tests.support.events import DOWN, REFUSED, UNAVAILABLE, UP, changed, cut, probed, request
 
-KUBELET, GRPC = "kube-probe/1.34", "grpc-go/1.70.0"
-UNIMPLEMENTED = Answer(Code.UNIMPLEMENTED)
 HEALTHS = {GATEWAY: UP, "b": DOWN, LIVENESS: ALIVE}
 EVENTS: list[Event] = [
     probed(UP, 0.004),
@@ -25,11 +24,11 @@ EVENTS: list[Event] = [
     cut(3),
     request(UNAVAILABLE),
     request(UNAVAILABLE),
-    request(UNIMPLEMENTED, KUBELET, "other", service=None),
+    request(events.UNIMPLEMENTED, events.KUBELET, "other", service=None),
     request(Answer(Code.INVALID_ARGUMENT), "x", service=None),
-    request(user_agent=GRPC, method="Watch"),
-    request(Answer(Code.OK), GRPC, "List", service=None),
-    request(Answer(Code.OK), GRPC, "reflection", service=None),
+    request(user_agent=events.GRPC, method="Watch"),
+    request(events.OK, events.GRPC, "List", service=None),
+    request(events.OK, events.GRPC, "reflection", service=None),
 ]
 COUNTED = """\
 ghealth_checks_total{answer="INVALID_ARGUMENT",caller="other",service="unknown"} 1.0
@@ -156,9 +155,9 @@ def test_no_caller_can_add_a_label() -> None:
     known = ("", "ELB-HealthChecker/", "kube-probe/", "Envoy/HC", "grpc-")
     for number in range(10_000):
         agent, service = f'{known[number % 5]}{number}"}}\n{{}}\\ éx', f"s{number}"
-        metrics(request(Answer(Code.NOT_FOUND), agent, service=service))
+        metrics(request(events.NOT_FOUND, agent, service=service))
         metrics(request(user_agent=agent))
-        metrics(request(UNIMPLEMENTED, agent, "other", service=service))
+        metrics(request(events.UNIMPLEMENTED, agent, "other", service=service))
     lines = scraped(metrics, "", **{f"s{number}": 1 for number in range(100)})
     labels = "|".join(re.findall(r"ghealth_checks_total{(.*)} ", "\n".join(lines)))
     assert set(re.findall(r'caller="(.*?)"', labels)) == {
