@@ -3,19 +3,15 @@
 It reads Markdown without code, docstrings, comments, and the messages of the program.
 """
 
-import argparse
 import ast
 import io
 import re
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator
-from fnmatch import fnmatch
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
-
-ROOT: Final = Path(__file__).parent.parent
 
 HABITS: Final = {
     r"(?<!there )is no\b(?! longer)": "is not",
@@ -44,10 +40,9 @@ HABITS: Final = {
 }
 """What to avoid, and plain words instead."""
 
-_HABIT: Final = re.compile(
-    "|".join(rf"\b(?P<h{number}>{habit})\b" for number, habit in enumerate(HABITS)), re.IGNORECASE
-)
-_COMMENTED: Final = ("*.yaml", "*.yml", "*.toml", "Makefile", "Dockerfile", ".ci/*", "tools/find-*")
+_HABIT: Final = re.compile(rf"\b(?:{'|'.join(HABITS)})\b", re.IGNORECASE)
+_COMMENTED: Final = r".*\.(yaml|yml|toml)|Makefile|Dockerfile|\.ci/.*|tools/find-.*"
+_NOT_PROSE: Final = r"^```.*?^```$|`[^`\n]*`|<!--.*?-->|\]\([^)]*\)"
 
 
 def prose(path: str, text: str) -> Iterator[tuple[int, str]]:
@@ -58,14 +53,12 @@ def prose(path: str, text: str) -> Iterator[tuple[int, str]]:
         text: Its content.
     """
     if path.endswith(".md"):
-        blank = re.compile(
-            r"^```.*?^```$|`[^`\n]*`|<!--.*?-->|\]\([^)]*\)", re.DOTALL | re.MULTILINE
-        )
+        blank = re.compile(_NOT_PROSE, re.DOTALL | re.MULTILINE)
         text = blank.sub(lambda found: "\n" * found[0].count("\n"), text)
         yield from enumerate(text.splitlines(), 1)
     elif path.endswith(".py"):
         yield from _python(text, messages=path.startswith("src/"))
-    elif _matches(path, _COMMENTED):
+    elif re.fullmatch(_COMMENTED, path):
         for number, line in enumerate(text.splitlines(), 1):
             before, mark, comment = line.partition("#")
             if mark and not before.rstrip().endswith(("'", '"')):
@@ -95,35 +88,21 @@ def found(path: str, text: str) -> Iterator[tuple[int, str, str]]:
         path: Its path in the repository.
         text: Its content.
     """
-    advice = list(HABITS.values())
     for number, line in prose(path, text):
         for match in _HABIT.finditer(line):
-            which = next(name for name, words in match.groupdict().items() if words)
-            yield number, match[0], advice[int(which.removeprefix("h"))]
-
-
-def _files() -> Iterator[tuple[str, str]]:
-    """Yield the path and the content of each text file."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=True)  # noqa: S607
-    for path in listed.stdout.decode().splitlines():
-        if (ROOT / path).is_file() and (ROOT / path).suffix not in (".png", ".svg"):
-            yield path, (ROOT / path).read_text(errors="replace")
-
-
-def _matches(path: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(path, pattern) for pattern in patterns)
+            words = match[0].lower()
+            plain = (plain for habit, plain in HABITS.items() if re.fullmatch(habit, words))
+            yield number, match[0], next(plain)
 
 
 def main() -> int:
-    """Print what is found; 1 if there is any."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("patterns", nargs="*", help="files to check, such as 'src/*'")
-    arguments = parser.parse_args()
+    """Print what is found in the repository; 1 if there is any."""
+    listed = subprocess.check_output(["git", "ls-files"], text=True)  # noqa: S607
     lines = [
         f"{path}:{number}: {words!r}: {plain}"
-        for path, text in _files()
-        if not arguments.patterns or _matches(path, arguments.patterns)
-        for number, words, plain in found(path, text)
+        for path in listed.splitlines()
+        if Path(path).is_file()
+        for number, words, plain in found(path, Path(path).read_text(errors="replace"))
     ]
     print(*lines, sep="\n", end="\n" if lines else "")
     return bool(lines)
