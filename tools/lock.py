@@ -7,40 +7,45 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Final
 
-ROOT = Path(__file__).parent.parent
-HEADER = "# Made by `make lock` from pyproject.toml: versions and hashes, for every platform.\n"
+ROOT: Final = Path(__file__).parent.parent
+HEADER: Final = (
+    "# Made by `make lock` from pyproject.toml: versions and hashes, for every platform.\n"
+)
 
+_project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+RUN: Final[list[str]] = _project["project"]["dependencies"]
+_groups = _project["dependency-groups"]
+_dev = [*RUN, *_groups["dev"]]
 
-def lock(name: str, requirements: list[str], constraints: Path | None = None) -> Path:
-    """Resolve requirements for every supported Python and platform into one file."""
-    upgrade = [option for option in sys.argv[1:] if option == "--upgrade"]
-    target = ROOT / "requirements" / f"{name}.txt"
-    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
-    command += ["--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate"]
-    # pip installs by hashes only what has the extras that others require.
-    command += ["--no-strip-extras"]
-    command += ["--no-emit-index-url", "--no-emit-find-links", *upgrade]
-    # uv prefers the versions that its output file has already.
-    command += ["--output-file", str(target), "-"]
-    command += ["--constraint", str(constraints)] if constraints else []
-    subprocess.run(
-        command, input="\n".join(requirements), text=True, check=True, stdout=subprocess.DEVNULL
-    )
-    target.write_text(HEADER + target.read_text())
-    return target
+LOCKS: Final = {
+    "image": (RUN, ""),
+    "dev": (_dev, "image"),
+    "build": (_groups["build"], "dev"),
+    "deploy": ([*_dev, *_groups["deploy"]], "dev"),
+    "mutants": ([*_dev, *_groups["mutants"]], "dev"),
+}
+"""What each lock has, and the lock whose versions it takes, which is written before it."""
 
 
 def main() -> None:
-    """Lock the packages of the image, and those of developers with the same versions."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    run = project["project"]["dependencies"]
-    locked = lock("image", run)
-    groups = project["dependency-groups"]
-    dev = lock("dev", [*run, *groups["dev"]], locked)
-    lock("build", groups["build"], dev)
-    lock("deploy", [*run, *groups["dev"], *groups["deploy"]], dev)
-    lock("mutants", [*run, *groups["dev"], *groups["mutants"]], dev)
+    """Resolve all locks for every supported Python and platform."""
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
+    command += ["--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate"]
+    # pip installs by hashes only what has the extras that others require.
+    command += ["--no-strip-extras", "--no-emit-index-url", "--no-emit-find-links", *sys.argv[1:]]
+    for name, (requirements, constraint) in LOCKS.items():
+        target = ROOT / "requirements" / f"{name}.txt"
+        # uv prefers the versions that its output file has already.
+        files = ["--output-file", str(target), "-"]
+        if constraint:
+            files += ["--constraint", str(target.with_stem(constraint))]
+        given = "\n".join(requirements)
+        subprocess.run(
+            [*command, *files], input=given, text=True, check=True, stdout=subprocess.DEVNULL
+        )
+        target.write_text(HEADER + target.read_text())
 
 
 if __name__ == "__main__":
