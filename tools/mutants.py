@@ -24,26 +24,12 @@ EXPLAINED: Final = {
     "it is as false as no addresses": ("self._fixed: Sequence[str] = None",),
     "it is unequal to every status, as None is": ('last_sent: Status | None = ""',),
     "during the drain, check() returns DRAINING whatever it was given": ("_answer(service, None)",),
-    "there is one result for each name": (
-        "await asyncio.gather(*checks), strict=None",
-        "await asyncio.gather(*checks), strict=False",
-        "await asyncio.gather(*checks), )",
-    ),
-    "the first code is below all that are allowed, or above the last": (
-        "if match else (+1, -1)",
-        "if match else (-2, -1)",
-        "if match else (-1, +1)",
-        "if match else (-1, -2)",
-    ),
-    "both policies behind it use only the health": (
-        "(health, None, status_callers)",
-        "(health, user_agent, None)",
-    ),
+    "there is one result for each name": ("strict=None", "strict=False", "gather(*checks), )"),
+    "no allowed code is between them": ("(+1, -1)", "(-2, -1)", "(-1, +1)", "(-1, -2)"),
+    "both policies use only the health": ("(health, None, ", "(health, user_agent, None)"),
     "of this request only the URL and the headers are used": ('    "get",', '    "XXGETXX",'),
     "only the order of the ranks counts": ("return 3 if number in _NO_FAMILY",),
-    "an address that occurs for each kind of socket is used once": (
-        "socket.getaddrinfo(host, None, flags=flags)",
-    ),
+    "an address of several kinds of sockets is used once": ("getaddrinfo(host, None, flags=",),
 }
 """Why a change has no effect, and a part of the changed line of each such change."""
 

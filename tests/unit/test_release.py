@@ -15,27 +15,21 @@ REPOSITORY = release.repository()
 WORKFLOWS = [path.read_text() for path in sorted((ROOT / ".github/workflows").glob("*.yml"))]
 CI, RELEASE = (yaml.safe_load(text)["jobs"] for text in WORKFLOWS)
 CHANGELOG = """\
-# Changelog
-
 ## [Unreleased]
 
 ## [0.2.0] - 2027-01-01
-
-### Added
-
 - Two, on
   two lines.
   - Three.
 
 ## [0.1.0] - 2026-11-25
-
 - One.
 """
 
 
 def test_the_notes_are_the_section_of_the_version() -> None:
     """The notes have the text of their version, and of no other, with a line for each item."""
-    assert release.notes(CHANGELOG, "0.2.0") == "### Added\n\n- Two, on two lines.\n  - Three.\n"
+    assert release.notes(CHANGELOG, "0.2.0") == "- Two, on two lines.\n  - Three.\n"
     assert release.notes(CHANGELOG, "0.1.0") == "- One.\n"
 
 
