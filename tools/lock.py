@@ -41,10 +41,7 @@ def main() -> None:
         files = ["--output-file", str(target), "-"]
         if constraint:
             files += ["--constraint", str(target.with_stem(constraint))]
-        given = "\n".join(requirements)
-        subprocess.run(
-            [*command, *files], input=given, text=True, check=True, stdout=subprocess.DEVNULL
-        )
+        subprocess.check_output([*command, *files], input="\n".join(requirements), text=True)
         target.write_text(HEADER + target.read_text())
 
 

@@ -10,7 +10,7 @@ import tty
 from contextlib import ExitStack, suppress
 from typing import Final
 
-from tests.support.gateway import READY, SICK, SILENT, gateway, listens, wait_until
+from tests.support.gateway import READY, SICK, SILENT, gateway, listens
 
 READINESS_PORT, AGENT_PORT, PORT, ADMIN_PORT = 15021, 15020, 25021, 25022
 STATES: Final = {"s": ("not ready (503)", SICK), "r": ("ready", READY), "h": ("hang", SILENT)}
@@ -26,7 +26,7 @@ def pressed() -> str:
 
 def main() -> int:
     """Run until Ctrl-C."""
-    for port in (PORT, READINESS_PORT):
+    for port in (READINESS_PORT, AGENT_PORT, PORT):
         if listens(port):
             print(f"Port {port} is in use.", file=sys.stderr)
             return 2
@@ -37,24 +37,19 @@ def main() -> int:
         ghealth = subprocess.Popen([f"{sys.prefix}/bin/ghealth"], start_new_session=True)
         stack.callback(ghealth.wait)
         stack.callback(ghealth.send_signal, signal.SIGINT)
-        wait_until(lambda: listens(PORT) or ghealth.poll() is not None)
-        if ghealth.poll() is not None:
-            return ghealth.returncode
         print(f"Status page: http://localhost:{ADMIN_PORT}/")
         if not sys.stdin.isatty():
             print(f"Make the gateway fail: curl -X PUT localhost:{AGENT_PORT}/{SICK}", flush=True)
             return ghealth.wait()
         print(f"Press {KEYS}, q: quit")
-        stack.callback(
-            termios.tcsetattr, sys.stdin, termios.TCSADRAIN, termios.tcgetattr(sys.stdin)
-        )
+        before = termios.tcgetattr(sys.stdin)
+        stack.callback(termios.tcsetattr, sys.stdin, termios.TCSADRAIN, before)
         tty.setcbreak(sys.stdin)
-        key = ""
-        while ghealth.poll() is None and key != "q":
-            key = pressed()
+        while ghealth.poll() is None and (key := pressed()) != "q":
             if key in STATES:
                 words, agent.state = STATES[key]
                 print(f"Gateway: {words}")
+        return ghealth.poll() or 0
     return 0
 
 

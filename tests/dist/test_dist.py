@@ -41,8 +41,8 @@ def test_the_wheel_works_in_an_empty_environment(
     monkeypatch.chdir(tmp_path)
     ghealth, check = str(installed / "ghealth"), ["check", "--addr=127.0.0.1:1"]
     for command in ([ghealth], [str(installed / "python"), "-m", "ghealth"]):
-        shown = subprocess.check_output([*command, "settings"], timeout=TIMEOUT)
-        assert b"GHEALTH_PROBE_URL" in shown
+        printed = subprocess.check_output([*command, "settings"], timeout=TIMEOUT)
+        assert b"GHEALTH_PROBE_URL" in printed
     assert subprocess.call([ghealth, *check], timeout=TIMEOUT) == 2
     assert subprocess.call([ghealth, *check, "--as=alb"], timeout=TIMEOUT) == 4
     settings = {"GHEALTH_LISTEN": "127.0.0.1:0", "GHEALTH_DRAIN_DELAY": "0"}

@@ -62,9 +62,8 @@ def test_the_tables_are_made_from_the_code() -> None:
     texts = [path.read_text() for path in tables.PAGES]
     assert texts == [tables.filled(text) for text in texts]
     assert tables.OUT_AFTER_PICTURE.read_text() == tables.out_after_picture()
-    assert set(re.findall(r"<!-- ([\w ]+): made by `make tables`", "".join(texts))) == set(
-        tables.TABLES
-    )
+    made = re.findall(r"<!-- ([\w ]+): made by `make tables`", "".join(texts))
+    assert set(made) == set(tables.TABLES)
 
 
 def test_the_limits_fit_into_the_recommended_memory() -> None:
@@ -154,8 +153,7 @@ def test_every_module_is_on_the_map() -> None:
 
 def test_make_lists_its_targets() -> None:
     """`make` alone lists every target with a description."""
-    make = ["make", "--no-print-directory"]
-    listed = subprocess.check_output(make, cwd=ROOT, text=True)
+    listed = subprocess.check_output(["make", "--no-print-directory"], cwd=ROOT, text=True)
     targets = re.findall(r"^\.PHONY: help (.*)$", MAKEFILE, re.MULTILINE)[0].split()
     assert sorted(re.findall(r"^  make ([a-z-]+) +\S", listed, re.MULTILINE)) == sorted(targets)
 
@@ -182,11 +180,7 @@ def written_keys() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for node in ast.walk(ast.parse(SOURCE)):
         match node:
-            case ast.Call(
-                func=ast.Name("log_event"),
-                args=[_, _, ast.Constant(str(event)), *_],
-                keywords=given,
-            ):
+            case ast.Call(ast.Name("log_event"), [_, _, ast.Constant(str(event)), *_], given):
                 found[event] = {keyword.arg for keyword in given if keyword.arg}
             case ast.keyword("extra", ast.Dict(values=[ast.Constant(str(event))])):
                 found[event] = {"stack"}
@@ -240,13 +234,6 @@ def test_the_keys_of_the_json_output_are_documented() -> None:
 # The examples.
 
 
-def console(name: str, command: str) -> re.Match[str]:
-    """Return the example of a command on a page: its first group is the output."""
-    found = re.search(rf"```console\n\$ {command}\n(.*?)```", page(name), re.DOTALL)
-    assert found is not None
-    return found
-
-
 def test_what_an_alb_gets_is_what_the_readme_has() -> None:
     """The code and the example are the default answer to an ALB while the gateway answers 503."""
     sick = Health(Status.NOT_SERVING, answered(503))
@@ -255,7 +242,7 @@ def test_what_an_alb_gets_is_what_the_readme_has() -> None:
     assert f"**`{answer.name}`** ({answer.code.value})" in page("README.md")
     response = alb._Response(code=answer.code, grpc_message=str(answer.reason))
     report = alb._report(Server.parse("127.0.0.1:25021"), alb.TargetGroup(), response, 0.005)
-    assert console("README.md", "ghealth check --as alb")[1] == f"{report.text}\n"
+    assert f"$ ghealth check --as alb\n{report.text}\n```" in page("README.md")
 
 
 def test_the_example_of_a_warning_is_what_is_printed() -> None:
@@ -270,11 +257,12 @@ def test_the_example_of_mistakes_is_what_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """docs/configuration.md has the lines that its example prints."""
-    example = console("docs/configuration.md", "(?P<variables>.*?) ghealth")
-    for variable in example["variables"].split():
+    example = r"```console\n\$ (.*?) ghealth\n(.*?)```"
+    ((variables, printed),) = re.findall(example, page("docs/configuration.md"), re.DOTALL)
+    for variable in variables.split():
         monkeypatch.setenv(*variable.split("=", 1))
     assert cli.main(["settings"]) == flags.MISTAKE
-    assert capsys.readouterr().err == example[2]
+    assert capsys.readouterr().err == printed
 
 
 def test_the_examples_of_settings_are_valid() -> None:
@@ -313,11 +301,10 @@ async def test_the_example_of_embedding_runs(caplog: pytest.LogCaptureFixture) -
 
 # Where the figures come from.
 
-UNITS = (
-    r"(?:%|(?:ms|µs|s|seconds?|minutes?|hours?|lines? a minute|KiB|MiB|"
+FIGURE = re.compile(
+    r"(?<![\w.,])\d[\d,.]*\s?(?:%|(?:ms|µs|s|seconds?|minutes?|hours?|lines? a minute|KiB|MiB|"
     r"connections?|descriptors?|watches|characters?|bytes|times)\b)"
 )
-FIGURE = re.compile(rf"(?<![\w.,])\d[\d,.]*\s?{UNITS}")
 
 OUTSIDE_FIGURES = {
     "SECURITY.md": {"2,000 connections", "16 MiB", "130 bytes"},
@@ -332,11 +319,14 @@ OUTSIDE_FIGURES = {
 CLUSTER_PAGES = ("docs/rollouts.md", "docs/nodes.md", "deploy/")
 
 
-def with_units(figures: dict[str, set[float]]) -> set[str]:
+Figures = dict[str, set[float]]
+
+
+def with_units(figures: Figures) -> set[str]:
     return {f"{value:,g} {unit}" for unit, values in figures.items() for value in values}
 
 
-def known_figures() -> set[str]:
+def known_figures() -> Figures:
     """Return the figures that follow from constants."""
     idle, interval, count = http2.KEEPALIVE.values()
     alerts = page("deploy/observability/prometheusrule.yaml")
@@ -347,7 +337,7 @@ def known_figures() -> set[str]:
     seconds = {DEFAULTS.cache_ttl, DEFAULTS.probe_timeout, REFRESH}
     seconds |= {idle + interval * count, http.HEAD_TIMEOUT + http.ANSWER_TIMEOUT}
     seconds |= {routes.CHECK_TIMEOUT, routes.SCRAPE_MARGIN}
-    figures: dict[str, set[float]] = {
+    return {
         "s": seconds,
         "ms": {guard.BUSY_INTERVAL * 1000},
         "minutes": minutes | {int(window) + int(holds) for window, holds in waits},
@@ -357,19 +347,18 @@ def known_figures() -> set[str]:
         "connections": {http.MAX_CONNECTIONS},
         "%": {tomllib.loads(page("pyproject.toml"))["tool"]["coverage"]["report"]["fail_under"]},
     }
-    return with_units(figures)
 
 
 def seconds_without_a_pod() -> float:
     """Return for how long requests fail in the first run of a pod without preStop."""
     runs = json.loads(page("bench/rollout/results.json"))
     drawn = next(run for run in runs if run["event"] == "bare" and run["seed"] == 1)
-    failures = drawn["contenders"]["ghealth"]["failures"]
-    moments = [moment for moment, *_ in failures if moment > 0]  # 0: the pod is deleted
+    # At 0 the pod is deleted.
+    moments = [at for at, *_ in drawn["contenders"]["ghealth"]["failures"] if at > 0]
     return float(max(moments) - min(moments))
 
 
-def cluster_figures() -> set[str]:
+def cluster_figures() -> Figures:
     """Return the figures that follow from the numbers of deploy/ and of bench/rollout."""
     sick = numbers.UNHEALTHY_THRESHOLD * numbers.INTERVAL
     end = numbers.PRESTOP + numbers.DRAIN
@@ -381,14 +370,13 @@ def cluster_figures() -> set[str]:
     seconds |= {numbers.READINESS_PERIOD, numbers.READINESS_PERIOD - numbers.STARTUP_PERIOD}
     seconds |= {numbers.PROBE_TIMEOUT / numbers.SCALE, numbers.CACHE_TTL + numbers.PROBE_TIMEOUT}
     seconds |= {traffic.DEADLINE, traffic.STREAM_SECONDS[1] * numbers.SCALE}
-    figures: dict[str, set[float]] = {
+    return {
         "s": {*seconds, round(seconds_without_a_pod())},
         "ms": {traffic.LONGEST * 1000},
         "minutes": {float(re.findall(r"every event \((\d+) min", MAKEFILE)[0])},
         # The share of the requests that istio-proxy's 100m or 1000m has beside ghealth's 50m.
         "%": {math.ceil(80 * request / (request + 50)) for request in (100, 1000)},
     }
-    return with_units(figures)
 
 
 def figures_of(text: str) -> set[str]:
@@ -401,7 +389,7 @@ def figures_of(text: str) -> set[str]:
 
 def test_every_figure_has_a_source() -> None:
     """A figure in the documentation is a constant, or in a table that is made or names a test."""
-    known, of_clusters = known_figures(), cluster_figures()
+    known, of_clusters = with_units(known_figures()), with_units(cluster_figures())
     for path in EVERY_PAGE:
         name = str(path.relative_to(ROOT))
         unknown = figures_of(path.read_text()) - known - OUTSIDE_FIGURES.get(name, set())
