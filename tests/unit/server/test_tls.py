@@ -2,9 +2,9 @@ import asyncio
 import logging
 import ssl
 import subprocess
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +15,10 @@ import pytest
 import trustme
 
 from ghealth.server import tls
-from ghealth.server.serve import Ports, serve
 from ghealth.server.tls import CertificateError, Files, ServerCertificate, trust_store
-from ghealth.settings import Settings
-from tests.support import certificates, wire
+from tests.support import certificates, frames, wire
 from tests.support.certificates import CERT, CLIENT_CA, KEY, Mounted, Pair, client_of, der_of
+from tests.unit.server.running import Running, closed, run
 
 AUTHORITY, OTHER = trustme.CA(), trustme.CA()
 
@@ -30,13 +29,11 @@ def pair_of(*, expired: bool = False) -> Pair:
     return issued | {CLIENT_CA: AUTHORITY.cert_pem.bytes()}
 
 
-def mistakes(files: Files) -> list[str]:
-    """Return the mistake in certificate files, if there is one."""
-    try:
+def mistake(files: Files) -> str:
+    """Return what is wrong with certificate files."""
+    with pytest.raises(CertificateError) as raised:
         ServerCertificate(files)
-    except CertificateError as error:
-        return [str(error)]
-    return []
+    return str(raised.value)
 
 
 @pytest.fixture
@@ -58,34 +55,23 @@ class Port:
     require_client_authentication: bool
 
 
-class Rotating:
-    """A Secret whose certificate is used without gRPC, and what is logged about it."""
-
-    def __init__(self, secret: Mounted, caplog: pytest.LogCaptureFixture) -> None:
-        self.swap, self.path = secret.swap, secret.path
-        self.files = files_in(secret)
-        self.caplog = caplog
-        port: Any = ServerCertificate(self.files).credentials()
-        self.handshake: Callable[[], object] = port.handshake
-
-    @property
-    def events(self) -> list[tuple[str, str]]:
-        """The events and their reasons."""
-        lines = [vars(record) for record in self.caplog.records]
-        return [(line["event"], line.get("fields", {}).get("reason", "")) for line in lines]
-
-
 @pytest.fixture
-def rotating(
-    monkeypatch: pytest.MonkeyPatch, secret: Mounted, caplog: pytest.LogCaptureFixture
-) -> Rotating:
+def port(monkeypatch: pytest.MonkeyPatch, secret: Mounted, caplog: pytest.LogCaptureFixture) -> Any:
+    """A port with the certificate in a Secret, without gRPC."""
+
     def configure(pairs: object, *, root_certificates: bytes | None) -> tuple[object, object]:
         return pairs, root_certificates
 
     monkeypatch.setattr(grpc, "dynamic_ssl_server_credentials", Port)
     monkeypatch.setattr(grpc, "ssl_server_certificate_configuration", configure)
     caplog.set_level(logging.INFO, "ghealth.server.tls")
-    return Rotating(secret, caplog)
+    return ServerCertificate(files_in(secret)).credentials()
+
+
+def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """Return the events in the log, and their reasons."""
+    lines = [vars(record) for record in caplog.records]
+    return [(line["event"], line.get("fields", {}).get("reason", "")) for line in lines]
 
 
 def serves(pair: Pair, client_ca: bytes | None = None) -> object:
@@ -93,9 +79,10 @@ def serves(pair: Pair, client_ca: bytes | None = None) -> object:
     return [(pair[KEY], pair[CERT])], client_ca
 
 
+@pytest.mark.usefixtures("port")
 @pytest.mark.parametrize("verifies", [False, True])
 def test_a_new_pair_is_served_on_every_port(
-    secret: Mounted, rotating: Rotating, verifies: bool
+    secret: Mounted, caplog: pytest.LogCaptureFixture, verifies: bool
 ) -> None:
     """Each port gets the new pair at its next handshake, and there is one line about it."""
     certificate = ServerCertificate(files_in(secret, verifies=verifies))
@@ -106,7 +93,7 @@ def test_a_new_pair_is_served_on_every_port(
     secret.swap(new)
     expected = serves(new, new[CLIENT_CA] if verifies else None)
     assert [port.handshake() for port in ports * 2] == [expected, expected, None, None]
-    assert rotating.events == [("certificate_replaced", "")]
+    assert events(caplog) == [("certificate_replaced", "")]
     third: Any = certificate.credentials()
     assert third.initial == expected
 
@@ -124,6 +111,7 @@ def trusted(cert: bytes) -> bytes:
 NEW = pair_of()
 BAD_BLOCK = b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n"
 PEM = "PEM, and no password"
+ONE = "GHEALTH_TLS_CERT_FILE: {0}/tls.crt: "
 BOTH = "GHEALTH_TLS_CERT_FILE: {0}/tls.crt and {0}/tls.key: "
 KINDS = "CERTIFICATE with RSA, ECDSA P-256, P-384, P-521 or Ed25519"
 MISSING = "No such file or directory; expected a readable file"
@@ -136,29 +124,28 @@ MISMATCH = "the certificate and the key do not match; expected " + PEM
         (NEW | {KEY: pair_of()[KEY]}, BOTH + MISMATCH),
         (NEW | {CERT: b"?"}, BOTH + "cannot be read; expected " + PEM),
         (NEW | {CERT: NEW[CERT] + BAD_BLOCK}, BOTH + "bad base64 decode; expected " + PEM),
-        (
-            NEW | {CERT: trusted(NEW[CERT])},
-            "GHEALTH_TLS_CERT_FILE: {0}/tls.crt: TRUSTED CERTIFICATE; expected " + KINDS,
-        ),
+        (NEW | {CERT: trusted(NEW[CERT])}, ONE + "TRUSTED CERTIFICATE; expected " + KINDS),
         ({CERT: NEW[CERT]}, "GHEALTH_TLS_KEY_FILE: {0}/tls.key: " + MISSING),
-        ({KEY: NEW[KEY]}, "GHEALTH_TLS_CERT_FILE: {0}/tls.crt: " + MISSING),
+        ({KEY: NEW[KEY]}, ONE + MISSING),
     ],
     ids=["of two pairs", "not PEM", "one bad block", "trusted", "no key", "no certificate"],
 )
-def test_a_broken_new_pair_is_not_served(rotating: Rotating, broken: Pair, reason: str) -> None:
+def test_a_broken_new_pair_is_not_served(
+    secret: Mounted, port: Port, caplog: pytest.LogCaptureFixture, broken: Pair, reason: str
+) -> None:
     """The old one stays, with one line however many handshakes there are, until it is fixed.
 
     At the start the same pair is a mistake that names the file.
     """
-    reason = reason.format(rotating.path)
-    rotating.swap(broken)
-    assert [rotating.handshake() for _ in range(5)] == [None] * 5
-    assert rotating.events == [("certificate_rejected", reason)]
-    assert rotating.caplog.records[0].levelno == logging.WARNING
-    assert mistakes(rotating.files) == [reason]
-    rotating.swap(NEW)
-    assert [rotating.handshake(), rotating.handshake()] == [serves(NEW), None]
-    assert rotating.events[1:] == [("certificate_replaced", "")]
+    reason = reason.format(secret.path)
+    secret.swap(broken)
+    assert [port.handshake() for _ in range(5)] == [None] * 5
+    assert events(caplog) == [("certificate_rejected", reason)]
+    assert caplog.records[0].levelno == logging.WARNING
+    assert mistake(files_in(secret)) == reason
+    secret.swap(NEW)
+    assert [port.handshake(), port.handshake()] == [serves(NEW), None]
+    assert events(caplog)[1:] == [("certificate_replaced", "")]
 
 
 CRL = b"-----BEGIN X509 CRL-----\n-----END X509 CRL-----\n"
@@ -179,18 +166,20 @@ def test_client_authorities_that_cannot_be_used_are_a_mistake(
     secret.swap(NEW | {CLIENT_CA: client_ca})
     files = files_in(secret, verifies=True)
     expected = f"{files.client_ca}: {why}; expected certificates in PEM"
-    assert mistakes(files) == [f"GHEALTH_TLS_CLIENT_CA_FILE: {expected}"]
+    assert mistake(files) == f"GHEALTH_TLS_CLIENT_CA_FILE: {expected}"
 
 
-def test_the_same_files_written_again_are_no_news(rotating: Rotating) -> None:
+def test_the_same_files_written_again_are_no_news(
+    secret: Mounted, port: Port, caplog: pytest.LogCaptureFixture
+) -> None:
     """A swap that changes no byte is not a new certificate, and has no line."""
-    rotating.swap({name: (rotating.path / name).read_bytes() for name in (CERT, KEY)})
-    assert rotating.handshake() is None
-    assert rotating.events == []
+    secret.swap({name: (secret.path / name).read_bytes() for name in (CERT, KEY)})
+    assert port.handshake() is None
+    assert events(caplog) == []
 
 
 def test_a_handshake_verifies_only_a_new_pair(
-    rotating: Rotating, monkeypatch: pytest.MonkeyPatch
+    secret: Mounted, port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trap 23: a pair in use is compared only. One that could not be verified is tried again.
 
@@ -198,34 +187,39 @@ def test_a_handshake_verifies_only_a_new_pair(
     """
     none_left = CertificateError("GHEALTH_TLS_CERT_FILE: Too many open files")
     monkeypatch.setattr(tls, "_verify", Mock(side_effect=[none_left, none_left, None]))
-    assert rotating.handshake() is None
-    rotating.swap(NEW)
-    found = [rotating.handshake() for _ in range(5)]
+    assert port.handshake() is None
+    secret.swap(NEW)
+    found = [port.handshake() for _ in range(5)]
     assert found == [None, None, serves(NEW), None, None]
-
-
-KEEPS_CHANGING = "GHEALTH_TLS_CERT_FILE: {0}/tls.crt: keeps changing; expected a file at rest"
 
 
 @pytest.mark.parametrize(
     ("times", "event"),
-    [(1, ("certificate_replaced", "")), (9, ("certificate_rejected", KEEPS_CHANGING))],
+    [
+        (1, ("certificate_replaced", "")),
+        (9, ("certificate_rejected", ONE + "keeps changing; expected a file at rest")),
+    ],
 )
 def test_files_that_change_while_they_are_verified_are_read_again(
-    rotating: Rotating, monkeypatch: pytest.MonkeyPatch, times: int, event: tuple[str, str]
+    secret: Mounted,
+    port: Port,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    times: int,
+    event: tuple[str, str],
 ) -> None:
     """OpenSSL reads the files itself, so half of a pair that is gone could be served."""
     verify, pairs = tls._verify, [NEW, *(pair_of() for _ in range(times - 1))]
 
     def replaced(*arguments: Any) -> None:
         if pairs:
-            rotating.swap(pairs.pop())
+            secret.swap(pairs.pop())
         verify(*arguments)
 
     monkeypatch.setattr(tls, "_verify", replaced)
-    rotating.swap(pair_of())
-    assert rotating.handshake() == (None if pairs else serves(NEW))
-    assert rotating.events == [(event[0], event[1].format(rotating.path))]
+    secret.swap(pair_of())
+    assert port.handshake() == (None if pairs else serves(NEW))
+    assert events(caplog) == [(event[0], event[1].format(secret.path))]
 
 
 EC = "-nodes -newkey ec -pkeyopt ec_paramgen_curve:"
@@ -233,7 +227,7 @@ UNUSABLE = f"a kind of key that gRPC cannot use; expected {KINDS}"
 
 
 @pytest.mark.parametrize(
-    ("options", "mistake"),
+    ("options", "why"),
     [
         ("-nodes -newkey rsa:2048", None),
         (EC + "P-256", None),
@@ -248,18 +242,16 @@ UNUSABLE = f"a kind of key that gRPC cannot use; expected {KINDS}"
     ],
 )
 async def test_a_key_that_cannot_be_used_is_a_mistake(
-    tmp_path: Path, options: str, mistake: str | None
+    tmp_path: Path, options: str, why: str | None
 ) -> None:
     """A key is accepted only if gRPC can listen with it; otherwise the cause is named."""
     files = Files(tmp_path / "c.pem", tmp_path / "k.pem", None)
     openssl(f"req -x509 -subj /CN=localhost -keyout {files.key} -out {files.cert} {options}")
-    if mistake:
-        (line,) = mistakes(files)
-        assert line.endswith(f": {mistake}")
-        return
-    server = grpc.aio.server()
-    assert server.add_secure_port("127.0.0.1:0", ServerCertificate(files).credentials())
-    await server.stop(0)
+    if why:
+        assert mistake(files).endswith(f": {why}")
+    else:
+        async with run(tls_listen="127.0.0.1:0", tls_cert_file=files.cert, tls_key_file=files.key):
+            pass
 
 
 # ---- on the wire ---------------------------------------------------------------------------------
@@ -268,23 +260,13 @@ LIVENESS = wire.framed(b"\x0a\x08liveness")
 CLIENT = client_of(AUTHORITY)
 
 
-@asynccontextmanager
-async def serving(
-    secret: Mounted, *, verifies: bool = False, **settings: str
-) -> AsyncGenerator[Ports, None]:
+def serving(
+    secret: Mounted, *, verifies: bool = False, **values: Any
+) -> AbstractAsyncContextManager[Running]:
     """Serve with the certificate in a Secret."""
-    files = {"tls_cert_file": CERT, "tls_key_file": KEY}
-    files |= {"tls_client_ca_file": CLIENT_CA} if verifies else {}
-    listen = {"listen": "127.0.0.1:0", "tls_listen": "127.0.0.1:0", "admin_listen": "off"}
-    paths = {name: str(secret.path / file) for name, file in files.items()}
-    read = Settings.model_validate(listen | paths | settings)
-    stop: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-    started: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
-        running = serve(read, shutdown_trigger=lambda: stop, on_started=started.set_result)
-        group.create_task(running)
-        yield await started
-        stop.set_result(False)
+    files = asdict(files_in(secret, verifies=verifies))
+    paths = {f"tls_{name}_file": path for name, path in files.items()}
+    return run(**{"tls_listen": "127.0.0.1:0"} | paths | values)
 
 
 async def shown(port: int, client: ssl.SSLContext = CLIENT) -> bytes:
@@ -305,12 +287,20 @@ async def test_it_serves_beside_plaintext(secret: Mounted, version: ssl.TLSVersi
     """TLS 1.2 and 1.3 are answered like plaintext, and neither port answers the other's clients."""
     secret.swap(NEW)
     client = client_of(AUTHORITY, version=version)
-    async with serving(secret) as ports:
-        (plain,), (secure,) = ports.listen, ports.tls_listen
+    async with serving(secret) as running:
+        (plain,), (secure,) = running.ports.listen, running.ports.tls_listen
         assert (await wire.call(plain, LIVENESS)).code == 0
         assert await shown(secure, client) == der_of(NEW)
         await refused(plain, client)
         await refused(secure, None)
+
+
+async def test_a_silent_connection_is_closed(secret: Mounted) -> None:
+    """Trap 12: within 20 s, not after gRPC's 60 s to 120 s, also one without acknowledgement."""
+    async with serving(secret) as running, asyncio.timeout(20):
+        (plain,), (secure,) = running.ports.listen, running.ports.tls_listen
+        silent = closed(plain, b""), closed(plain, frames.hello()), closed(secure, b"")
+        await asyncio.gather(*silent)
 
 
 @pytest.mark.parametrize("file", [CERT, KEY, CLIENT_CA])
@@ -319,37 +309,37 @@ async def test_a_byte_order_mark_is_ignored(tmp_path: Path, secret: Mounted, fil
     client = client_of(AUTHORITY, Mounted(tmp_path / "client", NEW).path)
     first, second = pair_of(), pair_of()
     secret.swap(first | {file: b"\xef\xbb\xbf" + first[file]})
-    async with serving(secret, verifies=True) as ports:
-        assert await shown(ports.tls_listen[0], client) == der_of(first)
+    async with serving(secret, verifies=True) as running:
+        assert await shown(running.ports.tls_listen[0], client) == der_of(first)
         secret.swap(second | {file: b"\xef\xbb\xbf" + second[file]})
-        assert await shown(ports.tls_listen[0], client) == der_of(second)
+        assert await shown(running.ports.tls_listen[0], client) == der_of(second)
 
 
 async def test_a_bug_in_reading_ends_no_handshake(
     secret: Mounted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trap 23: gRPC logs an exception of the callback, and serves with the old certificate."""
-    async with serving(secret) as ports:
+    async with serving(secret) as running:
         monkeypatch.setattr(tls, "_read", None)
-        assert await shown(ports.tls_listen[0])
+        assert await shown(running.ports.tls_listen[0])
 
 
 async def test_without_a_plain_port(secret: Mounted) -> None:
     """LISTEN=off leaves TLS alone, on every address of TLS_LISTEN."""
-    async with serving(secret, listen="off", tls_listen="127.0.0.1:0,localhost:0") as ports:
-        assert ports.listen == ()
-        for port in ports.tls_listen:
+    async with serving(secret, listen="off", tls_listen="127.0.0.1:0,localhost:0") as running:
+        assert running.ports.listen == ()
+        for port in running.ports.tls_listen:
             assert await shown(port)
 
 
 async def test_a_rotation_reaches_every_port(secret: Mounted) -> None:
     """A new pair is served at the next handshake, on each of several ports, without a restart."""
-    async with serving(secret, tls_listen="127.0.0.1:0,127.0.0.1:0") as ports:
+    async with serving(secret, tls_listen="127.0.0.1:0,127.0.0.1:0") as running:
         for new in (pair_of(), NEW):
             secret.swap(new)
-            assert [await shown(port) for port in ports.tls_listen] == [der_of(new)] * 2
+            assert [await shown(port) for port in running.ports.tls_listen] == [der_of(new)] * 2
         secret.swap({CERT: NEW[CERT]})
-        assert [await shown(port) for port in ports.tls_listen] == [der_of(NEW)] * 2
+        assert [await shown(port) for port in running.ports.tls_listen] == [der_of(NEW)] * 2
 
 
 async def test_client_certificates(tmp_path: Path, secret: Mounted) -> None:
@@ -362,15 +352,15 @@ async def test_client_certificates(tmp_path: Path, secret: Mounted) -> None:
         name: client_of(AUTHORITY, Mounted(tmp_path / name, pair).path)
         for name, pair in pairs.items()
     }
-    async with serving(secret, verifies=True) as ports:
-        (port,) = ports.tls_listen
+    async with serving(secret, verifies=True) as running:
+        (port,) = running.ports.tls_listen
         assert await shown(port, client["good"])
         for other in (CLIENT, client["foreign"], client["expired"]):
             await refused(port, other)
         secret.swap(pair_of() | {CLIENT_CA: trusted(OTHER.cert_pem.bytes())})
         assert await shown(port, client["foreign"])
         await refused(port, client["good"])
-        assert (await wire.call(ports.listen[0], LIVENESS)).code == 0
+        assert (await wire.call(running.ports.listen[0], LIVENESS)).code == 0
 
 
 async def test_an_expired_certificate_is_served(secret: Mounted) -> None:
@@ -379,8 +369,8 @@ async def test_an_expired_certificate_is_served(secret: Mounted) -> None:
     secret.swap(expired)
     careless = client_of(AUTHORITY)
     careless.check_hostname, careless.verify_mode = False, ssl.CERT_NONE
-    async with serving(secret) as ports:
-        (port,) = ports.tls_listen
+    async with serving(secret) as running:
+        (port,) = running.ports.tls_listen
         with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
             await shown(port)
         assert await shown(port, careless) == der_of(expired)
@@ -454,7 +444,7 @@ def test_openssl_without_ciphers_is_a_mistake(
     with pytest.raises(CertificateError) as raised:
         trust_store()
     assert str(raised.value) == f"{expected}, {NEEDED}"
-    assert mistakes(files_in(secret)) == [expected]
+    assert mistake(files_in(secret)) == expected
 
 
 def test_the_trust_store_is_as_strict_on_every_python(monkeypatch: pytest.MonkeyPatch) -> None:
