@@ -5,30 +5,17 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from itertools import pairwise
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from ghealth.events import ConnectionsCut, CutReason
-from ghealth.server import guard as module
-from ghealth.server.guard import (
-    BUSY_INTERVAL,
-    CALM_INTERVAL,
-    MEMORY_STEP,
-    ROOM,
-    SETTLED_AFTER,
-    SHORT_INTERVAL,
-    TRIM_INTERVAL,
-    Connections,
-    Guard,
-    OpenCall,
-    Peer,
-    peer_of,
-)
+from ghealth.server import guard
+from ghealth.server.guard import Connections, Guard, OpenCall, Peer
 from ghealth.server.limits import KERNEL_BUFFER, MAX_CALLS, RECOMMENDED_MEMORY
 from tests.support.fakes import Recorder
 from tests.support.virtual import in_virtual_time
@@ -37,44 +24,6 @@ PORT = 25021
 MAX_WATCHES = 100
 DESCRIPTORS = 1024
 AT_START = 40 << 20
-
-
-class FakeConnections(Connections):
-    """Connections that are a list of their clients, with the bytes that each has sent."""
-
-    def __init__(self, others: int) -> None:
-        self.sent: dict[Peer, int] = {}
-        self.used = AT_START
-        self.others = others
-        self.breaks = False
-        self._arrived: Callable[[], object] = print
-
-    def close(self) -> None:
-        self.sent.clear()
-
-    def listen(self, ports: Collection[int]) -> None:
-        assert set(ports) == {PORT}
-
-    def when_new(self, arrived: Callable[[], object]) -> None:
-        self._arrived = arrived
-
-    def arrive(self) -> None:
-        arrived, self._arrived = self._arrived, print
-        arrived()
-
-    def memory(self) -> int:
-        return self.used
-
-    def count(self) -> int:
-        if self.breaks:
-            raise OSError
-        return len(self.sent) + self.others
-
-    def each(self, ports: Collection[int]) -> Iterator[tuple[Peer, socket.socket]]:
-        assert set(ports) == {PORT}
-        for peer in list(self.sent):
-            found: Any = peer
-            yield peer, found
 
 
 class Scene:
@@ -89,11 +38,14 @@ class Scene:
         others: int = 15,
         descriptors: int = DESCRIPTORS,
     ) -> None:
-        self.now = 1000.0
-        self.trims = 0
-        self.connections = FakeConnections(others)
-        self.connections.used = used
-        self.recorder = Recorder()
+        self.now, self.used, self.others = 1000.0, used, others
+        self.sent: dict[Peer, int] = {}
+        self.connections, self.recorder, self.trim = Mock(Connections), Recorder(), Mock()
+        self.connections.memory.side_effect = lambda: self.used
+        self.connections.count.side_effect = lambda: len(self.sent) + self.others
+        self.connections.each.side_effect = lambda ports: (
+            (peer, peer) for peer in list(self.sent) if set(ports) == {PORT}
+        )
         self.guard = Guard(
             max_watches=MAX_WATCHES,
             descriptors=descriptors,
@@ -105,18 +57,13 @@ class Scene:
         )
         self.guard.serve([PORT])
         # The one that was connected first has been silent for longest.
-        monkeypatch.setattr(
-            module, "_traffic", lambda peer: (10_000 - peer.port, self.connections.sent[peer])
-        )
-        monkeypatch.setattr(module, "_reset", self.connections.sent.pop)
-
-    def trim(self) -> None:
-        self.trims += 1
+        monkeypatch.setattr(guard, "_traffic", lambda peer: (10_000 - peer.port, self.sent[peer]))
+        monkeypatch.setattr(guard, "_reset", self.sent.pop)
 
     def connect(self, host: str, count: int = 1, *, sent: int = 500) -> list[Peer]:
-        first = len(self.connections.sent) + 1
+        first = len(self.sent) + 1
         peers = [Peer(host, first + number) for number in range(count)]
-        self.connections.sent |= dict.fromkeys(peers, sent)
+        self.sent |= dict.fromkeys(peers, sent)
         return peers
 
     def call(self, peer: Peer, count: int = 1) -> list[OpenCall]:
@@ -124,7 +71,7 @@ class Scene:
 
     @property
     def hosts(self) -> set[str]:
-        return {peer.host for peer in self.connections.sent}
+        return {peer.host for peer in self.sent}
 
     @property
     def cuts(self) -> list[ConnectionsCut]:
@@ -155,7 +102,7 @@ def cut(count: int, reason: CutReason) -> ConnectionsCut:
 )
 def test_the_client_of_a_call_is_known(name: str, peer: Peer) -> None:
     """The names that gRPC has for clients give the addresses that sockets have."""
-    assert peer_of(name) == peer
+    assert guard.peer_of(name) == peer
 
 
 def test_the_address_with_most_calls_loses_them(scene: Scene) -> None:
@@ -169,8 +116,8 @@ def test_the_address_with_most_calls_loses_them(scene: Scene) -> None:
     for (peer,) in held:
         taken += scene.call(peer, 30)
     assert scene.cuts == [cut(3, "calls")]
-    assert {honest, beside} < scene.connections.sent.keys()
-    assert len(scene.guard._calls) <= (MAX_CALLS + MAX_WATCHES) * ROOM + 30
+    assert {honest, beside} < scene.sent.keys()
+    assert len(scene.guard._calls) <= (MAX_CALLS + MAX_WATCHES) * guard.ROOM + 30
     for call in taken:
         scene.guard.leave(call)
     assert not scene.guard._calls
@@ -196,46 +143,46 @@ def test_of_calls_from_many_addresses_the_oldest_are_cut(scene: Scene) -> None:
     peers = [scene.connect(f"10.3.{n // 200}.{n % 200}")[0] for n in range(MAX_CALLS + 101)]
     for peer in peers:
         scene.call(peer)
-    gone = len(peers) - len(scene.connections.sent)
-    assert gone == pytest.approx((MAX_CALLS + MAX_WATCHES) * (1 - ROOM), abs=1)
-    assert list(scene.connections.sent) == peers[gone:]
+    gone = len(peers) - len(scene.sent)
+    assert gone == pytest.approx((MAX_CALLS + MAX_WATCHES) * (1 - guard.ROOM), abs=1)
+    assert list(scene.sent) == peers[gone:]
 
 
 def test_connections_without_a_call_make_room_before_descriptors_run_out(scene: Scene) -> None:
     """Those of the address with most are cut, the silent ones first; those with a call are not."""
     (honest,) = scene.connect(HONEST)
-    room = int((DESCRIPTORS - scene.connections.others) * ROOM)
+    room = int((DESCRIPTORS - scene.others) * guard.ROOM)
     held = scene.connect(ATTACKER, room)
     scene.call(held[0])
     scene.guard.look()
-    gone = len(held) + 1 - int(room * ROOM)
+    gone = len(held) + 1 - int(room * guard.ROOM)
     assert scene.cuts == [cut(gone, "connections")]
-    assert {honest, held[0]} < scene.connections.sent.keys()
-    assert set(held[1 : 1 + gone]).isdisjoint(scene.connections.sent)
+    assert {honest, held[0]} < scene.sent.keys()
+    assert set(held[1 : 1 + gone]).isdisjoint(scene.sent)
 
 
 def test_when_memory_is_short_connections_that_sent_most_are_cut(scene: Scene) -> None:
     """New connections may take a share of the memory; of what has sent little, none is cut."""
     scene.guard.look()
     (honest,) = scene.connect(HONEST)
-    scene.connections.used += 2 * MEMORY_STEP
+    scene.used += 2 * guard.MEMORY_STEP
     scene.connect(ATTACKER, 4, sent=8 << 20)
-    assert scene.guard.look() == BUSY_INTERVAL
-    scene.connections.used += MEMORY_STEP
-    assert scene.guard.look() == SHORT_INTERVAL
+    assert scene.guard.look() == guard.BUSY_INTERVAL
+    scene.used += guard.MEMORY_STEP
+    assert scene.guard.look() == guard.SHORT_INTERVAL
     assert scene.cuts == [cut(3, "memory")]
-    assert honest in scene.connections.sent
+    assert honest in scene.sent
 
 
 def test_what_stays_is_not_short_until_three_quarters_are_used(scene: Scene) -> None:
     """What is used without new connections counts as usual, until there is little left."""
     scene.guard.look()
-    scene.connections.used = RECOMMENDED_MEMORY // 2
+    scene.used = RECOMMENDED_MEMORY // 2
     scene.guard.look()
     scene.connect(ATTACKER, 3, sent=1 << 20)
-    assert scene.guard.look() == BUSY_INTERVAL
+    assert scene.guard.look() == guard.BUSY_INTERVAL
     assert scene.cuts == []
-    scene.connections.used = int(RECOMMENDED_MEMORY * 0.9)
+    scene.used = int(RECOMMENDED_MEMORY * 0.9)
     scene.guard.look()
     assert scene.cuts == [cut(3, "memory")]
 
@@ -245,13 +192,13 @@ def test_a_connection_that_sent_much_in_a_long_time_is_not_cut(scene: Scene) -> 
     (proxy,) = scene.connect(HONEST, sent=1 << 20)
     for _ in range(5):
         scene.guard.look()
-        scene.now += SETTLED_AFTER / 2
-        scene.connections.sent[proxy] += 500
+        scene.now += guard.SETTLED_AFTER / 2
+        scene.sent[proxy] += 500
     scene.connect(ATTACKER, sent=1 << 20)
-    scene.connections.used = RECOMMENDED_MEMORY
+    scene.used = RECOMMENDED_MEMORY
     for _ in range(100):
-        assert scene.guard.look() == SHORT_INTERVAL or scene.cuts
-        scene.now += SHORT_INTERVAL
+        assert scene.guard.look() == guard.SHORT_INTERVAL or scene.cuts
+        scene.now += guard.SHORT_INTERVAL
     assert scene.cuts == [cut(1, "memory")]
     assert scene.hosts == {HONEST}
 
@@ -265,15 +212,15 @@ def test_a_program_around_it_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     (proxy,) = scene.connect(HONEST, sent=1 << 20)
     for number in range(40):
         if number > 10:  # all that the proxy has sent is old
-            scene.connections.others = 4000 + min(number, 25)
-            scene.connections.used = AT_START + (40 << 20)
+            scene.others = 4000 + min(number, 25)
+            scene.used = AT_START + (40 << 20)
         interval = scene.guard.look()
-        scene.now += SETTLED_AFTER / 4
-        scene.connections.sent[proxy] += 100
+        scene.now += guard.SETTLED_AFTER / 4
+        scene.sent[proxy] += 100
         if number == 25:
-            assert interval == BUSY_INTERVAL
+            assert interval == guard.BUSY_INTERVAL
     assert scene.cuts == []
-    assert interval == CALM_INTERVAL
+    assert interval == guard.CALM_INTERVAL
 
 
 def test_without_a_limit_memory_at_the_start_does_not_count(
@@ -284,7 +231,7 @@ def test_without_a_limit_memory_at_the_start_does_not_count(
     scene.connect(ATTACKER, sent=1 << 20)
     scene.guard.look()
     assert scene.cuts == []
-    scene.connections.used += RECOMMENDED_MEMORY
+    scene.used += RECOMMENDED_MEMORY
     scene.guard.look()
     assert scene.cuts == [cut(1, "memory")]
 
@@ -293,11 +240,11 @@ def test_on_other_systems_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
     """Only Linux lets a process find its connections; elsewhere ghealth serves without limits."""
     monkeypatch.setattr("sys.platform", "darwin")
     recorder = Recorder()
-    guard = Guard(max_watches=0, descriptors=DESCRIPTORS, limit=None, emit=recorder)
-    guard.serve([PORT])
-    assert guard.look() == CALM_INTERVAL
-    guard.cut_all()
-    guard.close()
+    made = Guard(max_watches=0, descriptors=DESCRIPTORS, limit=None, emit=recorder)
+    made.serve([PORT])
+    assert made.look() == guard.CALM_INTERVAL
+    made.cut_all()
+    made.close()
     assert recorder.events == []
 
 
@@ -312,30 +259,30 @@ def test_at_the_stop_every_connection_is_cut(scene: Scene) -> None:
 def test_freed_memory_is_returned(scene: Scene) -> None:
     """While it is calm and more is used than at the start, it is returned every 5 s."""
     scene.guard.look()
-    scene.connections.used += 2 * MEMORY_STEP
+    scene.used += 2 * guard.MEMORY_STEP
     for _ in range(100):
-        scene.now += TRIM_INTERVAL / 10
+        scene.now += guard.TRIM_INTERVAL / 10
         scene.guard.look()
-    assert scene.trims == 10
-    scene.connections.used = AT_START
-    scene.now += TRIM_INTERVAL
+    assert scene.trim.call_count == 10
+    scene.used = AT_START
+    scene.now += guard.TRIM_INTERVAL
     scene.guard.look()
-    assert scene.trims == 10
+    assert scene.trim.call_count == 10
 
 
 def test_a_new_connection_is_inspected_often_until_it_is_settled(scene: Scene) -> None:
     """Its client must have acknowledged SETTINGS then; one that is closed needs no inspection."""
-    assert scene.guard.look() == CALM_INTERVAL
+    assert scene.guard.look() == guard.CALM_INTERVAL
     scene.connect(HONEST)
-    assert scene.guard.look() == BUSY_INTERVAL
-    scene.connections.sent.clear()
-    assert scene.guard.look() == CALM_INTERVAL
+    assert scene.guard.look() == guard.BUSY_INTERVAL
+    scene.sent.clear()
+    assert scene.guard.look() == guard.CALM_INTERVAL
     scene.connect(HONEST)
     for _ in range(2):
-        assert scene.guard.look() == BUSY_INTERVAL
-        scene.now += SETTLED_AFTER
+        assert scene.guard.look() == guard.BUSY_INTERVAL
+        scene.now += guard.SETTLED_AFTER
     scene.guard.look()
-    assert scene.guard.look() == CALM_INTERVAL
+    assert scene.guard.look() == guard.CALM_INTERVAL
 
 
 @in_virtual_time
@@ -344,31 +291,26 @@ async def test_it_waits_for_new_connections_and_a_failure_does_not_end_it(
 ) -> None:
     """A new connection is inspected soon, a failed inspection is repeated, and `close` ends it."""
     scene = Scene(monkeypatch)
-    loop = asyncio.get_running_loop()
+    _, arrived = scene.connections.listen.call_args.args
     looks: list[float] = []
-    real = scene.guard.look
 
     def look() -> float:
-        looks.append(loop.time())
-        return real()
+        looks.append(asyncio.get_running_loop().time())
+        return scene.others / 0 if scene.others == 0 else guard.CALM_INTERVAL
 
     monkeypatch.setattr(scene.guard, "look", look)
     scene.guard.start()
-    await asyncio.sleep(CALM_INTERVAL * 1.5)
-    scene.connections.arrive()
-    await asyncio.sleep(BUSY_INTERVAL / 2)
-    scene.connections.arrive()  # the inspection is not put off
-    await asyncio.sleep(CALM_INTERVAL / 2)
-    scene.connections.breaks = True
-    await asyncio.sleep(CALM_INTERVAL)
+    await asyncio.sleep(1.5)
+    arrived()
+    await asyncio.sleep(0.01)
+    arrived()  # the inspection is not put off
+    await asyncio.sleep(0.5)
+    scene.others = 0
+    await asyncio.sleep(1)
     scene.guard.close()
-    number = len(looks)
-    await asyncio.sleep(2 * CALM_INTERVAL)
-    assert len(looks) == number
-    steps = [round(b - a, 3) for a, b in pairwise(looks)]
-    assert steps[0] == CALM_INTERVAL
-    assert steps[1] == pytest.approx(CALM_INTERVAL / 2 + BUSY_INTERVAL, abs=0.001)
-    assert steps[2:4] == [CALM_INTERVAL, BUSY_INTERVAL]
+    await asyncio.sleep(2)
+    assert [round(at - looks[0], 2) for at in looks[:5]] == [0, 1, 1.52, 2.52, 2.54]
+    assert looks[-1] < looks[0] + 3.02
     assert {record.getMessage() for record in caplog.records} == {"guarding failed"}
 
 
@@ -376,8 +318,8 @@ def test_memory_is_returned_where_the_library_can(monkeypatch: pytest.MonkeyPatc
     """The function of glibc is called; with another library nothing is."""
     trims: list[int] = []
     for library in (SimpleNamespace(malloc_trim=trims.append), SimpleNamespace()):
-        monkeypatch.setattr(module, "_libc", library)
-        module._trim()
+        monkeypatch.setattr(guard, "_libc", library)
+        guard._trim()
     assert trims == [0]
 
 
@@ -391,34 +333,32 @@ async def connections() -> AsyncIterator[Connections]:
     made.close()
 
 
-Pair = tuple[socket.socket, socket.socket]
-
-
-def connected(listener: socket.socket) -> Pair:
-    client = socket.create_connection(listener.getsockname()[:2])
-    return client, listener.accept()[0]
+@contextmanager
+def connected(host: str = "127.0.0.1") -> Iterator[tuple[int, socket.socket, socket.socket]]:
+    """Yield a port that is listened on, a client of it, and the server's side of the connection."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with (
+        socket.create_server((host, 0), family=family) as listener,
+        socket.create_connection(listener.getsockname()[:2]) as client,
+        listener.accept()[0] as accepted,
+    ):
+        yield listener.getsockname()[1], client, accepted
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_the_connections_to_a_port_are_found_and_cut(connections: Connections, host: str) -> None:
     """What a cut one has received is discarded. Those of other ports, and files, are left alone."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with (
-        socket.create_server((host, 0), family=family) as listener,
-        socket.create_server((host, 0), family=family) as other,
-    ):
-        ours, others = connected(listener), connected(other)
-        left, right = socket.socketpair()
+    left, right = socket.socketpair()
+    with connected(host) as (port, *ours), connected(host) as (_, *others), left, right:
         before = connections.count()
-        port = listener.getsockname()[1]
         ours[0].sendall(bytes(1000))
         found = []
         for peer, connection in connections.each([port]):
-            silence, received = module._traffic(connection)
+            silence, received = guard._traffic(connection)
             assert silence < 60_000
             found.append((peer, received))
-            module._reset(connection)
-            module._reset(connection)  # it is closed already
+            guard._reset(connection)
+            guard._reset(connection)  # it is closed already
         assert found == [(Peer(host, ours[0].getsockname()[1]), 1000)]
         assert connections.count() == before
         for end in ours:
@@ -428,8 +368,6 @@ def test_the_connections_to_a_port_are_found_and_cut(connections: Connections, h
         assert list(connections.each([port])) == []
         others[0].sendall(b"x")
         assert others[1].recv(1) == b"x"
-        for sock in (*ours, *others, left, right):
-            sock.close()
 
 
 def test_files_keep_their_locks(connections: Connections, tmp_path: Path) -> None:
@@ -445,47 +383,41 @@ def test_files_keep_their_locks(connections: Connections, tmp_path: Path) -> Non
 
 async def test_a_closed_guard_touches_no_descriptor() -> None:
     """A call can arrive after the end, and the numbers then belong to other files."""
-    guard = Guard(max_watches=0, descriptors=DESCRIPTORS, limit=None, emit=Recorder())
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        pair = connected(listener)
-        guard.serve([listener.getsockname()[1]])
-        guard.close()
-        guard.close()
+    made = Guard(max_watches=0, descriptors=DESCRIPTORS, limit=None, emit=Recorder())
+    with connected() as (port, client, accepted):
+        made.serve([port])
+        made.close()
+        made.close()
         # They have the lowest free numbers: those of the guard.
         files = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
         before = [os.fstat(file) for file in files]
         for _ in range(MAX_CALLS + 1):
-            guard.enter(f"ipv4:127.0.0.1:{pair[0].getsockname()[1]}")
+            made.enter(f"ipv4:127.0.0.1:{client.getsockname()[1]}")
         assert [os.fstat(file) for file in files] == before
-        pair[1].sendall(b"x")
-        assert pair[0].recv(1) == b"x"
+        accepted.sendall(b"x")
+        assert client.recv(1) == b"x"
         for file in files:
             os.close(file)
-        for sock in pair:
-            sock.close()
 
 
 async def test_new_connections_are_noticed_and_the_kernel_buffers_little_of_each(
     connections: Connections,
 ) -> None:
     """A connection has the buffer of the socket that listens; data of old ones is not noticed."""
+    arrived = asyncio.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        arrived = asyncio.Event()
-        connections.listen([listener.getsockname()[1]])
-        connections.when_new(arrived.set)
-        client = socket.create_connection(listener.getsockname())
-        async with asyncio.timeout(20):
-            await arrived.wait()
-        arrived.clear()
-        connections.when_new(arrived.set)
-        accepted = listener.accept()[0]
-        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == KERNEL_BUFFER
-        client.sendall(b"x")
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert not arrived.is_set()
-        client.close()
-        accepted.close()
+        connections.listen([listener.getsockname()[1]], arrived.set)
+        with socket.create_connection(listener.getsockname()) as client:
+            async with asyncio.timeout(20):
+                await arrived.wait()
+            arrived.clear()
+            with listener.accept()[0] as accepted:
+                buffer = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+                client.sendall(b"x")
+                for _ in range(10):
+                    await asyncio.sleep(0)
+    assert buffer == KERNEL_BUFFER
+    assert not arrived.is_set()
 
 
 def test_memory_is_what_a_control_group_counts(connections: Connections) -> None:
@@ -502,17 +434,10 @@ def test_without_descriptors_connections_are_found(
     connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No further descriptor is needed, also where the list of them cannot be had."""
-
-    def refuse(*_: object) -> Any:
-        raise OSError(24, "Too many open files")
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        pair = connected(listener)
+    with connected() as (port, client, _):
         for name in ("dup", "open", "listdir"):
-            monkeypatch.setattr(os, name, refuse)
-        (found,) = [peer for peer, _ in connections.each([listener.getsockname()[1]])]
+            monkeypatch.setattr(os, name, Mock(side_effect=OSError(24, "Too many open files")))
+        (found,) = [peer for peer, _ in connections.each([port])]
         connections.memory()
         monkeypatch.undo()
-        assert found.port == pair[0].getsockname()[1]
-        for sock in pair:
-            sock.close()
+        assert found.port == client.getsockname()[1]
