@@ -1,5 +1,4 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -10,19 +9,13 @@ from grpc_reflection.v1alpha import reflection_pb2
 from ghealth.server import reflection
 from ghealth.server.servicer import SERVICE_NAME
 
-V1, V1ALPHA = VERSIONS = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
-PATHS = [f"/{version}.ServerReflection/ServerReflectionInfo" for version in VERSIONS]
-SERVICES = [
-    "AWS.ALB",
-    SERVICE_NAME,
-    f"{V1}.ServerReflection",
-    f"{V1ALPHA}.ServerReflection",
-]
+VERSIONS = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
+SERVICES = ["AWS.ALB", SERVICE_NAME, *VERSIONS]
 
 Ask = Callable[..., Awaitable[Any]]
 
 
-@pytest.fixture(params=PATHS, ids=VERSIONS)
+@pytest.fixture(params=VERSIONS)
 async def ask(request: pytest.FixtureRequest) -> AsyncGenerator[Ask, None]:
     """Ask one question over reflection of either version."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -33,7 +26,7 @@ async def ask(request: pytest.FixtureRequest) -> AsyncGenerator[Ask, None]:
 
         async def asked(**question: str) -> Any:
             call: Any = channel.stream_stream(
-                request.param,
+                f"/{request.param}/ServerReflectionInfo",
                 request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
                 response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
             )()
@@ -76,13 +69,3 @@ async def test_the_default_path_of_an_alb_can_be_called(ask: Ask) -> None:
     assert method.name == "healthcheck"
     assert (method.input_type, method.output_type) == (".AWS.Empty", ".AWS.Empty")
     assert [(message.name, len(message.field)) for message in file.message_type] == [("Empty", 0)]
-
-
-def test_each_path_is_guarded() -> None:
-    """The guard gets the path of each version, and what it returns is served."""
-    handlers: Any = reflection.handlers(lambda path, _method: f"guarded {path}")
-    found = [
-        handler.service(SimpleNamespace(method=path)).stream_stream
-        for handler, path in zip(handlers, PATHS, strict=True)
-    ]
-    assert found == [f"guarded {path}" for path in PATHS]

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -25,9 +24,9 @@ from tests.support import frames, wire
 from tests.support.fakes import FakeProbe
 from tests.support.frames import Kind
 from tests.support.peers import answers, is_silent, nobody, target
+from tests.support.running import CHECK, asking, closed, run
 from tests.support.stopwatch import Stopwatch
 from tests.support.virtual import in_virtual_time
-from tests.unit.server.running import CHECK, asking, closed, run
 
 GRPC = [("user-agent", "grpc-go/1")]
 ALB = [("user-agent", "ELB-HealthChecker/2.0")]
@@ -52,34 +51,23 @@ async def test_it_listens_on_every_address() -> None:
     async with run(listen="127.0.0.1:0,[::1]:0,[::]:0") as running:
         one, two, three = running.ports.listen
         assert running.ports == Ports((one, two, three), (), None)
-        for host, port in (
-            ("127.0.0.1", one),
-            ("[::1]", two),
-            ("[::1]", three),
-            ("127.0.0.1", three),
-        ):
-            async with asking(port, host) as stub:
-                assert (await stub.Check(CHECK(service="liveness"))).status == 1
+        for host, ports in (("127.0.0.1", (one, three)), ("[::1]", (two, three))):
+            for port in ports:
+                async with asking(port, host) as stub:
+                    assert (await stub.Check(CHECK(service="liveness"))).status == 1
 
 
-async def test_two_servers_do_not_share_a_port() -> None:
-    """A second ghealth cannot listen on the same port, and its error has the cause."""
+@pytest.mark.parametrize(("tries", "why"), [(True, ": Address already in use"), (False, "")])
+async def test_two_servers_do_not_share_a_port(
+    monkeypatch: pytest.MonkeyPatch, tries: bool, why: str
+) -> None:
+    """A second ghealth cannot listen on the same port, even if it does not try it before gRPC."""
     async with run() as running:
+        if not tries:
+            trial = Mock(getsockname=lambda: ("127.0.0.1", running.port))
+            monkeypatch.setattr(listen, "bind", lambda _: [trial])
         address = f"127.0.0.1:{running.port}"
-        with pytest.raises(
-            ListenError, match=f"^cannot listen on {address}: Address already in use$"
-        ):
-            async with run(listen=address):
-                pass
-
-
-async def test_grpc_itself_does_not_share_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port of another ghealth cannot be bound by gRPC, even without the check before it."""
-    async with run() as running:
-        address = f"127.0.0.1:{running.port}"
-        trial = SimpleNamespace(getsockname=lambda: ("127.0.0.1", running.port), close=lambda: None)
-        monkeypatch.setattr(listen, "bind", lambda _: [trial])
-        with pytest.raises(ListenError, match=f"^cannot listen on {address}$"):
+        with pytest.raises(ListenError, match=f"^cannot listen on {address}{why}$"):
             async with run(listen=address):
                 pass
 
@@ -154,29 +142,22 @@ async def test_custom_probes(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     hanging = FakeProbe()
     hanging.gate.clear()
-    probes: dict[str, Any] = {"": FakeProbe(), "slow": hanging}
-    services = {"other": "http://127.0.0.1:1/"}
-    async with run(probes=probes, services=services, probe_timeout=0.5) as running:
+    other = "http://127.0.0.1:1/"
+    reasons = {"slow": "no answer within 0.5 s", "other": "connection refused"}
+    probes = {"": FakeProbe(), "slow": hanging}
+    async with run(probes=probes, services={"other": other}, probe_timeout=0.5) as running:
         assert await running.status() == 1
-        for service, reason in (
-            ("slow", "no answer within 0.5 s"),
-            ("other", "connection refused"),
-        ):
+        for service, reason in reasons.items():
             data = wire.framed(CHECK(service=service).SerializeToString())
-            reply = await wire.call(running.port, data)
-            assert reply.headers["ghealth-reason"] == reason
-    (started,) = lines(caplog, "started")
-    assert vars(started)["fields"]["probes"] == ["http://127.0.0.1:1/"]
+            assert (await wire.call(running.port, data)).headers["ghealth-reason"] == reason
+    assert vars(lines(caplog, "started")[0])["fields"]["probes"] == [other]
 
 
 async def test_with_custom_probes_alone_no_url_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """If all probes are custom, the line at startup has no URL."""
     caplog.set_level(logging.INFO)
     async with run(probes={"": FakeProbe()}):
-        pass
-    (started,) = lines(caplog, "started")
-    assert "probes" not in started.getMessage()
-    assert "15021" not in started.getMessage()
+        assert "probes" not in lines(caplog, "started")[0].getMessage()
 
 
 async def test_embedding_touches_neither_signals_nor_the_executor(
@@ -271,17 +252,23 @@ async def test_a_caller_that_goes_away_leaves_no_line_of_grpcs(
 # How it ends.
 
 
-async def test_drain_reaches_every_caller_and_then_it_ends() -> None:
-    """For DRAIN_DELAY all services but `liveness` are NOT_SERVING, then the server stops."""
-    delays: dict[str, Any] = {"drain_delay": 1, "shutdown_grace": 3600}
-    async with target(answers(200)) as gateway, run(gateway, **delays) as running:
-        watching = running.stub.Watch(CHECK())
-        assert (await watching.read()).status == 1
+async def test_drain_reaches_a_hundred_watchers_and_every_check() -> None:
+    """For DRAIN_DELAY all services but `liveness` are NOT_SERVING, for watches within 100 ms.
+
+    Then the server stops, and no watch delays it.
+    """
+    values: dict[str, Any] = {"probes": {"": FakeProbe()}, "drain_delay": 1, "shutdown_grace": 3600}
+    async with run(**values) as running, AsyncExitStack() as connections:
+        stubs = [await connections.enter_async_context(asking(running.port)) for _ in range(5)]
+        watching = [stub.Watch(CHECK()) for stub in stubs for _ in range(20)]
+        assert [(await watch.read()).status for watch in watching] == [1] * 100
+        told = asyncio.gather(*(watch.read() for watch in watching))
         ending = asyncio.create_task(running.ended(drains=True))
-        assert (await watching.read()).status == 2
-        assert await running.status() == 2
-        assert await running.status("liveness") == 1
-        assert await watching.code() is grpc.StatusCode.UNAVAILABLE
+        taking = Stopwatch()
+        assert [reply.status for reply in await told] == [2] * 100
+        assert taking.seconds < 0.1
+        assert [await running.status(), await running.status("liveness")] == [2, 1]
+        assert {await watch.code() for watch in watching} == {grpc.StatusCode.UNAVAILABLE}
         await ending
 
 
@@ -314,41 +301,6 @@ async def test_an_open_reflection_stream_does_not_lengthen_the_end(
         assert await call.code() is grpc.StatusCode.OK
 
 
-async def test_a_hundred_watchers_learn_of_drain_at_once() -> None:
-    """Every watcher gets NOT_SERVING within 100 ms of the signal, and no watch delays the end."""
-    delays: dict[str, Any] = {"drain_delay": 1, "shutdown_grace": 3600}
-    async with run(probes={"": FakeProbe()}, **delays) as running, AsyncExitStack() as connections:
-        stubs = [await connections.enter_async_context(asking(running.port)) for _ in range(5)]
-        watching = [stub.Watch(CHECK()) for stub in stubs for _ in range(20)]
-        for watch in watching:
-            assert (await watch.read()).status == 1
-        told = [asyncio.create_task(watch.read()) for watch in watching]
-        ending = asyncio.create_task(running.ended(drains=True))
-        taking = Stopwatch()
-        assert [reply.status for reply in await asyncio.gather(*told)] == [2] * 100
-        assert taking.seconds < 0.1
-        await ending
-
-
-class Stubborn:
-    """A fake server, servicer and guard; it stops when its connections were cut `cuts` times."""
-
-    def __init__(self, *, answering: bool, cuts: float) -> None:
-        self.answering = answering
-        self.cuts = cuts
-        self.stopped = asyncio.Event()
-        if not cuts:
-            self.stopped.set()
-
-    async def stop(self, _grace: float) -> None:
-        await self.stopped.wait()
-
-    def cut_all(self) -> None:
-        self.cuts -= 1
-        if self.cuts == 0:
-            self.stopped.set()
-
-
 @pytest.mark.parametrize(
     ("answering", "cuts", "seconds"),
     [(True, 0, 0), (False, 1, 0.25), (False, 3, 0.45), (True, 1, 10.25), (False, 1e9, 5.25)],
@@ -358,7 +310,16 @@ async def test_connections_that_keep_the_server_from_stopping_are_cut(
     answering: bool, cuts: float, seconds: float
 ) -> None:
     """Connections are cut 0.25 s after the last answer or the grace; the stop ends 5 s later."""
-    stubborn: Any = Stubborn(answering=answering, cuts=cuts)
+    stopped = asyncio.Event()
+
+    def cut_all() -> None:
+        if stubborn.cut_all.call_count == cuts:
+            stopped.set()
+
+    stubborn: Any = Mock(answering=answering, stop=lambda _: stopped.wait())
+    stubborn.cut_all.side_effect = cut_all
+    if not cuts:
+        stopped.set()
     started = asyncio.get_running_loop().time()
     await serving_module._stop(stubborn, stubborn, stubborn, 10)
     took = asyncio.get_running_loop().time() - started
@@ -460,14 +421,14 @@ async def test_a_flood_of_calls_costs_its_sender_the_connection(
 
 
 async def test_a_connection_full_of_watches_has_room_for_a_check() -> None:
-    """Checks are answered on a connection that has its maximum number of watches."""
+    """Of 25 watches on a connection one is refused, and checks are answered beside the others."""
     async with run() as running:
         request = CHECK(service="liveness")
         watching = [running.stub.Watch(request) for _ in range(MAX_WATCHES_PER_CONNECTION)]
-        for watch in watching:
-            assert (await watch.read()).status == 1
+        assert {(await watch.read()).status for watch in watching} == {1}
+        assert await running.stub.Watch(request).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         checks = [running.status("liveness") for _ in range(RESERVED_STREAMS)]
-        assert await asyncio.gather(*checks) == [1] * len(checks)
+        assert await asyncio.gather(*checks) == [1] * RESERVED_STREAMS
         for watch in watching:
             watch.cancel()
 
@@ -482,13 +443,10 @@ async def test_a_message_has_a_bounded_size() -> None:
 
 async def test_headers_have_a_bounded_size() -> None:
     """3 KiB of headers are accepted, 5 KiB are refused."""
-    async with run() as running:
-        small, large = (
-            running.stub.Check(CHECK(service="liveness"), metadata=[("x-flood", "x" * size)])
-            for size in (3 * 1024, 5 * 1024)
-        )
-        assert await small.code() is grpc.StatusCode.OK
-        assert await large.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    async with run(probes={"": FakeProbe()}) as running:
+        for kib, code in ((3, grpc.StatusCode.OK), (5, grpc.StatusCode.RESOURCE_EXHAUSTED)):
+            headers = [("x-flood", "x" * kib * 1024)]
+            assert await running.stub.Check(CHECK(), metadata=headers).code() is code
 
 
 PING_FLOOR = "grpc.http2.min_ping_interval_without_data_ms"

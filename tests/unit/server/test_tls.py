@@ -18,7 +18,7 @@ from ghealth.server import tls
 from ghealth.server.tls import CertificateError, Files, ServerCertificate, trust_store
 from tests.support import certificates, frames, wire
 from tests.support.certificates import CERT, CLIENT_CA, KEY, Mounted, Pair, client_of, der_of
-from tests.unit.server.running import Running, closed, run
+from tests.support.running import Running, closed, run
 
 AUTHORITY, OTHER = trustme.CA(), trustme.CA()
 
@@ -169,15 +169,6 @@ def test_client_authorities_that_cannot_be_used_are_a_mistake(
     assert mistake(files) == f"GHEALTH_TLS_CLIENT_CA_FILE: {expected}"
 
 
-def test_the_same_files_written_again_are_no_news(
-    secret: Mounted, port: Port, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A swap that changes no byte is not a new certificate, and has no line."""
-    secret.swap({name: (secret.path / name).read_bytes() for name in (CERT, KEY)})
-    assert port.handshake() is None
-    assert events(caplog) == []
-
-
 def test_a_handshake_verifies_only_a_new_pair(
     secret: Mounted, port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,17 +315,13 @@ async def test_a_bug_in_reading_ends_no_handshake(
         assert await shown(running.ports.tls_listen[0])
 
 
-async def test_without_a_plain_port(secret: Mounted) -> None:
-    """LISTEN=off leaves TLS alone, on every address of TLS_LISTEN."""
+async def test_a_rotation_reaches_every_port(secret: Mounted) -> None:
+    """A new pair is served at the next handshake, on each of several ports, without a restart.
+
+    With LISTEN=off they are all that there is.
+    """
     async with serving(secret, listen="off", tls_listen="127.0.0.1:0,localhost:0") as running:
         assert running.ports.listen == ()
-        for port in running.ports.tls_listen:
-            assert await shown(port)
-
-
-async def test_a_rotation_reaches_every_port(secret: Mounted) -> None:
-    """A new pair is served at the next handshake, on each of several ports, without a restart."""
-    async with serving(secret, tls_listen="127.0.0.1:0,127.0.0.1:0") as running:
         for new in (pair_of(), NEW):
             secret.swap(new)
             assert [await shown(port) for port in running.ports.tls_listen] == [der_of(new)] * 2
