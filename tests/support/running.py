@@ -1,7 +1,7 @@
 """A server that runs in this process."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +42,7 @@ class Running:
 
 @asynccontextmanager
 async def run(
-    *gateways: Target, probes: dict[str, Probe] | None = None, **values: Any
+    *gateways: Target, probes: Mapping[str, Probe] | None = None, **values: Any
 ) -> AsyncGenerator[Running, None]:
     """Run a server that probes the gateways, on a free port, for at most a minute."""
     urls = {"probe_url": ",".join(gateway.url for gateway in gateways)} if gateways else {}

@@ -293,10 +293,11 @@ async def test_it_waits_for_new_connections_and_a_failure_does_not_end_it(
     scene = Scene(monkeypatch)
     _, arrived = scene.connections.listen.call_args.args
     looks: list[float] = []
+    real = scene.guard.look
 
     def look() -> float:
         looks.append(asyncio.get_running_loop().time())
-        return scene.others / 0 if scene.others == 0 else guard.CALM_INTERVAL
+        return real()
 
     monkeypatch.setattr(scene.guard, "look", look)
     scene.guard.start()
@@ -305,7 +306,7 @@ async def test_it_waits_for_new_connections_and_a_failure_does_not_end_it(
     await asyncio.sleep(0.01)
     arrived()  # the inspection is not put off
     await asyncio.sleep(0.5)
-    scene.others = 0
+    scene.connections.count.side_effect = OSError
     await asyncio.sleep(1)
     scene.guard.close()
     await asyncio.sleep(2)

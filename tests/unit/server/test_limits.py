@@ -6,6 +6,8 @@ import pytest
 from ghealth.server.limits import memory_limit
 
 MIB = 1 << 20
+V1 = "memory.limit_in_bytes"
+UNLIMITED = 9223372036854771712
 
 
 @pytest.mark.parametrize(
@@ -14,16 +16,8 @@ MIB = 1 << 20
         ("0::/\n", {"memory.max": 64 * MIB}, 64 * MIB),
         ("0::/pod/main\n", {"pod/memory.max": 96 * MIB, "pod/main/memory.max": "max"}, 96 * MIB),
         ("0::/host/pod\n", {"memory.max": 48 * MIB}, 48 * MIB),
-        (
-            "5:cpu:/x\n4:memory:/pod\n0::/\n",
-            {
-                "cpu/x/memory.limit_in_bytes": 1,
-                "memory/memory.limit_in_bytes": 9223372036854771712,
-                "memory/pod/memory.limit_in_bytes": 80 * MIB,
-            },
-            80 * MIB,
-        ),
-        ("4:memory:/\n", {"memory/memory.limit_in_bytes": 9223372036854771712}, None),
+        ("4:memory:/pod\n0::/\n", {f"memory/{V1}": MIB, f"memory/pod/{V1}": UNLIMITED}, MIB),
+        ("5:cpu:/x\n4:memory:/\n", {f"cpu/x/{V1}": MIB, f"memory/{V1}": UNLIMITED}, None),
         ("0::/\n", {"memory.max": "max"}, None),
         (None, {}, None),
     ],

@@ -81,16 +81,15 @@ Without = Callable[[int, int], None]
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> Without:
     """Make sockets of a family fail."""
-    real = socket.socket
+    real = socket.socket.bind
 
     def install(family: int, number: int) -> None:
-        class Sockets(real):  # type: ignore[misc, valid-type]
-            def bind(self, place: Any) -> None:
-                if self.family == family:
-                    raise OSError(number, os.strerror(number))
-                super().bind(place)
+        def bind(self: socket.socket, place: Any) -> None:
+            if self.family == family:
+                raise OSError(number, os.strerror(number))
+            real(self, place)
 
-        monkeypatch.setattr(socket, "socket", Sockets)
+        monkeypatch.setattr(socket.socket, "bind", bind)
 
     return install
 

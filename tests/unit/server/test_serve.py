@@ -199,17 +199,6 @@ async def test_the_event_loop_runs_before_grpcs_threads(monkeypatch: pytest.Monk
 # What it logs.
 
 
-async def test_a_path_that_is_not_recommended_is_logged_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """One log line names the path, however often it is checked."""
-    async with target(answers(200)) as gateway, run(gateway) as running:
-        for _ in range(3):
-            await wire.call(running.port, wire.EMPTY_MESSAGE, path="/AWS.ALB/healthcheck")
-    (line,) = lines(caplog, "path_not_recommended")
-    assert " checks /AWS.ALB/healthcheck: " in line.getMessage()
-
-
 UNSAFE = "an ALB gets OK from a gateway that is not ready"
 LONG = "a probe may take 5.001 s (GHEALTH_PROBE_TIMEOUT)"
 

@@ -48,15 +48,11 @@ class Served:
     stub: Any
 
     def __init__(
-        self,
-        probe: Probe,
-        *,
-        more: dict[str, Probe] | None = None,
-        policy: Any = "auto",
-        max_watches: int = 100,
+        self, probe: Any = None, *, policy: Any = "auto", max_watches: int = 100, **more: Probe
     ) -> None:
+        self.probe = probe or FakeProbe()
         self.recorder = emit = Recorder()
-        probes = {GATEWAY: probe} | (more or {})
+        probes = {GATEWAY: self.probe, **more}
         self.checker = Checker(probes, cache_ttl=0, watch_interval=1, emit=emit)
         self.guard = guard_of(emit)
         decide = functools.partial(POLICIES[policy], status_callers=("grpc-", "Envoy/HC"))
@@ -81,10 +77,8 @@ class Served:
 
 
 @asynccontextmanager
-async def serve(
-    probe: Probe, *, reflects: bool = True, **options: Any
-) -> AsyncGenerator[Served, None]:
-    served = Served(probe, **options)
+async def serve(*, reflects: bool = True, **options: Any) -> AsyncGenerator[Served, None]:
+    served = Served(**options)
     server = grpc.aio.server(options=OPTIONS)
     if reflects:
         server.add_generic_rpc_handlers(reflection.handlers(served.health.guarded))
@@ -98,6 +92,13 @@ async def serve(
     await served.checker.close()
 
 
+@pytest.fixture
+async def served() -> AsyncGenerator[Served, None]:
+    """A server whose gateway is ready."""
+    async with serve() as made:
+        yield made
+
+
 async def aborted(call: Awaitable[bytes], context: FakeContext) -> Any:
     """Await a call that is aborted, and return the code and the message that the caller gets."""
     with pytest.raises(grpc.aio.AbortError):
@@ -108,17 +109,16 @@ async def aborted(call: Awaitable[bytes], context: FakeContext) -> Any:
 # What is answered.
 
 
-async def test_check_of_an_unknown_service_is_not_found() -> None:
+async def test_check_of_an_unknown_service_is_not_found(served: Served) -> None:
     """A name that is not configured is answered NOT_FOUND, with trailers only."""
-    async with serve(FakeProbe()) as served:
-        reply = await served.call(UNKNOWN)
+    reply = await served.call(UNKNOWN)
     assert (reply.code, reply.headers["grpc-message"]) == (5, "unknown service")
     assert (reply.data, reply.blocks) == (b"", 1)
 
 
 async def test_list_is_a_snapshot() -> None:
     """List returns the status of every service."""
-    async with serve(FakeProbe(), more={"sick": FakeProbe(SICK)}) as served:
+    async with serve(sick=FakeProbe(SICK)) as served:
         listed = await served.stub.List(health_pb2.HealthListRequest())
     assert dict(listed.statuses) == {"": SERVING, "sick": NOT_SERVING, "liveness": SERVING}
 
@@ -126,8 +126,10 @@ async def test_list_is_a_snapshot() -> None:
 @pytest.mark.parametrize(("services", "code"), [(100, 0), (101, 8)])
 async def test_a_list_of_too_many_services_is_refused(services: int, code: int) -> None:
     """A List of more than 100 services is answered RESOURCE_EXHAUSTED (gRFC A90)."""
-    more = {f"service-{n}": FakeProbe() for n in range(services - len(("", "liveness")))}
-    async with serve(FakeProbe(), more=more) as served:
+    more: dict[str, Any] = {
+        f"service-{n}": FakeProbe() for n in range(services - len(("", "liveness")))
+    }
+    async with serve(**more) as served:
         assert (await served.call(EMPTY, path=LIST)).code == code
 
 
@@ -140,8 +142,7 @@ async def test_list_and_reflection_are_no_health_to_callers_that_look_at_the_cod
     path: str, policy: str, headers: list[tuple[str, str]], code: int
 ) -> None:
     """During a failure or the drain, only callers that read messages get OK on these paths."""
-    probe = FakeProbe()
-    async with serve(probe, policy=policy) as served:
+    async with serve(policy=policy) as served:
 
         async def answer() -> tuple[int, str]:
             reply = await served.call(EMPTY, path=path, headers=headers)
@@ -149,7 +150,7 @@ async def test_list_and_reflection_are_no_health_to_callers_that_look_at_the_cod
             return reply.code, reply.headers.get(REASON_KEY, "")
 
         assert await answer() == (0, "")
-        probe.says = SICK
+        served.probe.says = SICK
         assert await answer() == (code, "gateway answered 503" if code else "")
         served.checker.drain()
         assert await answer() == (code, "draining" if code else "")
@@ -163,8 +164,7 @@ async def test_no_unknown_path_is_healthy_while_the_gateway_is_not(path: str) ->
 
     The codes 0 and 12 are the ones in matchers of target groups. Disabled reflection is not served.
     """
-    probe = FakeProbe()
-    async with serve(probe, policy="status", reflects=False) as served:
+    async with serve(policy="status", reflects=False) as served:
 
         async def answers() -> set[tuple[int, str]]:
             messages = ((), (b"",), (EMPTY,), (MALFORMED,))
@@ -172,9 +172,9 @@ async def test_no_unknown_path_is_healthy_while_the_gateway_is_not(path: str) ->
             return {(reply.code, reply.headers["grpc-message"]) for reply in replies}
 
         assert await answers() == {(12, "gateway answered 200")}
-        probe.says = SICK
+        served.probe.says = SICK
         assert await answers() == {(14, "gateway answered 503")}
-        probe.says = ZeroDivisionError()
+        served.probe.says = ZeroDivisionError()
         assert await answers() == {(14, "internal error")}
         served.checker.drain()
         assert await answers() == {(14, "draining")}
@@ -191,9 +191,7 @@ async def test_no_unknown_path_is_healthy_while_the_gateway_is_not(path: str) ->
         (CHECK, MALFORMED, ALB, ("Check", None, "INVALID_ARGUMENT", "malformed message")),
         (WATCH, EMPTY, ALB, ("Watch", None, "RESOURCE_EXHAUSTED", "too many watches")),
         (LIST, EMPTY, ALB, ("List", None, "UNAVAILABLE", "gateway answered 503")),
-        (LIST, EMPTY, GRPC, ("List", None, "OK", "")),
         (ALB_PATH, b"", ALB, ("other", None, "UNAVAILABLE", "gateway answered 503")),
-        (V1, EMPTY, GRPC, ("reflection", None, "OK", "")),
         (V1ALPHA, EMPTY, GRPC, ("reflection", None, "OK", "")),
     ],
 )
@@ -201,7 +199,7 @@ async def test_the_reason_is_in_the_event_and_in_a_trailer(
     path: str, data: bytes, headers: list[tuple[str, str]], answer: tuple[str, str | None, str, str]
 ) -> None:
     """Sinks get each answer, and `ghealth-reason` has its reason, with the code OK too."""
-    async with serve(FakeProbe(SICK), max_watches=0) as served:
+    async with serve(probe=FakeProbe(SICK), max_watches=0) as served:
         reply = await served.call(data, path=path, headers=headers)
     method, *rest = answer
     assert served.recorder.answers == [(method, headers[0][1], *rest)]
@@ -213,21 +211,20 @@ async def test_the_reason_is_in_the_event_and_in_a_trailer(
 async def test_a_custom_reason_cannot_break_an_answer() -> None:
     """A custom probe's text is shortened and made printable, because gRPC refuses others."""
     text = "disk \u00fcber\r\n" + "x" * 500
-    async with serve(FakeProbe(ProbeResult.because(text, ready=False))) as served:
+    async with serve(probe=FakeProbe(ProbeResult.because(text, ready=False))) as served:
         reply = await served.call(EMPTY, headers=ALB)
     assert (reply.code, reply.headers[REASON_KEY]) == (14, "disk ?ber??" + "x" * 189)
 
 
 @pytest.mark.parametrize("path", METHODS)
 async def test_a_bug_in_answering_reads_as_not_serving(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
     """An exception is logged, and the caller gets UNAVAILABLE without the exception's text."""
-    async with serve(FakeProbe()) as served:
-        for name in ("check", "watch"):
-            broken = Mock(side_effect=ZeroDivisionError("a secret"))
-            monkeypatch.setattr(served.checker, name, broken)
-        reply = await served.call(EMPTY, path=path)
+    for name in ("check", "watch"):
+        broken = Mock(side_effect=ZeroDivisionError("a secret"))
+        monkeypatch.setattr(served.checker, name, broken)
+    reply = await served.call(EMPTY, path=path)
     assert (reply.code, reply.headers["grpc-message"]) == (14, "internal error")
     assert caplog.messages == ["answering failed"]
     assert [answer for *_, answer, _ in served.recorder.answers] == ["UNAVAILABLE"]
@@ -250,29 +247,25 @@ async def test_a_bug_in_answering_reads_as_not_serving(
     ],
 )
 async def test_every_form_of_request_is_answered(
-    monkeypatch: pytest.MonkeyPatch, data: list[bytes], options: dict[str, Any]
+    served: Served, monkeypatch: pytest.MonkeyPatch, data: list[bytes], options: dict[str, Any]
 ) -> None:
     """The form of a request does not change its answer, which waits for no missing message."""
     monkeypatch.setattr(servicer, "MESSAGE_TIMEOUT", 3600)
-    probe = FakeProbe()
     codes = []
-    async with serve(probe) as served:
-        for probe.says in (READY, SICK):
-            for path in (CHECK, LIST, ALB_PATH):
-                codes.append((await served.call(*data, path=path, **options)).code)
+    for served.probe.says in (READY, SICK):
+        for path in (CHECK, LIST, ALB_PATH):
+            codes.append((await served.call(*data, path=path, **options)).code)
     assert codes == [0, 0, 12, 14, 14, 14]
 
 
-async def test_a_request_that_never_comes_is_an_invalid_argument() -> None:
+async def test_a_request_that_never_comes_is_an_invalid_argument(served: Served) -> None:
     """A caller that sends no message, or a part of one, and does not end its request is refused."""
-    probe = FakeProbe()
-    async with serve(probe) as served:
-        messages = ((), (b"\0\0\0\0\5ab",))
-        calls = [served.call(*m, ends=False, path=path) for path in METHODS for m in messages]
-        replies = await asyncio.gather(*calls)
+    messages = ((), (b"\0\0\0\0\5ab",))
+    calls = [served.call(*m, ends=False, path=path) for path in METHODS for m in messages]
+    replies = await asyncio.gather(*calls)
     refusals = {(reply.code, reply.headers["grpc-message"]) for reply in replies}
     assert refusals == {(3, "no message within 1 s")}
-    assert probe.attempts == 0
+    assert served.probe.attempts == 0
 
 
 @pytest.mark.parametrize(
@@ -280,33 +273,29 @@ async def test_a_request_that_never_comes_is_an_invalid_argument() -> None:
     [(CHECK, b"\xff"), (CHECK, b"\x0a\x01\xff"), (WATCH, b"\xff"), (LIST, b"\x07"), (V1, b"\xff")],
 )
 async def test_a_malformed_message_is_an_invalid_argument(
-    caplog: pytest.LogCaptureFixture, path: str, message: bytes
+    served: Served, caplog: pytest.LogCaptureFixture, path: str, message: bytes
 ) -> None:
     """Bytes that are not a request of the method are refused, and nothing is logged."""
-    async with serve(FakeProbe()) as served:
-        reply = await served.call(wire.framed(message), path=path)
+    reply = await served.call(wire.framed(message), path=path)
     assert (reply.code, reply.headers["grpc-message"]) == (3, "malformed message")
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
-async def test_other_http_methods_never_reach_ghealth(method: str) -> None:
+async def test_other_http_methods_never_reach_ghealth(served: Served, method: str) -> None:
     """HEAD and OPTIONS get HTTP 200 and grpc-status 13 from gRPC's core (docs/callers.md)."""
-    async with serve(FakeProbe(SICK)) as served:
-        reply = await served.call(without=(":method",), headers=[(":method", method)])
+    reply = await served.call(without=(":method",), headers=[(":method", method)])
     assert (reply.headers[":status"], reply.code) == ("200", 13)
     assert served.recorder.events == []
 
 
 @pytest.mark.parametrize("path", [*METHODS, "/" + "x" * 20_000])
-async def test_headers_before_the_acknowledgement_are_refused(path: str) -> None:
+async def test_headers_before_the_acknowledgement_are_refused(served: Served, path: str) -> None:
     """20 KB of headers in the first flight, which gRPC accepts, are refused without a probe."""
     huge = [(f"x-{number}", "y" * 2000) for number in range(10)] if path in METHODS else []
-    probe = FakeProbe()
-    async with serve(probe) as served:
-        reply = await served.call(EMPTY, path=path, headers=huge)
+    reply = await served.call(EMPTY, path=path, headers=huge)
     assert (reply.code, reply.headers["grpc-message"]) == (8, "headers too large")
-    assert probe.attempts == 0
+    assert served.probe.attempts == 0
 
 
 # When it is answered.
@@ -347,21 +336,21 @@ async def test_when_a_caller_is_answered(
     assert clock() - started == pytest.approx(after, abs=0.001)
 
 
-async def test_a_caller_is_answered_before_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_caller_is_answered_before_its_deadline(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While the gateway hangs, the answer comes before the deadline, and the probe continues."""
     monkeypatch.setattr(servicer, "DEADLINE_MARGIN", 19.5)  # 20 s are enough on slow machines
-    probe = FakeProbe()
-    probe.gate.clear()
-    async with serve(probe) as served:
-        assert await served.check(timeout=20) == NOT_SERVING
-        assert probe.under_way == 1
+    served.probe.gate.clear()
+    assert await served.check(timeout=20) == NOT_SERVING
+    assert served.probe.under_way == 1
 
 
 @in_virtual_time
 async def test_a_caller_with_a_short_deadline_gets_the_answer_of_its_policy() -> None:
     """Without a request before the deadline, a caller that reads messages gets NOT_SERVING."""
     context = FakeContext(None, deadline=0.5)
-    message = await Served(FakeProbe(), policy="status").method(CHECK)(context)
+    message = await Served(policy="status").method(CHECK)(context)
     assert message == NOT_SERVING.SerializeToString()
     assert context.trailers == ((REASON_KEY, "no answer before the caller's deadline"),)
 
@@ -371,7 +360,7 @@ async def test_a_read_that_takes_too_long_is_not_cancelled() -> None:
     """The call is answered and the read continues: a cancelled one leaks memory in grpcio."""
     before = asyncio.all_tasks()
     context = FakeContext(None)
-    assert await aborted(Served(FakeProbe()).method(CHECK)(context), context) == NO_MESSAGE
+    assert await aborted(Served().method(CHECK)(context), context) == NO_MESSAGE
     await asyncio.sleep(1)
     assert len(asyncio.all_tasks() - before) == 1
 
@@ -407,7 +396,7 @@ async def test_a_caller_that_disconnects_before_an_error_is_not_logged(
     caplog: pytest.LogCaptureFixture, data: tuple[bytes, ...]
 ) -> None:
     """If a caller disconnects before an error can be sent to it, no exception is logged."""
-    async with serve(FakeProbe(SICK)) as served:
+    async with serve(probe=FakeProbe(SICK)) as served:
         for _ in range(30):
             await wire.vanish(served.port, *data)
             await wire.vanish(served.port, *data, path=ALB_PATH)
@@ -415,48 +404,45 @@ async def test_a_caller_that_disconnects_before_an_error_is_not_logged(
     assert [record for record in caplog.records if record.exc_info] == []
 
 
-async def test_a_call_counts_until_its_answer_is_sent() -> None:
+async def test_a_call_counts_until_its_answer_is_sent(served: Served) -> None:
     """A call counts while it waits, and not after it was answered, refused or dropped."""
-    probe = FakeProbe()
-    probe.gate.clear()
-    async with serve(probe) as served:
-        checking = asyncio.create_task(served.check())
-        while not probe.under_way:
-            await served.check("liveness")
-        assert served.guard._calls
-        probe.gate.set()
-        await checking
-        await served.call(UNKNOWN)
-        await served.call(EMPTY, path="/")
-        await wire.vanish(served.port)
-        watching = served.watch()
-        await watching.read()
-        watching.cancel()
-        while served.guard._calls:
-            await served.check("liveness")
+    served.probe.gate.clear()
+    checking = asyncio.create_task(served.check())
+    while not served.probe.under_way:
+        await served.check("liveness")
+    assert served.guard._calls
+    served.probe.gate.set()
+    await checking
+    await served.call(UNKNOWN)
+    await served.call(EMPTY, path="/")
+    await wire.vanish(served.port)
+    watching = served.watch()
+    await watching.read()
+    watching.cancel()
+    while served.guard._calls:
+        await served.check("liveness")
 
 
 # Watches.
 
 
-async def test_watch_of_an_unknown_service_stays_open() -> None:
+async def test_watch_of_an_unknown_service_stays_open(served: Served) -> None:
     """A Watch of an unknown name gets SERVICE_UNKNOWN and ends only with the server."""
-    async with serve(FakeProbe()) as served:
-        watching = served.watch("x")
-        assert await watching.read() == SERVICE_UNKNOWN
-        served.checker.drain()
-        after = asyncio.create_task(watching.read())
-        assert await served.check("liveness") == SERVING
-        assert not after.done()
-        served.health.end_streams()
-        with pytest.raises(grpc.aio.AioRpcError, match="draining"):
-            await after
-        assert await watching.code() is grpc.StatusCode.UNAVAILABLE
+    watching = served.watch("x")
+    assert await watching.read() == SERVICE_UNKNOWN
+    served.checker.drain()
+    after = asyncio.create_task(watching.read())
+    assert await served.check("liveness") == SERVING
+    assert not after.done()
+    served.health.end_streams()
+    with pytest.raises(grpc.aio.AioRpcError, match="draining"):
+        await after
+    assert await watching.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_too_many_watchers_are_refused_and_checks_are_not() -> None:
     """A Watch above the limit of all connections is refused until another Watch ends."""
-    async with serve(FakeProbe(), max_watches=1) as served, asking(served.port) as other:
+    async with serve(max_watches=1) as served, asking(served.port) as other:
         first = other.Watch(REQUEST())
         assert await first.read() == SERVING
         assert await served.watch().code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -482,7 +468,7 @@ async def under_way(*calls: Awaitable[bytes]) -> AsyncGenerator[None, None]:
 @in_virtual_time
 async def test_simultaneous_watches_cannot_exceed_the_limit() -> None:
     """Watches are counted before their messages are read."""
-    watch = Served(FakeProbe(), max_watches=1).method(WATCH)
+    watch = Served(max_watches=1).method(WATCH)
     first, second = FakeContext(b""), FakeContext(b"")
     async with under_way(watch(first), watch(second)):
         assert len(first.sent) == 1
@@ -507,7 +493,7 @@ async def test_a_watcher_that_stops_reading_holds_up_nobody() -> None:
 @in_virtual_time
 async def test_watchers_are_counted_by_service() -> None:
     """An open watch counts for its service, and sinks receive each message and the end."""
-    served = Served(FakeProbe())
+    served = Served()
     watch, x = served.method(WATCH), REQUEST(service="x").SerializeToString()
     async with under_way(watch(FakeContext(b""))):
         async with under_way(watch(FakeContext(x))):
@@ -531,7 +517,7 @@ async def echo(requests: AsyncIterator[Any], _: object) -> AsyncGenerator[Any, N
 
 def reflecting(probe: Probe) -> Callable[[FakeContext], Awaitable[bytes]]:
     """Return a method that answers reflection by `echo`."""
-    return functools.partial(Served(probe).health.guarded("/reflection", echo), None)  # type: ignore[arg-type]
+    return functools.partial(Served(probe).health.guarded("/reflection", echo), None)
 
 
 @in_virtual_time
