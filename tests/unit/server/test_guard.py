@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -30,13 +31,7 @@ class Scene:
     """A guard whose time, memory and connections are the test's."""
 
     def __init__(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        *,
-        limit: int | None = RECOMMENDED_MEMORY,
-        used: int = AT_START,
-        others: int = 15,
-        descriptors: int = DESCRIPTORS,
+        self, monkeypatch: pytest.MonkeyPatch, used: int = AT_START, others: int = 15, **limits: Any
     ) -> None:
         self.now, self.used, self.others = 1000.0, used, others
         self.sent: dict[Peer, int] = {}
@@ -46,14 +41,14 @@ class Scene:
         self.connections.each.side_effect = lambda ports: (
             (peer, peer) for peer in list(self.sent) if set(ports) == {PORT}
         )
+        limits = {"limit": RECOMMENDED_MEMORY, "descriptors": DESCRIPTORS} | limits
         self.guard = Guard(
             max_watches=MAX_WATCHES,
-            descriptors=descriptors,
             emit=self.recorder,
             clock=lambda: self.now,
             connections=self.connections,
             trim=self.trim,
-            limit=limit,
+            **limits,
         )
         self.guard.serve([PORT])
         # The one that was connected first has been silent for longest.
