@@ -9,7 +9,6 @@ import grpc
 from ghealth.events import Event, ProbeCompleted, RequestAnswered
 from ghealth.health import Health, Reason, ReasonKind
 from ghealth.probe import ProbeResult
-from ghealth.server.guard import Guard, NoConnections
 
 
 def answered(code: int) -> Reason:
@@ -81,55 +80,33 @@ class Recorder:
         ]
 
 
-def guard_of(recorder: Recorder, *, max_watches: int = 100) -> Guard:
-    """Make a guard that counts, and cuts nothing."""
-    return Guard(
-        max_watches=max_watches,
-        descriptors=1024,
-        limit=None,
-        emit=recorder,
-        connections=NoConnections(),
-        trim=lambda: None,
-    )
-
-
 class FakeContext:
     """A call, as gRPC passes it to a handler.
 
     Args:
         message: The caller's message; None if it never sends one.
         deadline: Seconds until its deadline, from now.
-        cannot: The method that raises, because the caller has disconnected.
         reads: Whether the caller reads; otherwise sending hangs.
     """
 
     def __init__(
-        self,
-        message: bytes | None,
-        *,
-        deadline: float | None = None,
-        cannot: str = "",
-        reads: bool = True,
+        self, message: bytes | None, *, deadline: float | None = None, reads: bool = True
     ) -> None:
         self.told: tuple[grpc.StatusCode, str] | None = None
         self.sent: list[bytes] = []
-        self.when_done: list[Callable[[Any], None]] = []
         self.trailers: tuple[tuple[str, str], ...] = ()
         self._reads = reads
         self._message = message
-        self._cannot = cannot
         self._ends = None if deadline is None else _now() + deadline
 
     async def read(self) -> bytes:
         """Receive the caller's message."""
-        self._try("read")
         if self._message is None:
             await asyncio.Event().wait()
         return self._message or b""
 
     async def write(self, message: bytes) -> None:
         """Send a message."""
-        self._try("write")
         self.sent.append(message)
         if not self._reads:
             await asyncio.Event().wait()
@@ -138,14 +115,12 @@ class FakeContext:
         self, code: grpc.StatusCode, reason: str, trailers: tuple[tuple[str, str], ...] = ()
     ) -> None:
         """End the call."""
-        self._try("abort")
         self.told = (code, reason)
         self.trailers = trailers
         raise grpc.aio.AbortError
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Call something when the answer is sent."""
-        self.when_done.append(callback)
+        """Ignore what is to be called when the answer is sent."""
 
     def set_trailing_metadata(self, trailers: tuple[tuple[str, str], ...]) -> None:
         """Send trailers at the end of the call."""
@@ -162,10 +137,6 @@ class FakeContext:
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         """Return the headers."""
         return ()
-
-    def _try(self, name: str) -> None:
-        if name == self._cannot:
-            raise grpc.aio.InternalError("Failed to send or receive")
 
 
 def _now() -> float:

@@ -15,10 +15,11 @@ from ghealth.events import RequestAnswered
 from ghealth.health import GATEWAY, POLICIES, REASON_KEY
 from ghealth.probe import Probe, ProbeResult, WithTimeout
 from ghealth.server import reflection, servicer
+from ghealth.server.guard import Guard, NoConnections
 from ghealth.server.limits import OPTIONS
 from ghealth.server.servicer import SERVICE_NAME, AllPaths, HealthServicer
 from tests.support import wire
-from tests.support.fakes import READY, SICK, FakeContext, FakeProbe, Recorder, guard_of
+from tests.support.fakes import READY, SICK, FakeContext, FakeProbe, Recorder
 from tests.support.running import asking
 from tests.support.virtual import in_virtual_time
 from tests.support.wire import EMPTY_MESSAGE as EMPTY
@@ -54,17 +55,12 @@ class Served:
         self.recorder = emit = Recorder()
         probes = {GATEWAY: self.probe, **more}
         self.checker = Checker(probes, cache_ttl=0, watch_interval=1, emit=emit)
-        self.guard = guard_of(emit)
+        nothing = NoConnections()
+        self.guard = Guard(max_watches=1, descriptors=1, limit=1, emit=emit, connections=nothing)
         decide = functools.partial(POLICIES[policy], status_callers=("grpc-", "Envoy/HC"))
         self.health = HealthServicer(
             self.checker, policy=decide, max_watches=max_watches, guard=self.guard, emit=emit
         )
-
-    async def check(self, service: str = "", **options: Any) -> Any:
-        return await self.stub.Check(REQUEST(service=service), **options)
-
-    def watch(self, service: str = "") -> Any:
-        return self.stub.Watch(REQUEST(service=service))
 
     async def call(self, *data: bytes, **options: Any) -> wire.Reply:
         return await wire.call(self.port, *data, **options)
@@ -342,7 +338,7 @@ async def test_a_caller_is_answered_before_its_deadline(
     """While the gateway hangs, the answer comes before the deadline, and the probe continues."""
     monkeypatch.setattr(servicer, "DEADLINE_MARGIN", 19.5)  # 20 s are enough on slow machines
     served.probe.gate.clear()
-    assert await served.check(timeout=20) == NOT_SERVING
+    assert await served.stub.Check(REQUEST(), timeout=20) == NOT_SERVING
     assert served.probe.under_way == 1
 
 
@@ -407,20 +403,20 @@ async def test_a_caller_that_disconnects_before_an_error_is_not_logged(
 async def test_a_call_counts_until_its_answer_is_sent(served: Served) -> None:
     """A call counts while it waits, and not after it was answered, refused or dropped."""
     served.probe.gate.clear()
-    checking = asyncio.create_task(served.check())
+    checking = asyncio.ensure_future(served.stub.Check(REQUEST()))
     while not served.probe.under_way:
-        await served.check("liveness")
+        await served.stub.Check(REQUEST(service="liveness"))
     assert served.guard._calls
     served.probe.gate.set()
     await checking
     await served.call(UNKNOWN)
     await served.call(EMPTY, path="/")
     await wire.vanish(served.port)
-    watching = served.watch()
+    watching = served.stub.Watch(REQUEST())
     await watching.read()
     watching.cancel()
     while served.guard._calls:
-        await served.check("liveness")
+        await served.stub.Check(REQUEST(service="liveness"))
 
 
 # Watches.
@@ -428,11 +424,11 @@ async def test_a_call_counts_until_its_answer_is_sent(served: Served) -> None:
 
 async def test_watch_of_an_unknown_service_stays_open(served: Served) -> None:
     """A Watch of an unknown name gets SERVICE_UNKNOWN and ends only with the server."""
-    watching = served.watch("x")
+    watching = served.stub.Watch(REQUEST(service="x"))
     assert await watching.read() == SERVICE_UNKNOWN
     served.checker.drain()
     after = asyncio.create_task(watching.read())
-    assert await served.check("liveness") == SERVING
+    assert await served.stub.Check(REQUEST(service="liveness")) == SERVING
     assert not after.done()
     served.health.end_streams()
     with pytest.raises(grpc.aio.AioRpcError, match="draining"):
@@ -445,13 +441,13 @@ async def test_too_many_watchers_are_refused_and_checks_are_not() -> None:
     async with serve(max_watches=1) as served, asking(served.port) as other:
         first = other.Watch(REQUEST())
         assert await first.read() == SERVING
-        assert await served.watch().code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert await served.check() == SERVING
+        assert await served.stub.Watch(REQUEST()).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await served.stub.Check(REQUEST()) == SERVING
         first.cancel()
         told = None
         while told != SERVING:  # until the server has ended the first
             with suppress(grpc.aio.AioRpcError):
-                told = await served.watch().read()
+                told = await served.stub.Watch(REQUEST()).read()
 
 
 @asynccontextmanager
