@@ -4,7 +4,7 @@ import ssl
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,19 +69,45 @@ async def refused(port: int, client: ssl.SSLContext | None) -> None:
         await wire.call(port, LIVENESS, tls=client)
 
 
+@dataclass
+class Port:
+    """What gRPC has for a port, and would ask at each handshake."""
+
+    initial: object
+    handshake: Callable[[], object]
+    require_client_authentication: bool
+
+
 Events = Callable[[], list[tuple[str, int, str]]]
 
 
 @pytest.fixture
-def events(caplog: pytest.LogCaptureFixture) -> Events:
-    """Return the events of changed certificates, their levels and their reasons."""
-    caplog.set_level(logging.INFO, tls.__name__)
+def events(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Events:
+    """Return the events of changed certificates, their levels and their reasons; without gRPC."""
+
+    def configure(pairs: object, *, root_certificates: bytes | None) -> tuple[object, object]:
+        return pairs, root_certificates
+
+    monkeypatch.setattr(grpc, "dynamic_ssl_server_credentials", Port)
+    monkeypatch.setattr(grpc, "ssl_server_certificate_configuration", configure)
+    caplog.set_level(logging.INFO)
 
     def events() -> list[tuple[str, int, str]]:
-        found = [vars(record) for record in caplog.records if record.name == tls.__name__]
-        return [(one["event"], one["levelno"], str(one.get("fields"))) for one in found]
+        found = map(vars, caplog.records)
+        return [(one["event"], one["levelno"], str(one["fields"])) for one in found]
 
     return events
+
+
+@pytest.fixture
+def port(secret: Mounted, events: Events) -> Any:  # noqa: ARG001 - without gRPC
+    """A port with the certificate in a Secret."""
+    return ServerCertificate(files_in(secret)).credentials()
+
+
+def serves(pair: Pair, client_ca: bytes | None = None) -> object:
+    """Return what gRPC then serves."""
+    return [(pair[KEY], pair[CERT])], client_ca
 
 
 def openssl(arguments: str, data: bytes = b"") -> bytes:
@@ -120,19 +146,24 @@ async def test_a_silent_connection_is_closed(secret: Mounted) -> None:
 REPLACED = ("certificate_replaced", logging.INFO, "{}")
 
 
-async def test_a_new_pair_is_served_on_every_port(secret: Mounted, events: Events) -> None:
-    """Each port serves it from the next handshake on, and there is one line about it.
+def rejected(reason: str) -> tuple[str, int, str]:
+    return "certificate_rejected", logging.WARNING, str({"reason": reason})
 
-    With LISTEN=off they are all that there is.
-    """
-    files = files_in(secret)
-    async with serving(files, tls_listen="127.0.0.1:0,localhost:0") as running:
-        assert running.ports.listen == ()
-        for new in (pair_of(), pair_of()):
-            secret.swap(new)
-            found = [await shown(port) for port in running.ports.tls_listen * 2]
-            assert found == [der_of(new)] * 4
-    assert events() == [REPLACED] * 2
+
+@pytest.mark.parametrize("verifies", [False, True])
+def test_a_new_pair_is_served_on_every_port(
+    secret: Mounted, events: Events, verifies: bool
+) -> None:
+    """Each port gets the new pair at its next handshake, and there is one line about it."""
+    certificate = ServerCertificate(files_in(secret, verifies=verifies))
+    ports: list[Any] = [certificate.credentials(), certificate.credentials()]
+    assert [port.require_client_authentication for port in ports] == [verifies] * 2
+    assert [port.handshake() for port in ports] == [None, None]
+    new = pair_of() | {CLIENT_CA: OTHER.cert_pem.bytes()}
+    secret.swap(new)
+    expected = serves(new, new[CLIENT_CA] if verifies else None)
+    assert [port.handshake() for port in ports * 2] == [expected, expected, None, None]
+    assert events() == [REPLACED]
 
 
 NEW = pair_of()
@@ -157,47 +188,40 @@ MISMATCH = "the certificate and the key do not match; expected " + PEM
     ],
     ids=["of two pairs", "not PEM", "one bad block", "trusted", "no key", "no certificate"],
 )
-async def test_a_broken_new_pair_is_not_served(
-    secret: Mounted, events: Events, broken: Pair, reason: str
+def test_a_broken_new_pair_is_not_served(
+    secret: Mounted, port: Port, events: Events, broken: Pair, reason: str
 ) -> None:
     """The old one stays, with one line however many handshakes there are, until it is fixed.
 
     At the start the same pair is a mistake that names the file.
     """
-    reason, files = reason.format(secret.path), files_in(secret)
-    async with serving(files) as running:
-        old = await shown(running.port)
-        secret.swap(broken)
-        assert [await shown(running.port) for _ in range(3)] == [old] * 3
-        assert mistake(ServerCertificate, files) == reason
-        secret.swap(NEW)
-        assert [await shown(running.port) for _ in range(2)] == [der_of(NEW)] * 2
-    rejected = ("certificate_rejected", logging.WARNING, str({"reason": reason}))
-    assert events() == [rejected, REPLACED]
+    reason = reason.format(secret.path)
+    secret.swap(broken)
+    assert [port.handshake() for _ in range(5)] == [None] * 5
+    assert mistake(ServerCertificate, files_in(secret)) == reason
+    secret.swap(NEW)
+    assert [port.handshake(), port.handshake()] == [serves(NEW), None]
+    assert events() == [rejected(reason), REPLACED]
 
 
-async def test_a_handshake_verifies_only_a_new_pair(
-    secret: Mounted, monkeypatch: pytest.MonkeyPatch
+def test_a_handshake_verifies_only_a_new_pair(
+    secret: Mounted, port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trap 23: a pair in use is compared only. One that could not be verified is tried again.
 
     With no free descriptor, for example, a valid pair cannot be read.
     """
     none_left = CertificateError("GHEALTH_TLS_CERT_FILE: Too many open files")
-    configure = Mock(wraps=grpc.ssl_server_certificate_configuration)
-    monkeypatch.setattr(grpc, "ssl_server_certificate_configuration", configure)
-    async with serving(files_in(secret)) as running:
-        monkeypatch.setattr(tls, "_verify", Mock(side_effect=[none_left, none_left, None]))
-        old = await shown(running.port)
-        secret.swap(NEW)
-        found = [await shown(running.port) for _ in range(5)]
-    assert found == [old, old, *[der_of(NEW)] * 3]
-    assert configure.call_count == 2
+    monkeypatch.setattr(tls, "_verify", Mock(side_effect=[none_left, none_left, None]))
+    assert port.handshake() is None
+    secret.swap(NEW)
+    found = [port.handshake() for _ in range(5)]
+    assert found == [None, None, serves(NEW), None, None]
 
 
 @pytest.mark.parametrize("times", [1, 9])
-async def test_files_that_change_while_they_are_verified_are_read_again(
-    secret: Mounted, monkeypatch: pytest.MonkeyPatch, events: Events, times: int
+def test_files_that_change_while_they_are_verified_are_read_again(
+    secret: Mounted, port: Port, monkeypatch: pytest.MonkeyPatch, events: Events, times: int
 ) -> None:
     """OpenSSL reads the files itself, so half of a pair that is gone could be served."""
     verify, pairs = tls._verify, [NEW, *(pair_of() for _ in range(times - 1))]
@@ -207,13 +231,23 @@ async def test_files_that_change_while_they_are_verified_are_read_again(
             secret.swap(pairs.pop())
         verify(*arguments)
 
-    async with serving(files_in(secret)) as running:
-        monkeypatch.setattr(tls, "_verify", replaced)
-        secret.swap(pair_of())
-        assert (await shown(running.port) == der_of(NEW)) == (times == 1)
-    why = {"reason": ONE.format(secret.path) + "keeps changing; expected a file at rest"}
-    rejected = ("certificate_rejected", logging.WARNING, str(why))
-    assert events() == [REPLACED if times == 1 else rejected]
+    monkeypatch.setattr(tls, "_verify", replaced)
+    secret.swap(pair_of())
+    assert port.handshake() == (serves(NEW) if times == 1 else None)
+    why = ONE.format(secret.path) + "keeps changing; expected a file at rest"
+    assert events() == [REPLACED if times == 1 else rejected(why)]
+
+
+async def test_a_rotation_reaches_every_port(secret: Mounted) -> None:
+    """A new pair is served at the next handshake, on each of several ports, without a restart.
+
+    With LISTEN=off they are all that there is.
+    """
+    async with serving(files_in(secret), tls_listen="127.0.0.1:0,localhost:0") as running:
+        assert running.ports.listen == ()
+        for new in (pair_of(), NEW):
+            secret.swap(new)
+            assert [await shown(port) for port in running.ports.tls_listen] == [der_of(new)] * 2
 
 
 @pytest.mark.parametrize("file", [CERT, KEY, CLIENT_CA])
