@@ -331,7 +331,7 @@ async def test_connections_that_keep_the_server_from_stopping_are_cut(
 async def test_a_path_or_a_header_that_is_not_utf_8_ends_nothing(
     caplog: pytest.LogCaptureFixture, text: bytes, other: bytes
 ) -> None:
-    """The call is answered, the server goes on, and it is not an error in the log."""
+    """The call is answered, the server continues, and it is not an error in the log."""
     request = frames.hello() + frames.call(frames.block("/path", [("name", "x")]), 1, end=True)
     async with run(probes={"": FakeProbe()}) as running:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
