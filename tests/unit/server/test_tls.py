@@ -102,7 +102,7 @@ def events(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
 @pytest.fixture
 def port(secret: Mounted, events: Events) -> Any:  # noqa: ARG001 - without gRPC
     """A port with the certificate in a Secret."""
-    return ServerCertificate(files_in(secret)).credentials()
+    return ServerCertificate(files_in(secret, verifies=True)).credentials()
 
 
 def serves(pair: Pair, client_ca: bytes | None = None) -> object:
@@ -167,9 +167,12 @@ def test_a_new_pair_is_served_on_every_port(
 
 
 NEW = pair_of()
+CRL = b"-----BEGIN X509 CRL-----\n-----END X509 CRL-----\n"
 BAD_BLOCK = b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n"
 PEM = "PEM, and no password"
 ONE = "GHEALTH_TLS_CERT_FILE: {0}/tls.crt: "
+CAS = "GHEALTH_TLS_CLIENT_CA_FILE: {0}/ca.crt: "
+PEMS = "; expected certificates in PEM"
 BOTH = "GHEALTH_TLS_CERT_FILE: {0}/tls.crt and {0}/tls.key: "
 KINDS = "CERTIFICATE with RSA, ECDSA P-256, P-384, P-521 or Ed25519"
 MISSING = "No such file or directory; expected a readable file"
@@ -185,8 +188,14 @@ MISMATCH = "the certificate and the key do not match; expected " + PEM
         (NEW | {CERT: trusted(NEW[CERT])}, ONE + "TRUSTED CERTIFICATE; expected " + KINDS),
         ({CERT: NEW[CERT]}, "GHEALTH_TLS_KEY_FILE: {0}/tls.key: " + MISSING),
         ({KEY: NEW[KEY]}, ONE + MISSING),
+        (NEW | {CLIENT_CA: b"?"}, CAS + "no certificates in it" + PEMS),
+        # It, and all that follows it, would be ignored by gRPC.
+        (NEW | {CLIENT_CA: NEW[CLIENT_CA] + BAD_BLOCK}, CAS + "cannot be read" + PEMS),
+        (
+            NEW | {CLIENT_CA: NEW[CLIENT_CA] + CRL},
+            CAS + "revocation lists are not supported" + PEMS,
+        ),
     ],
-    ids=["of two pairs", "not PEM", "one bad block", "trusted", "no key", "no certificate"],
 )
 def test_a_broken_new_pair_is_not_served(
     secret: Mounted, port: Port, events: Events, broken: Pair, reason: str
@@ -198,9 +207,9 @@ def test_a_broken_new_pair_is_not_served(
     reason = reason.format(secret.path)
     secret.swap(broken)
     assert [port.handshake() for _ in range(5)] == [None] * 5
-    assert mistake(ServerCertificate, files_in(secret)) == reason
+    assert mistake(ServerCertificate, files_in(secret, verifies=True)) == reason
     secret.swap(NEW)
-    assert [port.handshake(), port.handshake()] == [serves(NEW), None]
+    assert [port.handshake(), port.handshake()] == [serves(NEW, NEW[CLIENT_CA]), None]
     assert events() == [rejected(reason), REPLACED]
 
 
@@ -216,7 +225,7 @@ def test_a_handshake_verifies_only_a_new_pair(
     assert port.handshake() is None
     secret.swap(NEW)
     found = [port.handshake() for _ in range(5)]
-    assert found == [None, None, serves(NEW), None, None]
+    assert found == [None, None, serves(NEW, NEW[CLIENT_CA]), None, None]
 
 
 @pytest.mark.parametrize("times", [1, 9])
@@ -233,7 +242,7 @@ def test_files_that_change_while_they_are_verified_are_read_again(
 
     monkeypatch.setattr(tls, "_verify", replaced)
     secret.swap(pair_of())
-    assert port.handshake() == (serves(NEW) if times == 1 else None)
+    assert port.handshake() == (serves(NEW, NEW[CLIENT_CA]) if times == 1 else None)
     why = ONE.format(secret.path) + "keeps changing; expected a file at rest"
     assert events() == [REPLACED if times == 1 else rejected(why)]
 
@@ -330,27 +339,6 @@ async def test_an_expired_certificate_is_served(secret: Mounted) -> None:
         with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
             await shown(running.port)
         assert await shown(running.port, careless) == der_of(expired)
-
-
-CRL = b"-----BEGIN X509 CRL-----\n-----END X509 CRL-----\n"
-
-
-@pytest.mark.parametrize(
-    ("client_ca", "why"),
-    [
-        (b"?", "no certificates in it"),
-        (NEW[CLIENT_CA] + BAD_BLOCK, "cannot be read"),
-        (NEW[CLIENT_CA] + CRL, "revocation lists are not supported"),
-    ],
-)
-def test_client_authorities_that_cannot_be_used_are_a_mistake(
-    secret: Mounted, client_ca: bytes, why: str
-) -> None:
-    """Revocation lists, and all that follows a broken block, would be ignored by gRPC."""
-    secret.swap(NEW | {CLIENT_CA: client_ca})
-    files = files_in(secret, verifies=True)
-    expected = f"{files.client_ca}: {why}; expected certificates in PEM"
-    assert mistake(ServerCertificate, files) == f"GHEALTH_TLS_CLIENT_CA_FILE: {expected}"
 
 
 # What ghealth trusts.
