@@ -283,7 +283,6 @@ async def test_it_waits_for_new_connections_and_a_failure_does_not_end_it(
 ) -> None:
     """A new connection is inspected soon, a failed inspection is repeated, and `close` ends it."""
     scene = Scene(monkeypatch)
-    _, arrived = scene.connections.listen.call_args.args
     looks: list[float] = []
     real = scene.guard.look
 
@@ -294,10 +293,9 @@ async def test_it_waits_for_new_connections_and_a_failure_does_not_end_it(
     monkeypatch.setattr(scene.guard, "look", look)
     scene.guard.start()
     await asyncio.sleep(1.5)
+    ((arrived,), _) = scene.connections.when_new.call_args
     arrived()
-    await asyncio.sleep(0.01)
-    arrived()  # the inspection is not put off
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.51)
     scene.connections.count.side_effect = OSError
     await asyncio.sleep(1)
     scene.guard.close()
@@ -399,11 +397,13 @@ async def test_new_connections_are_noticed_and_the_kernel_buffers_little_of_each
     """A connection has the buffer of the socket that listens; data of old ones is not noticed."""
     arrived = asyncio.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        connections.listen([listener.getsockname()[1]], arrived.set)
+        connections.listen([listener.getsockname()[1]])
+        connections.when_new(arrived.set)
         with socket.create_connection(listener.getsockname()) as client:
             async with asyncio.timeout(20):
                 await arrived.wait()
             arrived.clear()
+            connections.when_new(arrived.set)
             with listener.accept()[0] as accepted:
                 buffer = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
                 client.sendall(b"x")

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from typing import Any
 from unittest.mock import Mock
 
@@ -355,6 +355,18 @@ async def test_errors_of_decoding_are_raised_as_usual() -> None:
         with pytest.raises(UnicodeEncodeError):
             "\ud800".encode()
     assert codecs.lookup_error("strict") is codecs.strict_errors
+
+
+async def test_if_grpc_ends_by_itself_so_does_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in its task that accepts calls is raised: later calls would all be refused."""
+    monkeypatch.setattr(serving_module, "_paths_that_are_not_utf_8", nullcontext)
+    # gRPC raises the same error in a second task, which nothing awaits.
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_exception_handler", lambda _context: None)
+    request = frames.hello() + frames.call(frames.block("/path"), 1, end=True)
+    with pytest.raises(UnicodeDecodeError):  # noqa: PT012 - the server ends the block
+        async with run(probes={"": FakeProbe()}) as running:
+            await closed(running.port, request.replace(b"/path", b"/p\xffth"))
+            await running.task
 
 
 Options = Callable[[str, int], None]
