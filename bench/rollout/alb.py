@@ -13,10 +13,10 @@ Times are those of the event loop; the durations of `Rules` are already scaled.
 import asyncio
 import enum
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from random import Random
-from typing import Final
+from typing import Any
 
 Check = Callable[[str], Awaitable[bool]]
 """Makes one health check of an address, on a separate connection; True if the matcher passes."""
@@ -29,7 +29,6 @@ class Health(enum.Enum):
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
     DRAINING = "draining"
-    UNUSED = "unused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,6 @@ class Rules:
         unhealthy_threshold: Failures in a row that take one out.
         deregistration: Seconds from a deregistration until open calls are ended.
         routing_lag: Minimum and maximum seconds for which a node routes to a deregistered target.
-        cross_zone: Whether a node routes to targets of every zone.
     """
 
     interval: float
@@ -52,7 +50,6 @@ class Rules:
     unhealthy_threshold: int
     deregistration: float
     routing_lag: tuple[float, float]
-    cross_zone: bool = True
 
 
 @dataclass(eq=False, slots=True)
@@ -61,16 +58,13 @@ class Target:
 
     Args:
         address: The address for `Check` and the callers.
-        zone: Its availability zone.
-        closed: Ends its connections; called when its deregistration is complete.
+        calls: The open calls, which the callers keep; each has a method `cancel`.
     """
 
     address: str
-    zone: str
     health: Health = Health.INITIAL
-    in_flight: int = 0
+    calls: set[Any] = field(default_factory=set)
     routed_until: float = 0.0
-    closed: list[Callable[[], None]] = field(default_factory=list)
     _passes: int = 0
     _failures: int = 0
 
@@ -80,12 +74,9 @@ class Target:
         # Health checks: "After your target is registered, it must pass one health check"; and the
         # table of settings: the thresholds are numbers of consecutive checks.
         needed = 1 if self.health is Health.INITIAL else rules.healthy_threshold
-        if self.health in (Health.INITIAL, Health.UNHEALTHY) and self._passes >= needed:
+        if self._passes >= needed:
             self.health = Health.HEALTHY
-        elif (
-            self.health in (Health.INITIAL, Health.HEALTHY)
-            and self._failures >= rules.unhealthy_threshold
-        ):
+        elif self._failures >= rules.unhealthy_threshold:
             self.health = Health.UNHEALTHY
 
 
@@ -93,14 +84,12 @@ class Node:
     """One load balancer node: the status of each target at this node, and its routing.
 
     Args:
-        zone: Its availability zone.
         rules: Of the target group.
         check: Makes one health check.
         random: For the times of the checks and the lags.
     """
 
-    def __init__(self, zone: str, rules: Rules, check: Check, random: Random) -> None:
-        self.zone: Final = zone
+    def __init__(self, rules: Rules, check: Check, random: Random) -> None:
         self.targets: dict[str, Target] = {}
         self._rules = rules
         self._check = check
@@ -108,17 +97,11 @@ class Node:
         self._turn = itertools.count()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def register(self, address: str, zone: str) -> None:
-        """Add a target; one that is draining starts again."""
-        target = self.targets.get(address)
-        if target is not None and target.health is not Health.DRAINING:
-            return
-        self._end_task(address)
-        fresh = Target(address, zone)
-        if target is not None:
-            fresh.in_flight, fresh.closed = target.in_flight, target.closed
-        self.targets[address] = fresh
-        self._tasks[address] = asyncio.create_task(self._watch(fresh))
+    def register(self, address: str) -> None:
+        """Add a target; one that is draining starts again, with its open calls."""
+        old = self.targets.get(address)
+        fresh = self.targets[address] = Target(address, calls=old.calls if old else set())
+        self._begin(address, self._watch(fresh))
 
     def deregister(self, address: str) -> None:
         """Remove a target: no further checks, and new requests only for the lag.
@@ -127,32 +110,25 @@ class Node:
         requests for ten to tens of seconds, although AWS documents that they stop (attributes,
         "Deregistration delay"). Only targets that got requests still get them.
         """
-        target = self.targets.get(address)
-        if target is None or target.health is Health.DRAINING:
-            return
-        self._end_task(address)
+        target = self.targets[address]
         now = asyncio.get_running_loop().time()
         if target in self.routable():
             target.routed_until = now + self._random.uniform(*self._rules.routing_lag)
         target.health = Health.DRAINING
-        self._tasks[address] = asyncio.create_task(self._drain(target, now))
+        self._begin(address, self._drain(target, now))
 
     def routable(self) -> list[Target]:
         """Return the targets of new requests.
 
         Health checks: each node routes "only to the healthy targets in the enabled Availability
-        Zones". Target group health, "Routing failover": when the healthy targets in a zone fall
-        below the threshold (1 by default), to all that are available to the node, unhealthy ones
-        included; the count is of the node's own zone with cross-zone off, of all zones with it on.
+        Zones". Target group health, "Routing failover": when the healthy targets fall below the
+        threshold (1 by default), to all that are available to the node, unhealthy ones included;
+        the count is of all zones with cross-zone balancing, which an ALB has by default.
         """
-        mine = [
-            target
-            for target in self.targets.values()
-            if self._rules.cross_zone or target.zone == self.zone
-        ]
         now = asyncio.get_running_loop().time()
-        lagging = [t for t in mine if t.health is Health.DRAINING and now < t.routed_until]
-        registered = [t for t in mine if t.health is not Health.DRAINING]
+        known = self.targets.values()
+        lagging = [t for t in known if t.health is Health.DRAINING and now < t.routed_until]
+        registered = [t for t in known if t.health is not Health.DRAINING]
         healthy = [t for t in registered if t.health is Health.HEALTHY]
         return (healthy or registered) + lagging
 
@@ -164,13 +140,6 @@ class Node:
         """
         candidates = self.routable()
         return candidates[next(self._turn) % len(candidates)] if candidates else None
-
-    async def close(self) -> None:
-        """End all checks."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch(self, target: Target) -> None:
         """Check one target every interval.
@@ -200,41 +169,41 @@ class Node:
         """
         loop = asyncio.get_running_loop()
         end = began + self._rules.deregistration
-        while loop.time() < end and (loop.time() < target.routed_until or target.in_flight):
+        while loop.time() < end and (loop.time() < target.routed_until or target.calls):
             await asyncio.sleep(min(self._rules.interval / 10, end - loop.time()))
-        target.health = Health.UNUSED
         del self.targets[target.address]
-        del self._tasks[target.address]
-        for closed in target.closed:
-            closed()
+        for call in target.calls:
+            call.cancel()
 
-    def _end_task(self, address: str) -> None:
-        if task := self._tasks.pop(address, None):
+    def _begin(self, address: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do this work for a target, instead of the one before."""
+        if task := self._tasks.get(address):
             task.cancel()
+        self._tasks[address] = asyncio.create_task(work)
 
 
 class TargetGroup:
     """A target group and the nodes that serve it.
 
     Args:
-        zones: One node in each.
+        nodes: The number of its nodes.
         rules: Its settings.
         check: Makes one health check.
         random: For values that are not documented.
     """
 
-    def __init__(self, zones: list[str], rules: Rules, check: Check, random: Random) -> None:
-        self.nodes = [Node(zone, rules, check, random) for zone in zones]
+    def __init__(self, nodes: int, rules: Rules, check: Check, random: Random) -> None:
+        self.nodes = [Node(rules, check, random) for _ in range(nodes)]
         self._turn = itertools.count()
 
     def node(self) -> Node:
         """Choose the node of a client's request, round robin."""
         return self.nodes[next(self._turn) % len(self.nodes)]
 
-    def register(self, address: str, zone: str) -> None:
+    def register(self, address: str) -> None:
         """Register a target with every node."""
         for node in self.nodes:
-            node.register(address, zone)
+            node.register(address)
 
     def deregister(self, address: str) -> None:
         """Deregister a target from every node."""
@@ -250,8 +219,3 @@ class TargetGroup:
             address in node.targets and node.targets[address].health is Health.HEALTHY
             for node in self.nodes
         )
-
-    async def close(self) -> None:
-        """End all checks."""
-        for node in self.nodes:
-            await node.close()

@@ -1,44 +1,23 @@
 """The contenders: what each runs beside the gateway, and the check of its target group."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from bench.rollout import bridges
-from bench.rollout.numbers import GRPC_MATCHER, GRPC_PATH, SCALE, TIMEOUT
-from bench.rollout.upstream import open_connection
-from ghealth.check import alb
+from bench.rollout.numbers import READINESS, SCALE, TIMEOUT, TRAFFIC
+from ghealth.check import alb, http2
 from ghealth.check.addresses import Server
 from ghealth.check.report import ExitCode
 from ghealth.matcher import GRPC_CODES, Matcher
 
-_THREADS: Final = ThreadPoolExecutor(128)
-"""More than there are checks at once: the checks of a hanging pod wait."""
+GHEALTH, HTTP, TWIN = "ghealth", "http", "twin"
+BRIDGES: Final = {GHEALTH: 16021, bridges.PASS_THROUGH: 16022, bridges.STOCK: 16023}
+"""The sidecars, and the port of each."""
 
-GHEALTH: Final = "ghealth"
-BRIDGES: Final = (GHEALTH, bridges.PASS_THROUGH, bridges.STOCK)
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """The ports of a pod, the same in every pod of a run; each pod has its own address.
-
-    Args:
-        traffic: Calls.
-        readiness: Port 15021 in a cluster.
-        envoy_admin: Port 15000 in a cluster.
-        bridges: Port 25021 in a cluster, for each bridge.
-    """
-
-    traffic: int
-    readiness: int
-    envoy_admin: int
-    bridges: dict[str, int]
-
-
-Check = Callable[[str, Ports], Awaitable[bool]]
+Check = Callable[[str], bool]
+"""Makes one health check of a pod, and blocks at most until the target group's timeout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,66 +37,50 @@ class Contender:
     check: Check
 
 
-def grpc_check(port: Callable[[Ports], int], path: str, matcher: str) -> Check:
-    """Create the check of a gRPC target group, as captured from an ALB."""
-    group = alb.TargetGroup(
-        path=path, matcher=Matcher.parse(matcher, GRPC_CODES), timeout=TIMEOUT / SCALE
-    )
+def grpc_check(port: int, **settings: Any) -> Check:
+    """Create the check of a gRPC target group, as captured from an ALB; with deploy/'s settings."""
+    group = alb.TargetGroup(timeout=TIMEOUT / SCALE, **settings)
 
-    async def check(host: str, ports: Ports) -> bool:
-        server = Server.parse(f"{host}:{port(ports)}")
-        loop = asyncio.get_running_loop()
-        report = await loop.run_in_executor(_THREADS, alb.check, server, group)
-        return report.exit_code is ExitCode.SERVING
+    def check(host: str) -> bool:
+        return alb.check(Server.parse(f"{host}:{port}"), group).exit_code is ExitCode.SERVING
 
     return check
 
 
-async def http_check(host: str, ports: Ports) -> bool:
+def http_check(host: str) -> bool:
     """Check as an HTTP2 target group does (kubernetes-sigs/aws-load-balancer-controller#2694)."""
+    headers = [
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":path", "/healthz/ready"),
+        (":authority", host),
+        ("content-length", "0"),
+        ("user-agent", alb.USER_AGENT),
+    ]
+    server, deadline = Server.parse(f"{host}:{READINESS}"), http2.Deadline(TIMEOUT / SCALE)
     try:
-        connection = await open_connection(host, ports.readiness)
-    except OSError:
+        with closing(http2.connect(server, deadline)) as connection:
+            list(connection.exchange(headers, b""))
+            return connection.headers.get(":status") == "200"
+    except (http2.Http2Error, TimeoutError):
         return False
-    try:
-        answer = await connection.request(
-            [
-                (":method", "GET"),
-                (":scheme", "http"),
-                (":path", "/healthz/ready"),
-                (":authority", host),
-                ("user-agent", alb.USER_AGENT),
-            ]
-        )
-    except ConnectionError:
-        return False
-    finally:
-        connection.close()
-    return answer[":status"] == "200"
 
 
-def beside(bridge: str) -> Check:
-    """Create the recommended check of a bridge."""
-    return grpc_check(lambda ports: ports.bridges[bridge], GRPC_PATH, GRPC_MATCHER)
+def beside(kind: str, title: str) -> Contender:
+    """Create the contender with a bridge, which gets its recommended check."""
+    return Contender(kind, title, kind, grpc_check(BRIDGES[kind]))
 
-
-HTTP, TWIN = "http", "twin"
 
 CONTENDERS: Final = (
-    Contender(GHEALTH, "ghealth", GHEALTH, beside(GHEALTH)),
+    beside(GHEALTH, "ghealth"),
     Contender(HTTP, "HTTP check on 15021", None, http_check),
-    Contender(
-        bridges.PASS_THROUGH,
-        "pass-through bridge",
-        bridges.PASS_THROUGH,
-        beside(bridges.PASS_THROUGH),
-    ),
-    Contender(bridges.STOCK, "OK + NOT_SERVING", bridges.STOCK, beside(bridges.STOCK)),
+    beside(bridges.PASS_THROUGH, "pass-through bridge"),
+    beside(bridges.STOCK, "OK + NOT_SERVING"),
     Contender(
         "default",
         "default path, matcher 12",
         None,
-        grpc_check(lambda ports: ports.traffic, "/AWS.ALB/healthcheck", "12"),
+        grpc_check(TRAFFIC, path="/AWS.ALB/healthcheck", matcher=Matcher.parse("12", GRPC_CODES)),
     ),
     Contender(TWIN, "HTTP check, ghealth's pods", GHEALTH, http_check),
 )

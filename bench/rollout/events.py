@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.rollout import numbers
+from bench.rollout.contenders import BRIDGES
 from bench.rollout.fleet import Fleet
 from bench.rollout.numbers import SCALE
-from bench.rollout.pods import Pod
-from bench.rollout.recipe import AS_DEPLOYED, BOTH, Recipe
+from bench.rollout.pods import AS_DEPLOYED, BOTH_URLS, Pod, Recipe
 
 
 async def after(seconds: float) -> None:
@@ -18,18 +18,23 @@ async def after(seconds: float) -> None:
 
 
 async def restart(fleet: Fleet) -> None:
-    """Replace every pod, one at a time."""
-    await fleet.roll()
+    """Replace every pod: add one, and delete an old one only when the new one is ready."""
+    for old in fleet.current:
+        await fleet.until_ready(await fleet.add_pod())
+        fleet.remove_pod(old)
+    await fleet.ended()
 
 
 async def scale_in(fleet: Fleet) -> None:
     """Delete one pod."""
-    await fleet.remove_pod(fleet.current[0])
+    fleet.remove_pod(fleet.current[0])
+    await fleet.ended()
 
 
 async def scale_in_bare(fleet: Fleet) -> None:
     """Delete one pod with Istio's defaults: no preStop, 5 s of drain."""
-    await fleet.remove_pod(fleet.current[0], prestop=0, drain=5)
+    fleet.remove_pod(fleet.current[0], prestop=0, drain=5)
+    await fleet.ended()
     await after(numbers.ROUTING_LAG[1])
 
 
@@ -41,12 +46,10 @@ async def scale_out(fleet: Fleet) -> None:
 
 async def spot(fleet: Fleet) -> None:
     """Interrupt a spot node: notice, the pod is evicted and replaced, the machine ends."""
-    pod = fleet.current[0]
-    end = asyncio.get_running_loop().time() + numbers.SPOT_NOTICE / SCALE
-    fleet.remove_pod(pod)
+    notice = asyncio.create_task(after(numbers.SPOT_NOTICE))
+    fleet.remove_pod(fleet.current[0])
     await fleet.until_ready(await fleet.add_pod())
-    await asyncio.sleep(end - asyncio.get_running_loop().time())
-    await fleet.ended()
+    await notice
 
 
 async def broken(pods: list[Pod], break_: Callable[[Pod], None]) -> None:
@@ -86,8 +89,7 @@ async def all_sick(fleet: Fleet) -> None:
 
 async def bridge_killed(fleet: Fleet) -> None:
     """Kill the bridges of one pod; the kubelet restarts them."""
-    for bridge in fleet.current[0].bridges.values():
-        bridge.end()
+    fleet.current[0].kill_bridges()
     await after(40)
 
 
@@ -95,18 +97,17 @@ async def bridges_crash(fleet: Fleet) -> None:
     """End every bridge in all pods, without a restart for 60 s."""
     pods = fleet.current
     for pod in pods:
-        pod.crashing = True
-        for bridge in pod.bridges.values():
-            bridge.end()
+        pod.missing = set(BRIDGES)
+        pod.kill_bridges()
     await after(60)
     for pod in pods:
-        pod.crashing = False
+        pod.missing = set()
     await after(25)
 
 
 async def image_missing(fleet: Fleet) -> None:
     """Lose a node while the bridge's image cannot be pulled: the new pod does not become ready."""
-    fleet.missing = set(fleet.current[0].bridges)
+    fleet.missing = set(BRIDGES)
     fleet.remove_pod(fleet.current[0])
     await fleet.until_ready(await fleet.add_pod())
     await fleet.ended()
@@ -159,19 +160,14 @@ EVENTS: Final = (
         "Envoy drained by hand, ghealth probes `/ready` too",
         drained_by_hand,
         bounded=True,
-        recipe=Recipe(probe_url=BOTH),
+        recipe=Recipe(probe_url=BOTH_URLS),
     ),
     Event("all-sick", "all gateways answer 503", all_sick),
     Event("bridge-killed", "sidecar killed in one pod", bridge_killed, contenders=SIDECARS),
     Event("bridges-crash", "sidecar crashes everywhere", bridges_crash, contenders=SIDECARS),
     Event("image-missing", "node lost, image missing", image_missing, contenders=SIDECARS),
     Event("bare", "scale in, Istio's own defaults", scale_in_bare),
-    Event(
-        "gates-off",
-        "rolling restart, readiness gates off",
-        restart,
-        recipe=Recipe(gates=False),
-    ),
+    Event("gates-off", "rolling restart, readiness gates off", restart, recipe=Recipe(gates=False)),
     Event(
         "short-delay",
         "rolling restart, deregistration delay 30 s",

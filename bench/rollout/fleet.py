@@ -7,34 +7,27 @@ other sidecars.
 
 import asyncio
 import contextlib
-import sys
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Final
 
 from bench.rollout import numbers
 from bench.rollout.alb import Rules, TargetGroup
-from bench.rollout.contenders import BRIDGES, Contender, Ports
+from bench.rollout.contenders import BRIDGES, Contender
 from bench.rollout.numbers import SCALE
-from bench.rollout.pods import Pod
-from bench.rollout.recipe import Recipe
-from bench.rollout.traffic import Caller
-from tests.support.gateway import free_port, listens, wait_until
+from bench.rollout.pods import Pod, Recipe
+from bench.rollout.traffic import Caller, start_service
 
 REPLICAS: Final = 3
-ZONES: Final = ("a", "b")
+NODES: Final = 2
 LOOK: Final = 0.05
 """Seconds of this machine between two observations of the routing."""
 
-RULES: Final = Rules(
-    interval=numbers.INTERVAL / SCALE,
-    timeout=numbers.TIMEOUT / SCALE,
-    healthy_threshold=numbers.HEALTHY_THRESHOLD,
-    unhealthy_threshold=numbers.UNHEALTHY_THRESHOLD,
-    deregistration=numbers.DEREGISTRATION / SCALE,
-    routing_lag=(numbers.ROUTING_LAG[0] / SCALE, numbers.ROUTING_LAG[1] / SCALE),
-)
+THREADS: Final = 128
+"""More than there are checks at once: the checks of a hanging pod wait."""
 
 
 @dataclass(slots=True)
@@ -60,42 +53,36 @@ class Fleet:
     """The pods of a run and its target groups.
 
     Args:
-        slot: The part of the loopback range for the pods' addresses.
         seed: Seed of all random values.
         contenders: The contenders that take part.
         recipe: How its pods and target groups are deployed.
     """
 
-    def __init__(
-        self, slot: int, seed: int, contenders: Iterable[Contender], recipe: Recipe
-    ) -> None:
-        self._recipe = recipe
-        self._rules = replace(RULES, deregistration=recipe.deregistration / SCALE)
-        self.seed: Final = seed
-        self.random = Random(seed)
+    def __init__(self, seed: int, contenders: Iterable[Contender], recipe: Recipe) -> None:
         self.pods: list[Pod] = []
         self.members: list[Member] = []
         self.missing: set[str] = set()
         self.longest_pause = 0.0
-        self._slot = slot
-        self._echo_port = free_port()
-        self._fell_ill: dict[Pod, float] = {}
-        self._ends: set[asyncio.Task[None]] = set()
+        self.began = 0.0
+        self._recipe = recipe
+        self._seed = seed
         system = Random()
-        first = system.randrange(20_000, 29_000)
-        numbers_of = dict(zip(BRIDGES, range(first + 3, first + 6), strict=True))
-        self._ports = Ports(first, first + 1, first + 2, numbers_of)
+        self._network = f"127.{system.randrange(1, 255)}.{system.randrange(255)}"
+        self._fell_ill: dict[Pod, float] = {}
+        self._ends: list[asyncio.Task[None]] = []
+        rules = Rules(
+            interval=numbers.INTERVAL / SCALE,
+            timeout=numbers.TIMEOUT / SCALE,
+            healthy_threshold=numbers.HEALTHY_THRESHOLD,
+            unhealthy_threshold=numbers.UNHEALTHY_THRESHOLD,
+            deregistration=recipe.deregistration / SCALE,
+            routing_lag=(numbers.ROUTING_LAG[0] / SCALE, numbers.ROUTING_LAG[1] / SCALE),
+        )
         for contender in contenders:
-            self.members.append(self._member(contender, seed))
-        used = {member.contender.bridge for member in self.members}
-        self._kinds = [kind for kind in BRIDGES if kind in used]
-
-    def _member(self, contender: Contender, seed: int) -> Member:
-        async def check(host: str) -> bool:
-            return await contender.check(host, self._ports)
-
-        group = TargetGroup(list(ZONES), self._rules, check, Random(seed))
-        return Member(contender, group, Caller(group, self._ports, seed))
+            check = partial(asyncio.to_thread, contender.check)
+            group = TargetGroup(NODES, rules, check, Random(seed))
+            self.members.append(Member(contender, group, Caller(group, seed)))
+        self._kinds = BRIDGES.keys() & {member.contender.bridge for member in self.members}
 
     # ---- for events ------------------------------------------------------------------------------
 
@@ -103,13 +90,11 @@ class Fleet:
         """Start a pod and wait until it has its configuration."""
         number = len(self.pods) + 1
         pod = Pod(
-            f"127.0.{self._slot}.{number}",
-            ZONES[number % len(ZONES)],
-            self._ports,
-            self._echo_port,
+            f"{self._network}.{number}",
+            self._service,
             self._kinds,
             self._recipe,
-            Random(f"{self.seed}, pod {number}"),
+            Random(f"{self._seed}, pod {number}"),
             self.missing,
         )
         self.pods.append(pod)
@@ -118,13 +103,14 @@ class Fleet:
 
     def remove_pod(
         self, pod: Pod, prestop: float = numbers.PRESTOP, drain: float = numbers.DRAIN
-    ) -> "asyncio.Task[None]":
+    ) -> None:
         """Delete a pod, without waiting for its end."""
         pod.deleting = True
-        end = asyncio.create_task(pod.terminate(prestop, drain))
-        self._ends.add(end)
-        end.add_done_callback(self._ends.discard)
-        return end
+        self._ends.append(asyncio.create_task(pod.terminate(prestop, drain)))
+
+    async def ended(self) -> None:
+        """Wait for the pods that are being deleted."""
+        await asyncio.gather(*self._ends)
 
     async def until_ready(self, pod: Pod, timeout: float = 60.0) -> None:
         """Wait until a pod is ready: its containers and, with readiness gates, every target group.
@@ -133,31 +119,15 @@ class Fleet:
         """
         members = [m for m in self.members if m.contender.bridge not in self.missing]
 
-        def is_ready() -> bool:
+        def is_ready(member: Member) -> bool:
             if self._recipe.gates:
-                return all(member.group.is_healthy(pod.host) for member in members)
-            return all(_containers_ready(pod, member) for member in members)
+                return member.group.is_healthy(pod.host)
+            return _containers_ready(pod, member)
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout / SCALE):
-                while not is_ready():
+                while not all(map(is_ready, members)):
                     await asyncio.sleep(LOOK)
-
-    async def until_routed(self) -> None:
-        """Wait until every node of every target group sends requests to every pod."""
-        while not all(m.group.is_healthy(pod.host) for m in self.members for pod in self.pods):
-            await asyncio.sleep(LOOK)
-
-    async def roll(self) -> None:
-        """Replace every pod: add one, and delete an old one only when the new one is ready."""
-        for old in self.current:
-            await self.until_ready(await self.add_pod())
-            self.remove_pod(old)
-        await self.ended()
-
-    async def ended(self) -> None:
-        """Wait for the pods that are being deleted."""
-        await asyncio.gather(*self._ends)
 
     @property
     def current(self) -> list[Pod]:
@@ -166,34 +136,28 @@ class Fleet:
 
     # ---- a run ----------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Run the service, the first pods, the controllers, the clients and the observation."""
-        echo = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.rollout.echo", f"{self._echo_port}"
-        )
-        tasks: list[asyncio.Task[None]] = []
+    async def run(self, event: Callable[["Fleet"], Awaitable[None]]) -> None:
+        """Run an event, with the service, the pods, the controllers, the clients, the observer."""
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
+        service, self._service = await start_service()
+        background: list[asyncio.Task[None]] = []
         try:
-            await asyncio.to_thread(wait_until, lambda: listens(self._echo_port))
             await asyncio.gather(*(self.add_pod(0.0) for _ in range(REPLICAS)))
-            tasks += [asyncio.create_task(self._control(member)) for member in self.members]
-            await self.until_routed()
-            tasks += [asyncio.create_task(member.caller.run()) for member in self.members]
-            tasks.append(asyncio.create_task(self._look_on()))
-            await asyncio.sleep(self.random.uniform(0, RULES.interval))
-            yield
+            background += [asyncio.create_task(self._control(one)) for one in self.members]
+            while not all(m.group.is_healthy(pod.host) for m in self.members for pod in self.pods):
+                await asyncio.sleep(LOOK)
+            background += [asyncio.create_task(member.caller.run()) for member in self.members]
+            background.append(asyncio.create_task(self._observe()))
+            await asyncio.sleep(Random(self._seed).uniform(0, numbers.INTERVAL / SCALE))
+            self.began = asyncio.get_running_loop().time()
+            await event(self)
         finally:
-            for task in tasks:
+            for task in (*background, *self._ends):
                 task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
+            results = await asyncio.gather(*background, return_exceptions=True)
             await asyncio.gather(*(member.caller.finish() for member in self.members))
-            await asyncio.gather(*(member.group.close() for member in self.members))
-            for end in self._ends:
-                end.cancel()
-            await asyncio.gather(*self._ends, return_exceptions=True)
-            await asyncio.gather(*(pod.kill() for pod in self.pods if not pod.gone))
-            echo.kill()
-            await echo.wait()
+            await asyncio.gather(*(pod.kill() for pod in self.pods))
+            await service.stop(None)
         for result in results:
             if isinstance(result, Exception):
                 raise result
@@ -201,7 +165,7 @@ class Fleet:
     async def _control(self, member: Member) -> None:
         """Act as the load balancer's controller: register the pods whose containers are ready."""
         applied: set[Pod] = set()
-        random = Random(self.seed)
+        random = Random(self._seed)
 
         def wanted() -> set[Pod]:
             return {pod for pod in self.current if _containers_ready(pod, member)}
@@ -214,11 +178,11 @@ class Fleet:
                     if pod in applied - now:
                         member.group.deregister(pod.host)
                     elif pod in now - applied:
-                        member.group.register(pod.host, pod.zone)
+                        member.group.register(pod.host)
                 applied = now
             await asyncio.sleep(LOOK)
 
-    async def _look_on(self) -> None:
+    async def _observe(self) -> None:
         """Compare the routing with the state of the pods, periodically."""
         loop = asyncio.get_running_loop()
         before = loop.time()
@@ -227,10 +191,10 @@ class Fleet:
             now = loop.time()
             self.longest_pause = max(self.longest_pause, now - before - LOOK)
             for pod in self.pods:
-                if pod.proxy_ready and not pod.deleting and not pod.well:
-                    self._fell_ill.setdefault(pod, before)
-                elif pod.well:
+                if pod.well:
                     self._fell_ill.pop(pod, None)
+                elif pod.proxy_ready and not pod.deleting:
+                    self._fell_ill.setdefault(pod, before)
             for member in self.members:
                 self._judge(member, now, (now - before) * SCALE)
             before = now
@@ -249,4 +213,4 @@ class Fleet:
 def _containers_ready(pod: Pod, member: Member) -> bool:
     """Return whether the kubelet has seen the gateway ready and the contender's sidecar running."""
     bridge = member.contender.bridge
-    return pod.proxy_ready and (bridge is None or pod.bridges[bridge].seen_running)
+    return pod.proxy_ready and (bridge is None or bridge in pod.running)

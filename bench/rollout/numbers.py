@@ -1,17 +1,14 @@
-"""Every number of a run, in the cluster's seconds, and the factor that scales them.
+"""Every number of a run, in the cluster's seconds, and the factor that scales them."""
 
-`differences` compares the recommended numbers with deploy/.
-"""
-
-import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 SCALE: Final = 5.0
 """The cluster's seconds in one of this machine. Real work (calls, Envoy, the bridges, the restart
 of a killed bridge) is not scaled: it counts five times as long as in a cluster, to the disadvantage
 of the bridges."""
+
+READINESS, ENVOY_ADMIN, TRAFFIC = 15021, 15000, 15080
+"""Ports of every pod. They are free, because each pod has a separate loopback address."""
 
 # ---- what deploy/ recommends --------------------------------------------------------------------
 
@@ -28,20 +25,6 @@ DRAIN_DELAY: Final = 0.0
 
 INTERVAL, TIMEOUT, HEALTHY_THRESHOLD, UNHEALTHY_THRESHOLD = 10.0, 5.0, 2, 2
 DEREGISTRATION: Final = 60.0
-GRPC_PATH, GRPC_MATCHER = "/grpc.health.v1.Health/Check", "0"
-
-_NUMBER: Final = r"""["']?(\d+)"""
-WHERE: Final[Mapping[str, float]] = {
-    # An Ingress's annotations, and the fields of a TargetGroupConfiguration.
-    rf"\b(?:healthcheck-interval-seconds|healthCheckInterval):\s*{_NUMBER}": INTERVAL,
-    rf"\b(?:healthcheck-timeout-seconds|healthCheckTimeout):\s*{_NUMBER}": TIMEOUT,
-    rf"\b(?:healthy-threshold-count|healthyThresholdCount):\s*{_NUMBER}": HEALTHY_THRESHOLD,
-    rf"\b(?:unhealthy-threshold-count|unhealthyThresholdCount):\s*{_NUMBER}": UNHEALTHY_THRESHOLD,
-    rf"deregistration_delay\.timeout_seconds(?:=|\s+value:\s*){_NUMBER}": DEREGISTRATION,
-    rf"\bterminationDrainDuration:\s*{_NUMBER}s": DRAIN,
-    rf"\bpreStop:\s+(?:\w+: null.*\s+)*sleep:.*\n\s+seconds:\s*{_NUMBER}": PRESTOP,
-}
-"""Patterns for the numbers in deploy/, and the numbers of the runs."""
 
 # ---- ghealth's defaults -------------------------------------------------------------------------
 
@@ -55,9 +38,6 @@ aws-load-balancer-controller#1064 and #2366, users' measurements; AWS documents 
 
 CONTROLLER_LAG: Final = (1.0, 3.0)
 """From a change of the endpoints to the API call: an assumption, the same for all."""
-
-CONNECT_TIMEOUT, IDLE_TIMEOUT = 10.0, 60.0
-"""User guide, "Troubleshoot your Application Load Balancers", HTTP 504."""
 
 STARTUP_PERIOD, READINESS_PERIOD, READINESS_FAILURES, READINESS_TIMEOUT = 1.0, 15.0, 4, 3.0
 """Of istio-proxy: Istio's defaults since 1.20 (upgrade notes; `global.proxy.readiness…`). The
@@ -79,27 +59,3 @@ ENVOY_DRAIN_TIME: Final = 45.0
 
 PLEG: Final = 1.0
 """The kubelet examines its containers once a second."""
-
-
-def differences(deploy: Path) -> list[str]:
-    """Return the numbers in deploy/ that differ, one line each.
-
-    Args:
-        deploy: The directory; it may be missing.
-    """
-    found = []
-    for file in sorted([*deploy.rglob("*.yaml"), *deploy.rglob("*.yml")]):
-        # A livenessProbe's own grace period, its last field, is for a restart, not a pod's end.
-        text = re.sub(r"failureThreshold:.*\n\s*terminationGrace.*\n", "", file.read_text())
-        for pattern, ours in WHERE.items():
-            found += [
-                f"{file}: {' '.join(match[0].split())}, but the runs were made with {ours:.0f}"
-                for match in re.finditer(pattern, text)
-                if float(match[1]) != ours
-            ]
-        found += [
-            f"{file}: {match[0]} is less than {GRACE:.0f}"
-            for match in re.finditer(rf"\bterminationGracePeriodSeconds:\s*{_NUMBER}", text)
-            if float(match[1]) < GRACE
-        ]
-    return found

@@ -1,15 +1,24 @@
 """The report of the runs: tables for the page, and broken promises."""
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from bench.rollout.contenders import CONTENDERS, GHEALTH, HTTP
-from bench.rollout.events import EVENTS, Event
+from bench.rollout.contenders import CONTENDERS, GHEALTH, HTTP, TWIN
+from bench.rollout.events import EVENTS
 from bench.rollout.fleet import LOOK
 from bench.rollout.numbers import INTERVAL, PROBE_TIMEOUT, SCALE, TIMEOUT, UNHEALTHY_THRESHOLD
 
 Run = dict[str, Any]
+
+SEEDS: Final = 20
+"""Of each event, in the results."""
+
+RESULTS: Final = Path(__file__).with_name("results.json")
+PAGE: Final = Path(__file__).parents[2] / "docs" / "rollouts.md"
+BEGIN, END = "<!-- rollout: made by `make rollout` -->", "<!-- end of rollout -->"
 
 BOUND: Final = UNHEALTHY_THRESHOLD * INTERVAL + TIMEOUT
 """Seconds within which a broken pod must get no more requests."""
@@ -20,43 +29,46 @@ NOT_ASKED: Final = "\u2013"
 # ---- tables -------------------------------------------------------------------------------------
 
 
+def write(runs: list[Run]) -> None:
+    """Write the results, with those of earlier runs that were not made again, and the page."""
+    made = {(run["event"], run["seed"]): run for run in (*json.loads(RESULTS.read_text()), *runs)}
+    order = [(event.name, seed) for event in EVENTS for seed in range(1, SEEDS + 1)]
+    kept = [made[key] for key in order if key in made]
+    lines = ",\n".join(json.dumps(run) for run in kept)
+    RESULTS.write_text(f"[\n{lines}\n]\n")
+    PAGE.write_text(filled(PAGE.read_text(), kept))
+
+
+def filled(page: str, runs: list[Run]) -> str:
+    """Fill in the tables of the page."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n{tables(runs)}\n{END}{rest.partition(END)[2]}"
+
+
 def tables(runs: list[Run]) -> str:
     """Return the tables of the page."""
-    return "\n\n".join(
-        f"{title}\n\n{_table(runs, cell)}"
-        for title, cell in (
-            ("Failed unary calls, of all calls in all runs:", _failed),
-            ("Long streams that were cut, of all long streams:", _streams),
-            (
-                (
-                    "Seconds from the failure of a gateway to the last request that a node sent to "
-                    "it (median, worst):"
-                ),
-                _out_after,
-            ),
-            (
-                "Seconds for which a ready pod got no requests, summed over pods (median):",
-                _left,
-            ),
-        )
-    )
+    cells = {
+        "Failed unary calls, of all calls in all runs:": _failed,
+        "Long streams that were cut, of all long streams:": _streams,
+        "Seconds from the failure of a gateway to the last request that a node sent to it (median, "
+        "worst):": _out_after,
+        "Seconds for which a ready pod got no requests, summed over pods (median):": _left,
+    }
+    return "\n\n".join(f"{title}\n\n{_table(runs, cell)}" for title, cell in cells.items())
 
 
 def _table(runs: list[Run], cell: Callable[[list[Run]], str]) -> str:
-    rows = [
-        "| event | runs | " + " | ".join(contender.title for contender in CONTENDERS) + " |",
-        "|---|---|" + "---|" * len(CONTENDERS),
-    ]
+    rows = [["event", "runs", *(contender.title for contender in CONTENDERS)]]
     for event in EVENTS:
-        mine = [run for run in runs if run["event"] == event.name]
+        mine = [run["contenders"] for run in runs if run["event"] == event.name]
         cells = []
         for contender in CONTENDERS:
-            theirs = [run["contenders"].get(contender.name) for run in mine]
-            there = [result for result in theirs if result]
-            cells.append(cell(there) if there else NOT_ASKED)
+            theirs = [results[contender.name] for results in mine if contender.name in results]
+            cells.append(cell(theirs) if theirs else NOT_ASKED)
         if any(text != NOT_ASKED for text in cells):
-            rows.append(f"| {event.title} | {len(mine)} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+            rows.append([event.title, f"{len(mine)}", *cells])
+    head, *lines = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *lines])
 
 
 def _failed(results: list[Run]) -> str:
@@ -86,37 +98,27 @@ def is_void(run: Run) -> bool:
     return bool(run["longest_pause_ms"] > PROBE_TIMEOUT / SCALE * 1000)
 
 
-def broken(runs: Iterable[Run]) -> list[str]:
+def broken(runs: list[Run]) -> list[str]:
     """Return the promises that the runs break, one line each."""
     found = []
-    events = {event.name: event for event in EVENTS}
-    failed = dict.fromkeys(events, (0, 0))
-    for run in runs:
-        event = events[run["event"]]
-        ghealth, http = run["contenders"][GHEALTH], run["contenders"][HTTP]
-        where = f"{event.title}, seed {run['seed']}"
-        if is_void(run):
-            found.append(
-                f"{where}: no verdict, this machine paused for {run['longest_pause_ms']} ms"
-            )
-            continue
-        if event.planned and ghealth["failed"]:
-            found.append(f"{where}: {ghealth['failed']} calls failed: {ghealth['results']}")
-        # The delay of the observation, and of everything else on this machine.
-        late = (2 * LOOK + run["longest_pause_ms"] / 1000) * SCALE
-        if event.bounded and ghealth["out_after"] > BOUND + late:
-            found.append(
-                f"{where}: routed to {ghealth['out_after']} s after it fell ill, "
-                f"more than {BOUND:.0f} + {late:.1f}"
-            )
-        ours, theirs = failed[event.name]
-        failed[event.name] = (ours + ghealth["failed"], theirs + http["failed"])
-    for name, (ours, theirs) in failed.items():
-        if _both_can_meet(events[name]) and ours > theirs * 1.1 + 2:
-            found.append(f"{events[name].title}: {ours} calls failed, {theirs} by the HTTP check")
+    for event in EVENTS:
+        ours = theirs = 0
+        for run in (run for run in runs if run["event"] == event.name):
+            ghealth, pause = run["contenders"][GHEALTH], run["longest_pause_ms"]
+            where = f"{event.title}, seed {run['seed']}"
+            if is_void(run):
+                found.append(f"{where}: no verdict, this machine paused for {pause} ms")
+                continue
+            if event.planned and ghealth["failed"]:
+                found.append(f"{where}: {ghealth['failed']} calls failed: {ghealth['results']}")
+            # The delay of the observation, and of everything else on this machine.
+            bound = BOUND + (2 * LOOK + pause / 1000) * SCALE
+            if event.bounded and ghealth["out_after"] > bound:
+                after = f"{ghealth['out_after']} s after it fell ill, more than {bound:.1f}"
+                found.append(f"{where}: routed to {after}")
+            ours += ghealth["failed"]
+            theirs += run["contenders"][HTTP]["failed"]
+        by_sidecar = TWIN in event.contenders and not event.planned
+        if not by_sidecar and ours > theirs * 1.1 + 2:
+            found.append(f"{event.title}: {ours} calls failed, {theirs} by the HTTP check")
     return found
-
-
-def _both_can_meet(event: Event) -> bool:
-    """Return whether an event does not come from the sidecar."""
-    return "twin" not in event.contenders or event.planned

@@ -1,16 +1,15 @@
 """Calls through a target group at a steady rate, independent of earlier calls."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from random import Random
-from typing import Final
+from typing import Any, Final
 
-from bench.rollout import numbers
+import grpc
+
 from bench.rollout.alb import Node, Target, TargetGroup
-from bench.rollout.contenders import Ports
-from bench.rollout.echo import STREAM, WAIT
-from bench.rollout.numbers import SCALE
-from bench.rollout.upstream import Connection, open_connection
+from bench.rollout.numbers import SCALE, TRAFFIC
 
 RATE: Final = 15.0
 """Unary calls per second of this machine, for each target group."""
@@ -20,9 +19,36 @@ SHORTEST, LONGEST = 0.001, 0.5
 
 STREAM_EVERY: Final = 1.5
 STREAM_SECONDS: Final = (2.0, 16.0)
+MESSAGES_EVERY: Final = 0.5
 
 DEADLINE: Final = 15.0
 """The cluster's seconds that a client waits beyond what its call takes."""
+
+OPTIONS: Final = (
+    ("grpc.enable_retries", 0),  # an ALB is not known to repeat a request
+    ("grpc.use_local_subchannel_pool", 1),  # each node has separate connections
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+async def start_service() -> tuple[grpc.aio.Server, int]:
+    """Start the service behind the gateways; return it, and its port."""
+
+    async def answer(request: bytes, _: Any) -> AsyncIterator[bytes]:
+        """Send messages for the seconds in the request; only one if they are few."""
+        left = float(request)
+        while left > 0:
+            await asyncio.sleep(min(left, MESSAGES_EVERY))
+            left -= MESSAGES_EVERY
+            yield request
+
+    server = grpc.aio.server()
+    handler: Any = grpc.unary_stream_rpc_method_handler(answer)
+    service = grpc.method_handlers_generic_handler("echo.Echo", {"Call": handler})
+    server.add_generic_rpc_handlers((service,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return server, port
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +58,12 @@ class Outcome:
     Args:
         at: When it was made, on the loop's clock.
         stream: Whether it was a long one.
-        result: "ok", the code of the ALB's own error, "deadline", or "grpc N".
-        host: The pod that it was sent to, if any.
+        result: The name of a gRPC code, or "503" if there was no target.
     """
 
     at: float
     stream: bool
     result: str
-    host: str
 
 
 class Caller:
@@ -47,17 +71,16 @@ class Caller:
 
     Args:
         group: Where calls go.
-        ports: Where pods listen.
         seed: Decides the calls: the same for every target group of a run.
     """
 
-    def __init__(self, group: TargetGroup, ports: Ports, seed: int) -> None:
+    def __init__(self, group: TargetGroup, seed: int) -> None:
         self.outcomes: list[Outcome] = []
         self._group = group
-        self._port = ports.traffic
         self._random = Random(seed)
-        self._connections: dict[tuple[int, str], asyncio.Task[Connection]] = {}
+        self._channels: dict[tuple[int, str], grpc.aio.Channel] = {}
         self._calls: set[asyncio.Task[None]] = set()
+        self._finished = False
 
     async def run(self) -> None:
         """Call until cancelled."""
@@ -73,90 +96,45 @@ class Caller:
             due += self._random.uniform(0.5, 1.5) / RATE
 
     async def finish(self) -> None:
-        """Wait for the open unary calls, end the streams, and close."""
+        """Wait for the open unary calls, and end the streams, without an outcome."""
         await asyncio.sleep(LONGEST)
+        self._finished = True
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
-        for opening in self._connections.values():
-            _close(opening)
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
 
     def _begin(self, seconds: float, *, stream: bool) -> None:
-        call = asyncio.create_task(self._call(seconds, stream=stream))
+        call = asyncio.create_task(self.call(seconds, stream=stream))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 
-    async def _call(self, seconds: float, *, stream: bool) -> None:
+    async def call(self, seconds: float, *, stream: bool) -> None:
+        """Make a call, which the service answers for a number of seconds.
+
+        Errors, HTTP 503: there is no target. HTTP 502: a connection that is refused, reset or ended
+        with a request outstanding.
+        """
         at = asyncio.get_running_loop().time()
         node = self._group.node()
         target = node.pick()
-        # Errors, HTTP 503: there is no target.
-        result = "503"
-        if target is not None:
-            target.in_flight += 1
-            try:
-                async with asyncio.timeout(seconds + DEADLINE / SCALE):
-                    result = await self._forward(node, target, seconds, stream=stream)
-            except TimeoutError:
-                result = "deadline"
-            finally:
-                target.in_flight -= 1
-        host = target.address if target else ""
-        self.outcomes.append(Outcome(at, stream, result, host))
+        result = await self._forward(node, target, seconds) if target else "503"
+        self.outcomes.append(Outcome(at, stream, result))
 
-    async def _forward(self, node: Node, target: Target, seconds: float, *, stream: bool) -> str:
-        """Forward a request; return the result as the client sees it.
-
-        Errors, HTTP 502: a connection that is refused, reset or ended with a request outstanding.
-        HTTP 504: no connection within 10 s, or no answer within the idle timeout.
-        """
-        try:
-            async with asyncio.timeout(numbers.CONNECT_TIMEOUT / SCALE):
-                connection = await self._connection(node, target)
-        except TimeoutError:
-            return "504"
-        except OSError:
-            return "502"
-        message = f"{seconds:.4f}".encode()
-        headers = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", STREAM if stream else WAIT),
-            (":authority", "echo.example"),
-            ("content-type", "application/grpc"),
-            ("te", "trailers"),
-        ]
-        try:
-            async with asyncio.timeout(seconds + numbers.IDLE_TIMEOUT / SCALE):
-                answer = await connection.request(
-                    headers, b"\0" + len(message).to_bytes(4, "big") + message
-                )
-        except TimeoutError:
-            return "504"
-        except ConnectionError:
-            return "502"
-        code = answer.get("grpc-status", "none")
-        return "ok" if code == "0" else f"grpc {code}"
-
-    async def _connection(self, node: Node, target: Target) -> Connection:
-        """Return the node's connection to a target, or open one: an ALB reuses them."""
+    async def _forward(self, node: Node, target: Target, seconds: float) -> str:
         key = (id(node), target.address)
-        opening = self._connections.get(key)
-        if opening is None or _is_useless(opening):
-            opening = asyncio.create_task(open_connection(target.address, self._port))
-            self._connections[key] = opening
-            target.closed.append(lambda: _close(opening))
-        return await asyncio.shield(opening)
-
-
-def _is_useless(opening: "asyncio.Task[Connection]") -> bool:
-    if not opening.done():
-        return False
-    return opening.cancelled() or bool(opening.exception()) or not opening.result().usable
-
-
-def _close(opening: "asyncio.Task[Connection]") -> None:
-    if not opening.done():
-        opening.cancel()
-    elif not opening.cancelled() and not opening.exception():
-        opening.result().close()
+        if key not in self._channels:
+            address = f"{target.address}:{TRAFFIC}"
+            self._channels[key] = grpc.aio.insecure_channel(address, OPTIONS)
+        method: Any = self._channels[key].unary_stream("/echo.Echo/Call")
+        call = method(f"{seconds}".encode(), timeout=seconds + DEADLINE / SCALE)
+        target.calls.add(call)
+        try:
+            async for _ in call:
+                pass
+        except (grpc.RpcError, asyncio.CancelledError):  # the second if the node ends the call
+            if self._finished:
+                raise
+        finally:
+            target.calls.discard(call)
+        return str((await call.code()).name)
