@@ -89,7 +89,7 @@ async def all_sick(fleet: Fleet) -> None:
 
 async def bridge_killed(fleet: Fleet) -> None:
     """Kill the bridges of one pod; the kubelet restarts them."""
-    fleet.current[0].kill_bridges()
+    fleet.current[0].end_bridges()
     await after(40)
 
 
@@ -98,7 +98,7 @@ async def bridges_crash(fleet: Fleet) -> None:
     pods = fleet.current
     for pod in pods:
         pod.missing = set(BRIDGES)
-        pod.kill_bridges()
+        pod.end_bridges()
     await after(60)
     for pod in pods:
         pod.missing = set()

@@ -79,7 +79,7 @@ class Fleet:
             routing_lag=(numbers.ROUTING_LAG[0] / SCALE, numbers.ROUTING_LAG[1] / SCALE),
         )
         for contender in contenders:
-            check = partial(asyncio.to_thread, contender.check)
+            check = partial(_in_thread, contender.check)
             group = TargetGroup(NODES, rules, check, Random(seed))
             self.members.append(Member(contender, group, Caller(group, seed)))
         self._kinds = BRIDGES.keys() & {member.contender.bridge for member in self.members}
@@ -112,8 +112,8 @@ class Fleet:
         """Wait for the pods that are being deleted."""
         await asyncio.gather(*self._ends)
 
-    async def until_ready(self, pod: Pod, timeout: float = 60.0) -> None:
-        """Wait until a pod is ready: its containers and, with readiness gates, every target group.
+    async def until_ready(self, pod: Pod) -> None:
+        """Wait until a pod is ready, for 60 s: its containers, and with gates every target group.
 
         A contender whose bridge is missing does not count: its pod would never be ready.
         """
@@ -125,7 +125,7 @@ class Fleet:
             return _containers_ready(pod, member)
 
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout / SCALE):
+            async with asyncio.timeout(60 / SCALE):
                 while not all(map(is_ready, members)):
                     await asyncio.sleep(LOOK)
 
@@ -140,27 +140,25 @@ class Fleet:
         """Run an event, with the service, the pods, the controllers, the clients, the observer."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         service, self._service = await start_service()
-        background: list[asyncio.Task[None]] = []
         try:
             await asyncio.gather(*(self.add_pod(0.0) for _ in range(REPLICAS)))
-            background += [asyncio.create_task(self._control(one)) for one in self.members]
-            while not all(m.group.is_healthy(pod.host) for m in self.members for pod in self.pods):
-                await asyncio.sleep(LOOK)
-            background += [asyncio.create_task(member.caller.run()) for member in self.members]
-            background.append(asyncio.create_task(self._observe()))
-            await asyncio.sleep(Random(self._seed).uniform(0, numbers.INTERVAL / SCALE))
-            self.began = asyncio.get_running_loop().time()
-            await event(self)
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._control(member)) for member in self.members]
+                while not all(m.group.is_healthy(p.host) for m in self.members for p in self.pods):
+                    await asyncio.sleep(LOOK)
+                tasks += [group.create_task(member.caller.run()) for member in self.members]
+                tasks.append(group.create_task(self._observe()))
+                await asyncio.sleep(Random(self._seed).uniform(0, numbers.INTERVAL / SCALE))
+                self.began = asyncio.get_running_loop().time()
+                await event(self)
+                for task in tasks:
+                    task.cancel()
         finally:
-            for task in (*background, *self._ends):
-                task.cancel()
-            results = await asyncio.gather(*background, return_exceptions=True)
+            for end in self._ends:
+                end.cancel()
             await asyncio.gather(*(member.caller.finish() for member in self.members))
             await asyncio.gather(*(pod.kill() for pod in self.pods))
             await service.stop(None)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
 
     async def _control(self, member: Member) -> None:
         """Act as the load balancer's controller: register the pods whose containers are ready."""
@@ -196,18 +194,19 @@ class Fleet:
                 elif pod.proxy_ready and not pod.deleting:
                     self._fell_ill.setdefault(pod, before)
             for member in self.members:
-                self._judge(member, now, (now - before) * SCALE)
+                routable = [{t.address for t in node.routable()} for node in member.group.nodes]
+                for pod in self.current:
+                    share = sum(pod.host in hosts for hosts in routable) / NODES
+                    if share and pod in self._fell_ill:
+                        ill_for = (now - self._fell_ill[pod]) * SCALE
+                        member.out_after = max(member.out_after, ill_for)
+                    elif pod.well:
+                        member.left_out += (1 - share) * (now - before) * SCALE
             before = now
 
-    def _judge(self, member: Member, now: float, seconds: float) -> None:
-        routable = [{t.address for t in node.routable()} for node in member.group.nodes]
-        for pod in self.current:
-            share = sum(pod.host in hosts for hosts in routable) / len(routable)
-            if share and pod in self._fell_ill:
-                ill_for = (now - self._fell_ill[pod]) * SCALE
-                member.out_after = max(member.out_after, ill_for)
-            elif pod.well:
-                member.left_out += (1 - share) * seconds
+
+async def _in_thread(check: Callable[[str], bool], host: str) -> bool:
+    return await asyncio.to_thread(check, host)
 
 
 def _containers_ready(pod: Pod, member: Member) -> bool:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
@@ -63,22 +63,18 @@ class Proxy(Gateway):
         admin = {"address": host, "port_value": ENVOY_ADMIN}
         config["admin"] = {"address": {"socket_address": admin}}
         calls = json.dumps(envoy_config(service, TRAFFIC, host)["static_resources"])
-        for name, other in (
-            ("/healthz/ready", "/echo."),
-            ("readiness", "calls"),
-            ("agent", "echo"),
-        ):
-            calls = calls.replace(name, other)
-        for kind, (resource,) in json.loads(calls).items():
+        calls = calls.replace("/healthz/ready", "/echo.").replace("readiness", "calls")
+        for kind, (resource,) in json.loads(calls.replace("agent", "echo")).items():
             config["static_resources"][kind].append(resource)
         upstream = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-        options: dict[str, Any] = {"explicit_http_config": {"http2_protocol_options": {}}}
-        config["static_resources"]["clusters"][-1]["typed_extension_protocol_options"] = {
-            upstream: {"@type": f"type.googleapis.com/{upstream}", **options}
+        protocol: dict[str, Any] = {"explicit_http_config": {"http2_protocol_options": {}}}
+        resource["typed_extension_protocol_options"] = {  # the last one is the cluster
+            upstream: {"@type": f"type.googleapis.com/{upstream}", **protocol}
         }
         self._config = json.dumps(config)
 
 
+@dataclass(eq=False, slots=True)
 class Pod:
     """A gateway pod and its state at the kubelet.
 
@@ -89,31 +85,26 @@ class Pod:
         recipe: How it is deployed.
         random: For the time of its first probe.
         missing: The bridges that cannot be started.
+        running: The bridges that the kubelet has seen running.
     """
 
-    def __init__(
-        self,
-        host: str,
-        service: int,
-        kinds: Iterable[str],
-        recipe: Recipe,
-        random: Random,
-        missing: set[str],
-    ) -> None:
-        self.host: Final = host
-        self.missing = missing
-        self.deleting = False
-        self.proxy_ready = False
-        self.running: set[str] = set()
-        """The bridges that the kubelet has seen running."""
-        self._broken = True  # until it has its configuration
-        self._kinds = kinds
-        self._recipe = recipe
-        self._random = random
-        self._agent = Agent()
-        self._proxy = Proxy(self._agent, host, service)
-        self._bridges: dict[str, subprocess.Popen[bytes]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+    host: str
+    service: int
+    kinds: Iterable[str]
+    recipe: Recipe
+    random: Random
+    missing: set[str]
+    deleting: bool = False
+    proxy_ready: bool = False
+    running: set[str] = field(default_factory=set)
+    _broken: bool = True  # until it has its configuration
+    _agent: Agent = field(default_factory=Agent)
+    _bridges: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _proxy: Proxy = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._proxy = Proxy(self._agent, self.host, self.service)
 
     @property
     def well(self) -> bool:
@@ -150,7 +141,7 @@ class Pod:
 
     async def drain_by_hand(self) -> None:
         """Drain Envoy as an operator does; 15021 still answers 200 (istio/istio#38065)."""
-        await http_status(self.host, ENVOY_ADMIN, "/healthcheck/fail", "POST")
+        await self._tell_envoy("/healthcheck/fail")
         self._broken = True
 
     def heal(self) -> None:
@@ -158,10 +149,10 @@ class Pod:
         self._signal(signal.SIGCONT)
         self._broken, self._agent.state = False, READY
 
-    def kill_bridges(self) -> None:
-        """Kill the sidecars; the kubelet restarts those that are not missing."""
+    def end_bridges(self, signum: signal.Signals = signal.SIGKILL) -> None:
+        """End the sidecars; the kubelet restarts those that are not missing."""
         for bridge in self._bridges.values():
-            bridge.kill()
+            bridge.send_signal(signum)
             bridge.wait()
 
     async def terminate(self, prestop: float, drain: float) -> None:
@@ -173,7 +164,7 @@ class Pod:
         await asyncio.sleep(prestop / SCALE)
         self.sicken()
         with contextlib.suppress(OSError):
-            await http_status(self.host, ENVOY_ADMIN, "/drain_listeners?graceful", "POST")
+            await self._tell_envoy("/drain_listeners?graceful")
         await asyncio.sleep(drain / SCALE)
         await self.kill()
 
@@ -187,9 +178,7 @@ class Pod:
 
     def _end(self) -> None:
         self._proxy.stop()
-        for bridge in self._bridges.values():
-            bridge.terminate()
-            bridge.wait()
+        self.end_bridges(signal.SIGTERM)
         self._agent.stop()
 
     async def _probe(self) -> None:
@@ -202,15 +191,15 @@ class Pod:
         loop = asyncio.get_running_loop()
         period, timeout = numbers.READINESS_PERIOD / SCALE, numbers.READINESS_TIMEOUT / SCALE
         due, failures = loop.time(), 0
-        if self._recipe.startup_probe:
-            while not await is_ready(self.host, timeout):
+        if self.recipe.startup_probe:
+            while not await asyncio.to_thread(is_ready, self.host, timeout):
                 due += numbers.STARTUP_PERIOD / SCALE
                 await asyncio.sleep(due - loop.time())
         else:
-            due += self._random.uniform(0, period)
+            due += self.random.uniform(0, period)
         while True:
             await asyncio.sleep(due - loop.time())
-            ready = await is_ready(self.host, timeout)
+            ready = await asyncio.to_thread(is_ready, self.host, timeout)
             failures = 0 if ready else failures + 1
             if ready or failures >= numbers.READINESS_FAILURES:
                 self.proxy_ready = ready
@@ -225,14 +214,14 @@ class Pod:
 
     def _start_bridges(self) -> None:
         """Start the bridges that do not run."""
-        for kind in set(self._kinds) - self.running - self.missing:
+        for kind in set(self.kinds) - self.running - self.missing:
             program = ["bench.rollout.bridges", kind, self.host, f"{BRIDGES[kind]}"]
             self._bridges[kind] = subprocess.Popen(
                 [sys.executable, "-m", *(["ghealth"] if kind == GHEALTH else program)],
                 env=environment(
                     LISTEN=f"{self.host}:{BRIDGES[GHEALTH]}",
                     ADMIN_LISTEN="off",
-                    PROBE_URL=self._recipe.probe_url.replace("localhost", self.host),
+                    PROBE_URL=self.recipe.probe_url.replace("localhost", self.host),
                     CACHE_TTL=f"{numbers.CACHE_TTL / SCALE}",
                     PROBE_TIMEOUT=f"{numbers.PROBE_TIMEOUT / SCALE}",
                     SHUTDOWN_GRACE=f"{numbers.SHUTDOWN_GRACE / SCALE}",
@@ -240,6 +229,9 @@ class Pod:
                 ),
                 stdout=subprocess.DEVNULL,
             )
+
+    async def _tell_envoy(self, path: str) -> None:
+        await asyncio.to_thread(http_status, self.host, ENVOY_ADMIN, path, "POST")
 
     def _signal(self, signum: signal.Signals) -> None:
         if self._proxy.process is not None:

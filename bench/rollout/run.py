@@ -16,8 +16,8 @@ from bench.rollout.fleet import Fleet, Member
 from bench.rollout.numbers import SCALE
 
 TIMEOUT: Final = 180.0
-SHOWN: Final = 20
-"""Failures that are kept with details; above this number only counts are kept."""
+SHOWN: Final = 50
+"""The first failures, which are kept with details; of the others only counts are kept."""
 
 
 async def run(name: str, seed: int, names: list[str]) -> dict[str, Any]:
@@ -44,7 +44,8 @@ async def run(name: str, seed: int, names: list[str]) -> dict[str, Any]:
 def _result(member: Member, began: float) -> dict[str, Any]:
     outcomes = member.caller.outcomes
     failed = [o for o in outcomes if o.result != "OK"]
-    result = {
+    moments = [(round((o.at - began) * SCALE, 2), o.result, o.stream) for o in failed]
+    return {
         "calls": sum(not o.stream for o in outcomes),
         "failed": sum(not o.stream for o in failed),
         "streams": sum(o.stream for o in outcomes),
@@ -52,12 +53,8 @@ def _result(member: Member, began: float) -> dict[str, Any]:
         "results": dict(Counter(o.result for o in failed)),
         "out_after": round(member.out_after, 1),
         "left_out_seconds": round(member.left_out, 1),
+        "failures": moments[:SHOWN],
     }
-    if len(failed) <= SHOWN:
-        result["failures"] = [
-            (round((o.at - began) * SCALE, 2), o.result, o.stream) for o in failed
-        ]
-    return result
 
 
 if __name__ == "__main__":

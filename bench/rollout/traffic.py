@@ -72,11 +72,13 @@ class Caller:
     Args:
         group: Where calls go.
         seed: Decides the calls: the same for every target group of a run.
+        port: Where the targets serve calls.
     """
 
-    def __init__(self, group: TargetGroup, seed: int) -> None:
+    def __init__(self, group: TargetGroup, seed: int, port: int = TRAFFIC) -> None:
         self.outcomes: list[Outcome] = []
         self._group = group
+        self._port = port
         self._random = Random(seed)
         self._channels: dict[tuple[int, str], grpc.aio.Channel] = {}
         self._calls: set[asyncio.Task[None]] = set()
@@ -124,7 +126,7 @@ class Caller:
     async def _forward(self, node: Node, target: Target, seconds: float) -> str:
         key = (id(node), target.address)
         if key not in self._channels:
-            address = f"{target.address}:{TRAFFIC}"
+            address = f"{target.address}:{self._port}"
             self._channels[key] = grpc.aio.insecure_channel(address, OPTIONS)
         method: Any = self._channels[key].unary_stream("/echo.Echo/Call")
         call = method(f"{seconds}".encode(), timeout=seconds + DEADLINE / SCALE)

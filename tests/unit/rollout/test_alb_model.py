@@ -50,17 +50,6 @@ def now() -> float:
 
 
 @in_virtual_time
-async def test_a_new_target_needs_one_pass() -> None:
-    """Health checks: a registered target is initial until one check has passed, then healthy."""
-    group = Group("p")
-    target = group.nodes[0].targets["p"]
-    seen = [target.health]
-    await asyncio.sleep(10.1)
-    assert [*seen, target.health] == [Health.INITIAL, Health.HEALTHY]
-    assert len(group.checks) == 1
-
-
-@in_virtual_time
 async def test_every_node_checks_a_target_on_a_separate_schedule() -> None:
     """Health checks: two nodes check each target once an interval, at different times."""
     group = Group("p", nodes=2)
