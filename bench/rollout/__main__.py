@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from bench.rollout import report
+from bench.rollout.contenders import CONTENDERS
 from bench.rollout.events import EVENTS, Event
+from bench.rollout.fleet import Fleet
 from bench.rollout.report import SEEDS, Run
 from tests.support import interrupt
 
 JOBS, ATTEMPTS, SEEDS_OF_ALL = 3, 3, 3
+TIMEOUT: Final = 180.0
 PAIR: Final = ("ghealth", "http")
 """Contenders of seeds beyond `SEEDS_OF_ALL`, run three times as many at a time."""
 
@@ -28,10 +31,25 @@ SMOKE: Final = ("scale-in", "sick", "hang", "restart")
 SMOKE_CONTENDERS: Final = (*PAIR, "pass-through")
 
 
-async def make_run(event: Event, seed: int, names: Sequence[str]) -> Run | None:
+async def make_run(name: str, seed: int, names: Sequence[str]) -> Run:
+    """Make a run of an event, with these contenders."""
+    (event,) = (event for event in EVENTS if event.name == name)
+    contenders = [contender for contender in CONTENDERS if contender.name in names]
+    fleet = Fleet(seed, contenders, event.recipe)
+    async with asyncio.timeout(TIMEOUT):
+        await fleet.run(event.happens)
+    return {
+        "event": name,
+        "seed": seed,
+        "longest_pause_ms": round(fleet.longest_pause * 1000, 1),
+        "contenders": {one.contender.name: one.result(fleet.began) for one in fleet.members},
+    }
+
+
+async def make_run_apart(event: Event, seed: int, names: Sequence[str]) -> Run | None:
     """Make a run in a separate process; None if it failed."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.rollout.run", event.name, f"{seed}", ",".join(names)),
+        *(sys.executable, "-m", "bench.rollout", "--run", event.name, f"{seed}", *names),
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C reaches this program, which ends the others in order
     )
@@ -64,7 +82,7 @@ async def make_runs(wanted: list[tuple[Event, int]], jobs: int, names: Sequence[
     async def work() -> None:
         for event, seed in left:
             for attempt in range(1, ATTEMPTS + 1):
-                run = await make_run(event, seed, names or event.contenders)
+                run = await make_run_apart(event, seed, names or event.contenders)
                 if run and (attempt == ATTEMPTS or not report.is_void(run)):
                     done.append(run | {"attempts": attempt})
                     break
@@ -84,7 +102,12 @@ def main() -> int:
     parser.add_argument("--events", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many of each event")
     parser.add_argument("--write", action="store_true", help="write results and page")
+    parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.run:
+        name, seed, *contenders = arguments.run
+        print(json.dumps(asyncio.run(make_run(name, int(seed), contenders))))
+        return 0
     seeds = range(1, arguments.seeds + 1)
     batches = [(seeds[:SEEDS_OF_ALL], JOBS, ()), (seeds[SEEDS_OF_ALL:], 3 * JOBS, PAIR)]
     if arguments.smoke:

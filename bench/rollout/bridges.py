@@ -48,9 +48,8 @@ async def main(kind: str, host: str, port: str) -> None:
     while True:
         # Of the stock server, once a second: the status is correct, but only in the message.
         ready = kind == STOCK and await asyncio.to_thread(is_ready, host, PROBE_TIMEOUT / SCALE)
-        await servicer.set(
-            "", HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
-        )
+        status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
+        await servicer.set("", status)
         await asyncio.sleep(1 / SCALE)
 
 

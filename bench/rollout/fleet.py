@@ -7,12 +7,13 @@ other sidecars.
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from bench.rollout import numbers
 from bench.rollout.alb import Rules, TargetGroup
@@ -25,6 +26,9 @@ REPLICAS: Final = 3
 NODES: Final = 2
 LOOK: Final = 0.05
 """Seconds of this machine between two observations of the routing."""
+
+SHOWN: Final = 50
+"""The first failures, which are kept with details; of the others only counts are kept."""
 
 THREADS: Final = 128
 """More than there are checks at once: the checks of a hanging pod wait."""
@@ -47,6 +51,22 @@ class Member:
     caller: Caller
     out_after: float = 0.0
     left_out: float = 0.0
+
+    def result(self, began: float) -> dict[str, Any]:
+        """Return the result of a run that began at this time."""
+        outcomes = self.caller.outcomes
+        failed = [o for o in outcomes if o.result != "OK"]
+        moments = [(round((o.at - began) * SCALE, 2), o.result, o.stream) for o in failed]
+        return {
+            "calls": sum(not o.stream for o in outcomes),
+            "failed": sum(not o.stream for o in failed),
+            "streams": sum(o.stream for o in outcomes),
+            "streams_failed": sum(o.stream for o in failed),
+            "results": dict(Counter(o.result for o in failed)),
+            "out_after": round(self.out_after, 1),
+            "left_out_seconds": round(self.left_out, 1),
+            "failures": moments[:SHOWN],
+        }
 
 
 class Fleet:
@@ -156,7 +176,6 @@ class Fleet:
         finally:
             for end in self._ends:
                 end.cancel()
-            await asyncio.gather(*(member.caller.finish() for member in self.members))
             await asyncio.gather(*(pod.kill() for pod in self.pods))
             await service.stop(None)
 

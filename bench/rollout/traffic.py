@@ -81,35 +81,21 @@ class Caller:
         self._port = port
         self._random = Random(seed)
         self._channels: dict[tuple[int, str], grpc.aio.Channel] = {}
-        self._calls: set[asyncio.Task[None]] = set()
-        self._finished = False
 
     async def run(self) -> None:
-        """Call until cancelled."""
+        """Call until cancelled; calls that are open then have no outcome."""
         loop = asyncio.get_running_loop()
         due = next_stream = loop.time()
-        while True:
-            await asyncio.sleep(due - loop.time())
-            seconds = SHORTEST * (LONGEST / SHORTEST) ** self._random.random()
-            self._begin(seconds, stream=False)
-            if due >= next_stream:
-                next_stream += STREAM_EVERY
-                self._begin(self._random.uniform(*STREAM_SECONDS), stream=True)
-            due += self._random.uniform(0.5, 1.5) / RATE
-
-    async def finish(self) -> None:
-        """Wait for the open unary calls, and end the streams, without an outcome."""
-        await asyncio.sleep(LONGEST)
-        self._finished = True
-        for call in self._calls:
-            call.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
-
-    def _begin(self, seconds: float, *, stream: bool) -> None:
-        call = asyncio.create_task(self.call(seconds, stream=stream))
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
+        async with asyncio.TaskGroup() as calls:
+            while True:
+                await asyncio.sleep(due - loop.time())
+                seconds = SHORTEST * (LONGEST / SHORTEST) ** self._random.random()
+                calls.create_task(self.call(seconds, stream=False))
+                if due >= next_stream:
+                    next_stream += STREAM_EVERY
+                    seconds = self._random.uniform(*STREAM_SECONDS)
+                    calls.create_task(self.call(seconds, stream=True))
+                due += self._random.uniform(0.5, 1.5) / RATE
 
     async def call(self, seconds: float, *, stream: bool) -> None:
         """Make a call, which the service answers for a number of seconds.
@@ -135,7 +121,7 @@ class Caller:
             async for _ in call:
                 pass
         except (grpc.RpcError, asyncio.CancelledError):  # the second if the node ends the call
-            if self._finished:
+            if (task := asyncio.current_task()) and task.cancelling():
                 raise
         finally:
             target.calls.discard(call)
