@@ -181,7 +181,9 @@ async def test_requests_take_turns() -> None:
 @in_virtual_time
 async def test_a_target_is_ready_when_every_node_has_it_as_healthy() -> None:
     """A readiness gate waits for all nodes, and a deregistration takes the target from all."""
-    group = await checked_group("p", nodes=2)
+    group = Group("p", nodes=2)
+    assert not group.is_healthy("p")
+    await asyncio.sleep(10.1)
     assert group.is_healthy("p")
     group.nodes[1].targets["p"].health = Health.UNHEALTHY
     assert not group.is_healthy("p")
