@@ -215,7 +215,5 @@ class TargetGroup:
 
         An assumption: the API has one state, and AWS does not document of which node.
         """
-        return all(
-            address in node.targets and node.targets[address].health is Health.HEALTHY
-            for node in self.nodes
-        )
+        targets = [node.targets.get(address) for node in self.nodes]
+        return all(target and target.health is Health.HEALTHY for target in targets)

@@ -7,7 +7,6 @@ other sidecars.
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,7 +61,6 @@ class Member:
             "failed": sum(not o.stream for o in failed),
             "streams": sum(o.stream for o in outcomes),
             "streams_failed": sum(o.stream for o in failed),
-            "results": dict(Counter(o.result for o in failed)),
             "out_after": round(self.out_after, 1),
             "left_out_seconds": round(self.left_out, 1),
             "failures": moments[:SHOWN],
@@ -83,7 +81,6 @@ class Fleet:
         self.members: list[Member] = []
         self.missing: set[str] = set()
         self.longest_pause = 0.0
-        self.began = 0.0
         self._recipe = recipe
         self._seed = seed
         system = Random()
@@ -109,14 +106,8 @@ class Fleet:
     async def add_pod(self, configured_after: float = numbers.ENVOY_START) -> Pod:
         """Start a pod and wait until it has its configuration."""
         number = len(self.pods) + 1
-        pod = Pod(
-            f"{self._network}.{number}",
-            self._service,
-            self._kinds,
-            self._recipe,
-            Random(f"{self._seed}, pod {number}"),
-            self.missing,
-        )
+        host, random = f"{self._network}.{number}", Random(f"{self._seed}, pod {number}")
+        pod = Pod(host, self._service, self._kinds, self._recipe, random, self.missing)
         self.pods.append(pod)
         await pod.start(configured_after)
         return pod
@@ -156,8 +147,8 @@ class Fleet:
 
     # ---- a run ----------------------------------------------------------------------------------
 
-    async def run(self, event: Callable[["Fleet"], Awaitable[None]]) -> None:
-        """Run an event, with the service, the pods, the controllers, the clients, the observer."""
+    async def run(self, event: Callable[["Fleet"], Awaitable[None]]) -> float:
+        """Run an event with all that it needs; return the loop's time when the event began."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         service, self._service = await start_service()
         try:
@@ -169,15 +160,14 @@ class Fleet:
                 tasks += [group.create_task(member.caller.run()) for member in self.members]
                 tasks.append(group.create_task(self._observe()))
                 await asyncio.sleep(Random(self._seed).uniform(0, numbers.INTERVAL / SCALE))
-                self.began = asyncio.get_running_loop().time()
+                began = asyncio.get_running_loop().time()
                 await event(self)
                 for task in tasks:
                     task.cancel()
         finally:
-            for end in self._ends:
-                end.cancel()
             await asyncio.gather(*(pod.kill() for pod in self.pods))
             await service.stop(None)
+        return began
 
     async def _control(self, member: Member) -> None:
         """Act as the load balancer's controller: register the pods whose containers are ready."""

@@ -1,7 +1,6 @@
 """A gateway pod: a real Envoy, a stand-in for pilot-agent, and the bridges as native sidecars."""
 
 import asyncio
-import contextlib
 import json
 import signal
 import subprocess
@@ -163,8 +162,7 @@ class Pod:
         """
         await asyncio.sleep(prestop / SCALE)
         self.sicken()
-        with contextlib.suppress(OSError):
-            await self._tell_envoy("/drain_listeners?graceful")
+        await self._tell_envoy("/drain_listeners?graceful")
         await asyncio.sleep(drain / SCALE)
         await self.kill()
 

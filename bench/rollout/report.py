@@ -30,13 +30,11 @@ NOT_ASKED: Final = "\u2013"
 
 
 def write(runs: list[Run]) -> None:
-    """Write the results, with those of earlier runs that were not made again, and the page."""
+    """Write the results, with earlier ones of runs that were not made again, and the page."""
     made = {(run["event"], run["seed"]): run for run in (*json.loads(RESULTS.read_text()), *runs)}
-    order = [(event.name, seed) for event in EVENTS for seed in range(1, SEEDS + 1)]
-    kept = [made[key] for key in order if key in made]
-    lines = ",\n".join(json.dumps(run) for run in kept)
+    lines = ",\n".join(json.dumps(run) for run in made.values())
     RESULTS.write_text(f"[\n{lines}\n]\n")
-    PAGE.write_text(filled(PAGE.read_text(), kept))
+    PAGE.write_text(filled(PAGE.read_text(), list(made.values())))
 
 
 def filled(page: str, runs: list[Run]) -> str:
@@ -110,7 +108,7 @@ def broken(runs: list[Run]) -> list[str]:
                 found.append(f"{where}: no verdict, this machine paused for {pause} ms")
                 continue
             if event.planned and ghealth["failed"]:
-                found.append(f"{where}: {ghealth['failed']} calls failed: {ghealth['results']}")
+                found.append(f"{where}: {ghealth['failed']} calls failed: {ghealth['failures']}")
             # The delay of the observation, and of everything else on this machine.
             bound = BOUND + (2 * LOOK + pause / 1000) * SCALE
             if event.bounded and ghealth["out_after"] > bound:

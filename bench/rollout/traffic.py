@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import grpc
 
-from bench.rollout.alb import Node, Target, TargetGroup
+from bench.rollout.alb import Target, TargetGroup
 from bench.rollout.numbers import SCALE, TRAFFIC
 
 RATE: Final = 15.0
@@ -17,9 +17,8 @@ RATE: Final = 15.0
 SHORTEST, LONGEST = 0.001, 0.5
 """Seconds that a unary call takes, not scaled: up to 2.5 of the cluster's."""
 
-STREAM_EVERY: Final = 1.5
+STREAM_EVERY, MESSAGES_EVERY = 1.5, 0.5
 STREAM_SECONDS: Final = (2.0, 16.0)
-MESSAGES_EVERY: Final = 0.5
 
 DEADLINE: Final = 15.0
 """The cluster's seconds that a client waits beyond what its call takes."""
@@ -80,7 +79,7 @@ class Caller:
         self._group = group
         self._port = port
         self._random = Random(seed)
-        self._channels: dict[tuple[int, str], grpc.aio.Channel] = {}
+        self._channels: dict[Target, grpc.aio.Channel] = {}
 
     async def run(self) -> None:
         """Call until cancelled; calls that are open then have no outcome."""
@@ -104,17 +103,15 @@ class Caller:
         with a request outstanding.
         """
         at = asyncio.get_running_loop().time()
-        node = self._group.node()
-        target = node.pick()
-        result = await self._forward(node, target, seconds) if target else "503"
+        target = self._group.node().pick()
+        result = await self._forward(target, seconds) if target else "503"
         self.outcomes.append(Outcome(at, stream, result))
 
-    async def _forward(self, node: Node, target: Target, seconds: float) -> str:
-        key = (id(node), target.address)
-        if key not in self._channels:
+    async def _forward(self, target: Target, seconds: float) -> str:
+        if target not in self._channels:
             address = f"{target.address}:{self._port}"
-            self._channels[key] = grpc.aio.insecure_channel(address, OPTIONS)
-        method: Any = self._channels[key].unary_stream("/echo.Echo/Call")
+            self._channels[target] = grpc.aio.insecure_channel(address, OPTIONS)
+        method: Any = self._channels[target].unary_stream("/echo.Echo/Call")
         call = method(f"{seconds}".encode(), timeout=seconds + DEADLINE / SCALE)
         target.calls.add(call)
         try:
