@@ -14,7 +14,7 @@ from bench.rollout import numbers
 from bench.rollout.asking import http_status, is_ready
 from bench.rollout.contenders import BRIDGES, GHEALTH
 from bench.rollout.numbers import ENVOY_ADMIN, READINESS, SCALE, TRAFFIC
-from tests.support.gateway import READY, SICK, Agent, Gateway, envoy_config, listens, wait_until
+from tests.support.gateway import READY, SICK, Agent, Gateway, envoy_config, listens
 from tests.support.processes import environment
 
 READINESS_URL: Final = "http://localhost:15021/healthz/ready"
@@ -122,7 +122,8 @@ class Pod:
         self._agent.__enter__()
         self._start_bridges()
         ports = [BRIDGES[kind] for kind in self._bridges]
-        await asyncio.to_thread(wait_until, lambda: all(listens(port, self.host) for port in ports))
+        while not all(listens(port, self.host) for port in ports):
+            await asyncio.sleep(0.02)
         await asyncio.sleep(numbers.SIDECAR_START / SCALE)
         self._tasks = [asyncio.create_task(self._probe()), asyncio.create_task(self._restart())]
         await asyncio.sleep(configured_after / SCALE)
