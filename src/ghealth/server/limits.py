@@ -51,8 +51,9 @@ OPTIONS: Final = (
     # ALB's: at most 300 s), so that Envoy can reuse its connection. An open Watch is a call.
     ("grpc.max_connection_idle_ms", 600_000),
     # Finds watchers that no longer exist after time + timeout; TCP would need more than two hours.
+    # gRPC ignores `grpc.keepalive_timeout_ms` silently, and would wait 60 s.
     ("grpc.keepalive_time_ms", 45_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # Minimum interval of a client's pings. grpc-go's clients use 10 s with jitter, so it is well
     # below 10 s. gRPC ignores `grpc.http2.min_recv_ping_interval_without_data_ms` silently.
