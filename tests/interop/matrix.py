@@ -1,435 +1,258 @@
-"""Run `ghealth check` and the real grpc-health-probe over one matrix, and compare exit codes."""
+"""Run `ghealth check` and the real grpc-health-probe over one matrix, and compare exit codes.
 
+A case is a command line. The words with a dollar sign are the servers and the files of the run.
+"""
+
+import asyncio
 import datetime as dt
-import itertools
 import shlex
-import socket
 import ssl
-import subprocess
 import sys
-import tempfile
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from asyncio.subprocess import DEVNULL
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from contextlib import AsyncExitStack
+from itertools import product
+from string import Template
+from typing import Any
 
 import grpc
+import pytest
 import trustme
 from grpc_health.v1 import health_pb2
 
 from ghealth.health import REASON_KEY
-from tests.interop.tools import ENVIRONMENT, GHEALTH, GO_PROGRAMS, BuildError, build_probe
-from tests.support import interrupt
+from tests.interop.tools import ENVIRONMENT, build
+from tests.support.peers import is_silent, nobody, says, target
 
-AT_ONCE: Final = 12
+AT_ONCE = 12
 """Cases at a time: most of them wait for a timeout."""
 
-TIMEOUT: Final = 60.0
+TIMEOUT = 60.0
 """Seconds within which each run must end."""
 
-WITH_REASON: Final = "UNAVAILABLE with ghealth's reason: 4, there 3"
-PLAIN_SECONDS: Final = "plain seconds in a duration, there 1"
-HELP: Final = "-h: 0, there 1"
-
-_OTHER_NAME: Final = "other.example"
-_TIMEOUT: Final = "1s"
-_RETRY_TIMEOUT: Final = "5s"
-"""Timeout for a repeated case in which the programs differed, perhaps on a busy machine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One run of both programs.
-
-    Args:
-        name: Its name in the output.
-        arguments: The command line.
-        difference: The documented difference, with the exit codes there and here; otherwise both
-            must end with the same code.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    difference: tuple[str, int, int] | None = None
-
-    def is_passed(self, codes: tuple[int, int]) -> bool:
-        """Return whether these exit codes are the expected ones."""
-        there, _ = codes
-        return codes == ((there, there) if self.difference is None else self.difference[1:])
-
-
-@dataclass(frozen=True, slots=True)
-class Servers:
-    """The addresses of all servers, by name, and the files for TLS.
-
-    Args:
-        addresses: The addresses.
-        folder: Where the files are.
-    """
-
-    addresses: dict[str, str] = field(default_factory=dict)
-    folder: Path = Path()
-
-    def file(self, name: str) -> str:
-        """Return a file's path."""
-        return str(self.folder / name)
-
-
-def main() -> int:
-    """Run the matrix and return the exit code."""
-    try:
-        build_probe()
-    except (BuildError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    with running() as servers, ThreadPoolExecutor(AT_ONCE) as pool:
-        cases = [*tls_cases(servers), *state_cases(servers), *argument_cases(servers)]
-        outcomes = list(pool.map(compared, cases))
-        for number, case in enumerate(cases):
-            if not case.is_passed(outcomes[number]):
-                outcomes[number] = compared(case, _RETRY_TIMEOUT)
-    documented: Counter[str] = Counter()
-    codes: Counter[int] = Counter()
-    failed = 0
-    for case, (there, here) in zip(cases, outcomes, strict=True):
-        codes[there] += 1
-        if not case.is_passed((there, here)):
-            failed += 1
-            print(f"{case.name}: {here}, there {there}: {' '.join(case.arguments)}")
-        elif case.difference is not None:
-            documented[case.difference[0]] += 1
-    for code, count in sorted(codes.items()):
-        print(f"exit code {code} of grpc-health-probe: {count} cases")
-    for difference, count in documented.items():
-        print(f"documented difference in {count} cases: {difference}")
-    print(f"{len(cases) - failed} passed, {failed} failed")
-    return 1 if failed else 0
-
-
-def compared(case: Case, timeout: str = _TIMEOUT) -> tuple[int, int]:
-    """Run both programs and return their exit codes, grpc-health-probe's first.
-
-    Args:
-        case: The case; its own flags overrule the timeout.
-        timeout: For both timeouts.
-    """
-    commands = ([GO_PROGRAMS / "grpc-health-probe"], [GHEALTH, "check"])
-    timeouts = (f"-connect-timeout={timeout}", f"-rpc-timeout={timeout}")
-    there, here = (
-        subprocess.run(
-            [*command, *timeouts, *case.arguments],
-            env=ENVIRONMENT,
-            capture_output=True,
-            timeout=TIMEOUT,
-            check=False,
-        ).returncode
-        for command in commands
-    )
-    return there, here
-
-
-def client_modes(servers: Servers) -> dict[str, tuple[str, ...]]:
-    """Return the ways in which a client uses TLS."""
-    authority = f"-tls-ca-cert={servers.file('ca.pem')}"
-    pair = (
-        f"-tls-client-cert={servers.file('client.pem')}",
-        f"-tls-client-key={servers.file('client.key')}",
-    )
-    return {
-        "plaintext": (),
-        "TLS, the system's authorities": ("-tls",),
-        "TLS": ("-tls", authority),
-        "TLS, no verification": ("-tls", "-tls-no-verify"),
-        "TLS, server name": ("-tls", authority, "-tls-server-name=localhost"),
-        "TLS, other server name": ("-tls", authority, f"-tls-server-name={_OTHER_NAME}"),
-        "TLS, client pair": ("-tls", authority, *pair),
-        "TLS, client pair, no verification": ("-tls", "-tls-no-verify", *pair),
-    }
-
-
-def tls_cases(servers: Servers) -> Iterator[Case]:
-    """Every server by every way to use TLS."""
-    for (mode, arguments), (server, addr) in itertools.product(
-        client_modes(servers).items(), servers.addresses.items()
-    ):
-        yield Case(f"{server} by {mode}", (f"-addr={addr}", *arguments))
-
-
-def state_cases(servers: Servers) -> Iterator[Case]:
-    """Every state of a service over every transport that connects, and by the request's flags."""
-    modes = client_modes(servers)
-    plain = (f"-addr={servers.addresses['plaintext']}",)
-    unverified = (
-        f"-addr={servers.addresses['expired']}",
-        *modes["TLS, no verification"],
-    )
-    transports = {
-        "plaintext": plain,
-        "unix": (f"-addr={servers.addresses['unix']}",),
-        "TLS": (f"-addr={servers.addresses['TLS']}", *modes["TLS"]),
-        "TLS, no verification": unverified,
-        "mTLS": (f"-addr={servers.addresses['mTLS']}", *modes["TLS, client pair"]),
-        "gzip": (*plain, "-gzip"),
-        "gzip, no verification": (*unverified, "-gzip"),
-        "header": (*plain, "-rpc-header=a: b", "-rpc-header", "c-bin:d"),
-        "header, no verification": (*unverified, "-rpc-header=a: b", "-rpc-header", "c-bin:d"),
-        "user agent, verbose": (*plain, "-user-agent=me", "-v"),
-        "two dashes": (f"--addr={servers.addresses['plaintext']}", "--rpc-timeout", "2s"),
-    }
-    for (name, arguments), state in itertools.product(transports.items(), STATES):
-        difference = (WITH_REASON, 3, 4) if state == "reason" else None
-        yield Case(f"{state or 'serving'} by {name}", (*arguments, f"-service={state}"), difference)
-
-
-def argument_cases(servers: Servers) -> Iterator[Case]:
-    """Command lines: syntax, durations, addresses, headers and flags that depend on others."""
-    serving = f"-addr={servers.addresses['plaintext']}"
-    port = serving.rpartition(":")[2]
-    words = {
-        "SERVING": serving,
-        "SECURE": f"-addr={servers.addresses['TLS']} -tls",
-        "CA ": f"-tls-ca-cert={servers.file('ca.pem')} ",
-        "CERT": servers.file("client.pem"),
-        "KEY": servers.file("client.key"),
-        "EMPTY": servers.file("empty"),
-    }
-    for arguments in (
-        *_command_lines(_SYNTAX, words),
-        *([f"-addr={addr.replace('PORT', port)}"] for addr in _ADDRESSES),
-        *([serving, f"-rpc-header={header}"] for header in _HEADERS),
-        *([serving, f"-{flag}={text}"] for flag in _TIMEOUT_FLAGS for text in _DURATIONS),
-        *_command_lines(_TLS_MISTAKES, words),
-    ):
-        yield Case("arguments", tuple(arguments))
-    for flag in _TIMEOUT_FLAGS:
-        yield Case("arguments", (serving, f"-{flag}=2"), (PLAIN_SECONDS, 1, 0))
-    for flag in ("-h", "--help", "-help"):
-        yield Case("arguments", (flag,), (HELP, 1, 0))
-
-
-_TIMEOUT_FLAGS: Final = ("connect-timeout", "rpc-timeout")
-_DURATIONS: Final = (
-    *("2s", "+2s", "2000ms", "0.5m", "1m1s", "2.s", "99999h", "2000000us", "2000000µs"),
-    *("", "x", "0", "0s", "-1s", "1 s", "s", "1d", "+-1s", "9999999h", "0.1ns"),
+SERVERS = (
+    *("plaintext", "unix", "without_health", "tls", "expired", "foreign", "wrong_name"),
+    *("name_only_in_the_subject", "mtls", "mtls_foreign_clients"),
+    *("refused", "silent", "http1", "tls_without_alpn"),
 )
-_HEADERS: Final = (
+CLIENTS = (
+    *("", "-tls", "-tls $ca", "-tls -tls-no-verify", "-tls $ca -tls-server-name=localhost"),
+    *("-tls $ca -tls-server-name=other.example", "-tls $ca $pair", "-tls -tls-no-verify $pair"),
+)
+"""The ways in which a client uses TLS."""
+
+METADATA = "-rpc-header='a: b' -rpc-header c-bin:d"
+TRANSPORTS = (
+    *("$serving", "-addr=$unix", "$secure $ca", "$unverified", "-addr=$mtls -tls $ca $pair"),
+    *("$serving -gzip", "$unverified -gzip", f"$serving {METADATA}", f"$unverified {METADATA}"),
+    *("$serving -user-agent=me -v", "--addr=$plaintext --rpc-timeout 2s"),
+)
+"""Every transport that connects, and the flags of the request."""
+
+STATES = {
+    "": b"\x08\x01",
+    "not serving": b"\x08\x02",
+    "status unknown": b"",
+    "status 99": b"\x08\x63",
+    "malformed": b"\xff",
+    "not found": grpc.StatusCode.NOT_FOUND,
+    "unimplemented": grpc.StatusCode.UNIMPLEMENTED,
+    "unavailable": grpc.StatusCode.UNAVAILABLE,
+    "internal": grpc.StatusCode.INTERNAL,
+    "hang": None,
+}
+"""The answer to a Check by the service's name: a message, a code or none."""
+
+SYNTAX = """
+    -version; --version; -version=true -rpc-timeout=0; -version -rpc-timeout=x; -version=maybe
+    -version -other; -addr=; -addr ''; -addr; -other; -other=a $serving; -addr=127.0.0.1:1 $serving
+    $serving -service; $serving -service -v; $serving -service=a=b; $serving -service=\udcff
+    $serving '-service=not serving' -service=; $serving -v=true; $serving -v=maybe
+    $serving -v false -other; $serving a -other; $serving - -other; $serving -- -other
+    $serving '' -other; -$serving ---v; $serving -=a; $serving -tls=false; $serving -tls=F
+    $serving -tls -tls=0; $serving -tls=true -connect-timeout=500ms
+    $serving -tls false -connect-timeout=500ms; $serving -gzip=1; $serving -gzip=yes
+    $serving -user-agent=; $serving -user-agent 'a b'; $serving -user-agent=é
+    $serving -tls-no-verify; $serving -tls-no-verify=false; $serving -tls-ca-cert=$cert
+    $serving -tls-ca-cert=; $serving -tls-client-cert=$cert; $serving -tls-client-key=$key
+    $serving $pair; $serving -tls-server-name=a; $secure $ca -tls-client-cert=$cert
+    $secure $ca -tls-client-key=$key; $secure $ca -tls-no-verify
+    $secure -tls-no-verify -tls-server-name=a; $secure $ca -tls-ca-cert=
+    $secure $ca -tls-ca-cert=/nonexistent; $secure $ca -tls-ca-cert=$empty
+    $secure $ca -tls-ca-cert=$key; $secure $ca -tls-client-cert=$cert -tls-client-key=/nonexistent
+    $secure $ca -tls-client-cert=$cert -tls-client-key=$empty
+    $secure $ca -tls-client-cert=$key -tls-client-key=$key
+"""
+ADDRESSES = (
+    *(":$port", "0.0.0.0:$port", "[::]:$port", "'127.0.0.1:$port '", "[127.0.0.1]:$port"),
+    *("dns:///localhost:$port", "passthrough:///127.0.0.1:$port", "127.0.0.1", "localhost"),
+    *("127.0.0.1:0", "127.0.0.1:x", "127.0.0.1:99999", "::1:1", "ghealth.invalid:$port", "a..b:1"),
+    *("unix:/nonexistent", "unix:", f"unix:/{'a' * 200}", "unix-abstract:ghealth-nobody"),
+)
+HEADERS = (
     *("a: b", "a:b:c", "A: b", "a:", "te: x", ":path: /x", "content-type: x", "user-agent: x"),
     *("a", "", ": b", "a b: c", "é: b", "a: é", "a: b\tc", "a: b\nc", "x-bin: é"),
     *("grpc-timeout: 1", "grpc-status: x", "grpc-encoding: x", "host: x", "grpc-foo: x"),
 )
-
-
-_SYNTAX: Final = """
-    -version; --version; -version=true -rpc-timeout=0; -version -rpc-timeout=x; -version=maybe
-    -version -other; -addr=; -addr ''; -addr; -other; -other=a SERVING; -addr=127.0.0.1:1 SERVING
-    SERVING -service; SERVING -service -v; SERVING -service=a=b; SERVING -service=\udcff
-    SERVING '-service=not serving' -service=; SERVING -v=true; SERVING -v=maybe
-    SERVING -v false -other; SERVING a -other; SERVING - -other; SERVING -- -other
-    SERVING '' -other; -SERVING ---v; SERVING -=a; SERVING -tls=false; SERVING -tls=F
-    SERVING -tls -tls=0; SERVING -tls=true -connect-timeout=500ms
-    SERVING -tls false -connect-timeout=500ms; SERVING -gzip=1; SERVING -gzip=yes
-    SERVING -user-agent=; SERVING -user-agent 'a b'; SERVING -user-agent=é
-"""
-_TLS_MISTAKES: Final = """
-    SERVING -tls-no-verify; SERVING -tls-no-verify=false; SERVING -tls-ca-cert=CERT
-    SERVING -tls-ca-cert=; SERVING -tls-client-cert=CERT; SERVING -tls-client-key=KEY
-    SERVING -tls-client-cert=CERT -tls-client-key=KEY; SERVING -tls-server-name=a
-    SECURE CA -tls-client-cert=CERT; SECURE CA -tls-client-key=KEY; SECURE CA -tls-no-verify
-    SECURE -tls-no-verify -tls-server-name=a; SECURE CA -tls-ca-cert=
-    SECURE CA -tls-ca-cert=/nonexistent; SECURE CA -tls-ca-cert=EMPTY; SECURE CA -tls-ca-cert=KEY
-    SECURE CA -tls-client-cert=CERT -tls-client-key=/nonexistent
-    SECURE CA -tls-client-cert=CERT -tls-client-key=EMPTY
-    SECURE CA -tls-client-cert=KEY -tls-client-key=KEY
-"""
-"""Command lines; the words in capitals are replaced."""
-
-
-def _command_lines(text: str, words: Mapping[str, str]) -> Iterator[list[str]]:
-    for name, word in words.items():
-        text = text.replace(name, word)
-    for line in text.strip().splitlines():
-        yield from map(shlex.split, line.split(";"))
-
-
-_ADDRESSES: Final = (
-    *(
-        "localhost:PORT",
-        ":PORT",
-        "0.0.0.0:PORT",
-        "[::]:PORT",
-        "127.0.0.1:PORT ",
-        "[127.0.0.1]:PORT",
-    ),
-    *("dns:///localhost:PORT", "passthrough:///127.0.0.1:PORT", "127.0.0.1", "localhost"),
-    *("127.0.0.1:0", "127.0.0.1:x", "127.0.0.1:99999", "::1:1", "ghealth.invalid:PORT", "a..b:1"),
-    *("unix:/nonexistent", "unix:", f"unix:/{'a' * 200}", "unix-abstract:ghealth-nobody"),
+TIMEOUTS = ("-connect-timeout", "-rpc-timeout")
+DURATIONS = (
+    *("2s", "+2s", "2000ms", "0.5m", "1m1s", "2.s", "99999h", "2000000us", "2000000µs"),
+    *("", "x", "0", "0s", "-1s", "1 s", "s", "1d", "+-1s", "9999999h", "0.1ns"),
 )
+SAME = (
+    *(f"-addr=${server} {client}" for client, server in product(CLIENTS, SERVERS)),
+    *(f"{transport} -service='{state}'" for transport, state in product(TRANSPORTS, STATES)),
+    *SYNTAX.replace("\n", ";").split(";")[1:-1],
+    *(f"-addr={address}" for address in ADDRESSES),
+    *(f"$serving -rpc-header={shlex.quote(header)}" for header in HEADERS),
+    *(f"$serving {flag}={shlex.quote(text)}" for flag, text in product(TIMEOUTS, DURATIONS)),
+)
+REASON = "reason"
+"""The service whose code is UNAVAILABLE, with ghealth's reason."""
+
+DIFFERENT = {
+    **{f"{transport} -service={REASON}": (3, 4) for transport in TRANSPORTS},
+    **{f"$serving {flag}=2": (1, 0) for flag in TIMEOUTS},
+    **dict.fromkeys(("-h", "-help", "--help"), (1, 0)),
+}
+"""The documented differences: the exit codes there and here."""
+
+Outcomes = Mapping[str, Awaitable[tuple[int, int]]]
+"""The exit codes of grpc-health-probe and `ghealth check`, by case."""
 
 
-def _serves(status: int) -> bytes:
-    message: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
+async def check(request: Any, context: Any) -> bytes:
+    """Answer a Check."""
+    answer: Any = STATES.get(request.service, grpc.StatusCode.NOT_FOUND)
+    if request.service == REASON:
+        context.set_trailing_metadata(((REASON_KEY, "gateway answered 503"),))
+        answer = grpc.StatusCode.UNAVAILABLE
+    if answer is None:
+        await asyncio.Event().wait()
+    if isinstance(answer, grpc.StatusCode):
+        await context.abort(answer, "gateway answered 503")
+    message: bytes = answer
     return message
 
 
-def _fails(code: grpc.StatusCode, details: str = "") -> Callable[[Any], bytes]:
-    def fail(context: Any) -> bytes:
-        context.abort(code, details)
-        raise AssertionError
-
-    return fail
-
-
-def _fails_with_reason(context: Any) -> bytes:
-    context.set_trailing_metadata(((REASON_KEY, "gateway answered 503"),))
-    return _fails(grpc.StatusCode.UNAVAILABLE, "gateway answered 503")(context)
-
-
-def _hangs(context: Any) -> bytes:
-    gone = threading.Event()
-    if context.add_callback(gone.set):
-        gone.wait(TIMEOUT)
-    return b""
-
-
-STATES: Final[dict[str, Callable[[Any], bytes]]] = {
-    "": lambda _: _serves(1),
-    "not serving": lambda _: _serves(2),
-    "status unknown": lambda _: _serves(0),
-    "status 99": lambda _: _serves(99),
-    "malformed": lambda _: b"\xff",
-    "not found": _fails(grpc.StatusCode.NOT_FOUND, "unknown service"),
-    "unimplemented": _fails(grpc.StatusCode.UNIMPLEMENTED),
-    "unavailable": _fails(grpc.StatusCode.UNAVAILABLE, "gateway answered 503"),
-    "reason": _fails_with_reason,
-    "internal": _fails(grpc.StatusCode.INTERNAL),
-    "hang": _hangs,
-}
-"""The answer to a Check, by the service's name."""
-
-
-def _check(request: Any, context: Any) -> bytes:
-    state = STATES.get(request.service, STATES["not found"])
-    return state(context)
-
-
-@contextmanager
-def running() -> Iterator[Servers]:
-    """Run all servers."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        servers = Servers(folder=folder)
-        own, foreign = trustme.CA(), trustme.CA()
-        past = dt.datetime(2001, 1, 1, tzinfo=dt.UTC)
-        leaf, client = own.issue_cert("localhost"), own.issue_cert("client")
-        own.cert_pem.write_to_path(servers.file("ca.pem"))
-        client.cert_chain_pems[0].write_to_path(servers.file("client.pem"))
-        client.private_key_pem.write_to_path(servers.file("client.key"))
-        (folder / "empty").touch()
-
-        def serve(name: str, credentials: Any = None, *, implemented: bool = True) -> None:
-            server = grpc.server(
-                ThreadPoolExecutor(AT_ONCE * 2), options=[("grpc.so_reuseport", 0)]
-            )
-            if implemented:
-                server.add_generic_rpc_handlers((_HANDLERS,))
-            if name == "unix":
-                address = f"unix:{servers.file('health.sock')}"
-                server.add_insecure_port(address)
-            else:
-                add = server.add_secure_port if credentials else server.add_insecure_port
-                port = add("127.0.0.1:0", *([credentials] if credentials else []))
-                address = f"localhost:{port}"
-            server.start()
-            stack.callback(lambda: server.stop(None).wait())
-            servers.addresses[name] = address
-
-        serve("plaintext")
-        serve("unix")
-        serve("without Health", implemented=False)
-        serve("TLS", _credentials(leaf))
-        serve("expired", _credentials(own.issue_cert("localhost", not_after=past)))
-        serve("foreign", _credentials(foreign.issue_cert("localhost")))
-        serve("wrong name", _credentials(own.issue_cert(_OTHER_NAME)))
-        serve("name only in the subject", _credentials(own.issue_cert(common_name="localhost")))
-        serve("mTLS", _credentials(leaf, clients=own))
-        serve("mTLS, foreign clients", _credentials(leaf, clients=foreign))
-        for name, behave in {
-            "refused": None,
-            "silent": _is_silent,
-            "HTTP/1.1": _speaks_http1,
-            "TLS without ALPN": _tls_without_alpn(leaf),
-        }.items():
-            servers.addresses[name] = stack.enter_context(_listening(behave))
-        yield servers
-
-
-_HANDLERS: Final = grpc.method_handlers_generic_handler(
-    "grpc.health.v1.Health",
-    {
-        "Check": grpc.unary_unary_rpc_method_handler(
-            _check, request_deserializer=health_pb2.HealthCheckRequest.FromString
-        )
-    },
-)
-
-
-def _credentials(leaf: trustme.LeafCert, clients: trustme.CA | None = None) -> Any:
-    chain = b"".join(part.bytes() for part in leaf.cert_chain_pems)
+def credentials(leaf: trustme.LeafCert, clients: trustme.CA | None = None) -> Any:
+    """Make a server's credentials, which may demand a client's certificate."""
     return grpc.ssl_server_credentials(
-        [(leaf.private_key_pem.bytes(), chain)],
+        [(leaf.private_key_pem.bytes(), leaf.cert_chain_pems[0].bytes())],
         root_certificates=clients.cert_pem.bytes() if clients else None,
         require_client_auth=clients is not None,
     )
 
 
-@contextmanager
-def _listening(behave: Callable[[socket.socket], None] | None) -> Iterator[str]:
-    """Hold a port, and let a thread handle each connection."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        if behave is not None:
-            listener.listen()
-            threading.Thread(target=_accept, args=(listener, behave), daemon=True).start()
-        yield f"localhost:{listener.getsockname()[1]}"
+METHOD: Any = grpc.unary_unary_rpc_method_handler(check, health_pb2.HealthCheckRequest.FromString)
+HEALTH = grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": METHOD})
 
 
-def _accept(listener: socket.socket, behave: Callable[[socket.socket], None]) -> None:
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        threading.Thread(target=behave, args=(connection,), daemon=True).start()
+@pytest.fixture(scope="module")
+async def words(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[dict[str, str], None]:
+    """Run the servers; yield the words that stand for them and for the files."""
+    folder = tmp_path_factory.mktemp("matrix")
+    own, foreign = trustme.CA(), trustme.CA()
+    leaf, client = own.issue_cert("localhost"), own.issue_cert("client")
+    past = dt.datetime(2001, 1, 1, tzinfo=dt.UTC)
+    files = {
+        "authority": own.cert_pem.bytes(),
+        "cert": client.cert_chain_pems[0].bytes(),
+        "key": client.private_key_pem.bytes(),
+        "empty": b"",
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    secure = {
+        "tls": credentials(leaf),
+        "expired": credentials(own.issue_cert("localhost", not_after=past)),
+        "foreign": credentials(foreign.issue_cert("localhost")),
+        "wrong_name": credentials(own.issue_cert("other.example")),
+        "name_only_in_the_subject": credentials(own.issue_cert(common_name="localhost")),
+        "mtls": credentials(leaf, own),
+        "mtls_foreign_clients": credentials(leaf, foreign),
+    }
+    without_alpn = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf.configure_cert(without_alpn)
+    ports = {}
+    async with AsyncExitStack() as stack:
+        for name in ("plaintext", "without_health", *secure):
+            server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+            if name in secure:
+                ports[name] = server.add_secure_port("127.0.0.1:0", secure[name])
+            else:
+                ports[name] = server.add_insecure_port("127.0.0.1:0")
+            if name == "plaintext":
+                server.add_insecure_port(f"unix:{folder}/socket")
+            if name != "without_health":
+                server.add_generic_rpc_handlers((HEALTH,))
+            await server.start()
+            stack.push_async_callback(server.stop, None)
+        for name, behaviour, tls in (
+            ("silent", is_silent, None),
+            ("http1", says(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"), None),
+            ("tls_without_alpn", is_silent, without_alpn),
+        ):
+            peer = await stack.enter_async_context(target(behaviour, reads=False, tls=tls))
+            ports[name] = peer.port
+        ports["refused"] = stack.enter_context(nobody())
+        found = {name: str(folder / name) for name in files}
+        found |= {name: f"localhost:{port}" for name, port in ports.items()}
+        found |= {
+            "unix": f"unix:{folder}/socket",
+            "port": str(ports["plaintext"]),
+            "serving": f"-addr={found['plaintext']}",
+            "secure": f"-addr={found['tls']} -tls",
+            "unverified": f"-addr={found['expired']} -tls -tls-no-verify",
+            "ca": f"-tls-ca-cert={found['authority']}",
+            "pair": f"-tls-client-cert={found['cert']} -tls-client-key={found['key']}",
+        }
+        yield found
 
 
-def _is_silent(connection: socket.socket) -> None:
-    with connection:
-        while connection.recv(4096):
-            pass
+@pytest.fixture(scope="module")
+async def outcomes(words: dict[str, str]) -> AsyncGenerator[Outcomes, None]:
+    """Run all cases, some at a time."""
+    at_once = asyncio.Semaphore(AT_ONCE)
+    build("github.com/grpc-ecosystem/grpc-health-probe")
+
+    async def exit_code(*command: str) -> int:
+        process = await asyncio.create_subprocess_exec(
+            *command, env=ENVIRONMENT, stdout=DEVNULL, stderr=DEVNULL
+        )
+        async with asyncio.timeout(TIMEOUT):
+            return await process.wait()
+
+    async def run(case: str) -> tuple[int, int]:
+        arguments = shlex.split(Template(case).substitute(words))
+        # The second time only if they differ: the machine may be busy.
+        async with at_once:
+            for seconds in ("1s", "5s"):
+                timeouts = (f"-connect-timeout={seconds}", f"-rpc-timeout={seconds}")
+                there = await exit_code("grpc-health-probe", *timeouts, *arguments)
+                here = await exit_code("ghealth", "check", *timeouts, *arguments)
+                if here == there:
+                    break
+        return there, here
+
+    async with asyncio.TaskGroup() as group:
+        yield {case: group.create_task(run(case)) for case in (*SAME, *DIFFERENT)}
 
 
-def _speaks_http1(connection: socket.socket) -> None:
-    with connection:
-        connection.recv(4096)
-        connection.sendall(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+@pytest.mark.parametrize("case", SAME)
+async def test_both_programs_end_with_the_same_code(outcomes: Outcomes, case: str) -> None:
+    """What grpc-health-probe accepts, finds or refuses has the same exit code."""
+    there, here = await outcomes[case]
+    assert here == there
 
 
-def _tls_without_alpn(leaf: trustme.LeafCert) -> Callable[[socket.socket], None]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    leaf.configure_cert(context)
-
-    def behave(connection: socket.socket) -> None:
-        try:
-            _is_silent(context.wrap_socket(connection, server_side=True))
-        except OSError:
-            connection.close()
-
-    return behave
+@pytest.mark.parametrize(("case", "codes"), DIFFERENT.items())
+async def test_documented_differences(
+    outcomes: Outcomes, case: str, codes: tuple[int, int]
+) -> None:
+    """UNAVAILABLE with a reason is not serving, seconds need no unit, and help is no mistake."""
+    assert await outcomes[case] == codes
 
 
 if __name__ == "__main__":
-    interrupt.run(main)
+    sys.exit(pytest.main([__file__]))

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from tests.interop.callers import CALLERS, FOLLOWERS, LIFE, PATHS, Row
-from tests.interop.stage import STATES
+from tests.interop.callers import CALLERS, FOLLOWERS, LIFE, PATHS, STATES, Caller
 from tests.support.gateway import READY
 
 _BEGIN: Final = "<!-- interop: made by `make interop-table` -->\n"
@@ -20,16 +19,16 @@ def with_tables(text: str) -> str:
         _table("caller, over time", FOLLOWERS, LIFE),
         _table("an ALB's path", PATHS, states),
     )
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    return before + begin + "\n".join(tables) + end + after
+    before, _, rest = text.partition(_BEGIN)
+    return before + _BEGIN + "\n".join(tables) + _END + rest.partition(_END)[2]
 
 
-def _table(title: str, rows: Sequence[Row], columns: Mapping[str, bool]) -> str:
+def _table(title: str, rows: Sequence[Caller[Any]], columns: Mapping[str, bool]) -> str:
     lines = [[title, *columns], ["---"] * (len(columns) + 1)]
     for row in rows:
-        cells = (row.expected(is_ready=is_ready) for is_ready in columns.values())
-        lines.append([row.name, *cells])
+        lines.append(
+            [row.name, *(row.expected(is_ready=is_ready) for is_ready in columns.values())]
+        )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -1,25 +1,56 @@
 """Every kind of caller checks ghealth in every state, and concludes what its row expects."""
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.interop import page
-from tests.interop.asking import TIMEOUT
-from tests.interop.callers import CALLERS, FOLLOWERS, LIFE, PATHS, Caller, Row
-from tests.interop.stage import STATES, Ghealth, stage
-from tests.interop.tools import is_installed
-from tests.support.gateway import READY, SICK, Agent, wait_until
+from tests.interop.asking import CERTIFICATES, HOST, TIMEOUT, Ask
+from tests.interop.callers import CALLERS, FOLLOWERS, LIFE, PATHS, STATES, Caller
+from tests.support import processes
+from tests.support.certificates import CERT, KEY
+from tests.support.gateway import READY, SICK, Agent, Gateway, free_port, gateway, wait_until
+
+SETTINGS = {
+    # Longer than the timeouts of the kubelet and grpc-health-probe, shorter than all others, so
+    # that both answers for a silent gateway occur.
+    "PROBE_TIMEOUT": "1.5",
+    "CACHE_TTL": "0",
+    "WATCH_INTERVAL": "0.1",
+    "DRAIN_DELAY": "600",
+    "TLS_CERT_FILE": str(CERTIFICATES / CERT),
+    "TLS_KEY_FILE": str(CERTIFICATES / KEY),
+}
+
+Start = Callable[[], AbstractContextManager[processes.Server]]
 
 
-def require(row: Row) -> None:
-    """Skip a caller whose tool is missing; with CI=true every tool must be installed."""
-    if not is_installed(row.needs):
-        assert os.environ.get("CI") != "true", f"no {row.needs.value}"
-        pytest.skip(f"no {row.needs.value}")
+def beside(envoy: Gateway) -> tuple[dict[bool, int], Start]:
+    """Choose ports for ghealth, by whether TLS is used, and return what runs it on them."""
+    ports = {False: free_port(), True: free_port()}
+    plain, tls = (f"{HOST}:{port}" for port in ports.values())
+    own = {"LISTEN": plain, "TLS_LISTEN": tls, "PROBE_URL": envoy.url}
+    return ports, partial(processes.server, **own, **SETTINGS)
+
+
+def drain(ghealth: processes.Server) -> None:
+    """Begin its shutdown."""
+    ghealth.process.send_signal(signal.SIGTERM)
+    ghealth.next("draining")
+
+
+def is_installed(caller: Caller[Any]) -> bool:
+    """Return whether this machine has the program that a caller needs; CI must have all."""
+    found = not caller.needs or shutil.which(caller.needs) is not None
+    assert found or "CI" not in os.environ, f"no {caller.needs}"
+    return found
 
 
 # One worker of pytest-xdist has all callers of a state, and so one gateway.
@@ -27,55 +58,56 @@ STAGES = [pytest.param(state, marks=pytest.mark.xdist_group(state)) for state in
 
 
 @pytest.fixture(scope="module", params=STAGES)
-def staged(request: pytest.FixtureRequest) -> Iterator[tuple[str, Ghealth]]:
-    with stage(request.param) as (_, ghealth):
-        yield request.param, ghealth
+def staged(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[bool, int]]]:
+    """A state, and the ports of a ghealth that is in it."""
+    with gateway() as (envoy, agent):
+        agent.state = STATES[request.param]
+        ports, start = beside(envoy)
+        with start() as ghealth:
+            if request.param == "draining":
+                drain(ghealth)
+            yield request.param, ports
 
 
 @pytest.mark.parametrize("caller", [*CALLERS, *PATHS], ids=lambda caller: caller.name)
 def test_a_caller_concludes_what_the_gateway_is(
-    staged: tuple[str, Ghealth], caller: Caller
+    staged: tuple[str, dict[bool, int]], caller: Caller[Ask]
 ) -> None:
     """A caller that checks once has the expected conclusion in each state."""
-    require(caller)
-    state, ghealth = staged
-    concluded = caller.ask(caller.port_of(ghealth))
-    assert concluded == caller.expected(is_ready=state == READY)
+    if not is_installed(caller):
+        pytest.skip(f"no {caller.needs}")
+    state, ports = staged
+    assert caller.how(ports[caller.tls]) == caller.expected(is_ready=state == READY)
 
 
-def life(agent: Agent, ghealth: Ghealth) -> Iterator[None]:
+def life(agent: Agent, start: Start) -> Iterator[None]:
     """Cause the events of `LIFE`, one after another."""
+    with start():
+        yield
+        agent.state = SICK
+        yield
+        agent.state = READY
+        yield
     yield
-    agent.state = SICK
-    yield
-    agent.state = READY
-    yield
-    ghealth.stop()
-    yield
-    ghealth.start()
-    yield
-    ghealth.drain()
-    yield
-    ghealth.stop()
-    ghealth.start()
-    yield
+    with start() as ghealth:
+        yield
+        drain(ghealth)
+        yield
+    with start():
+        yield
 
 
 def test_a_follower_notices_each_change() -> None:
     """A client that stays connected follows the gateway and ghealth from start to end."""
-    with stage() as (agent, ghealth), ExitStack() as stack:
-        opinions = {
-            follower: stack.enter_context(follower.follow(follower.port_of(ghealth)))
-            for follower in FOLLOWERS
-            if is_installed(follower.needs)
-        }
-        for (event, is_ready), _ in zip(LIFE.items(), life(agent, ghealth), strict=True):
-            for follower, opinion in opinions.items():
-                expected = follower.expected(is_ready=is_ready)
+    installed = list(filter(is_installed, FOLLOWERS))
+    with gateway() as (envoy, agent), ExitStack() as stack:
+        ports, start = beside(envoy)
+        opinions = [stack.enter_context(row.how(ports[row.tls])) for row in installed]
+        for (event, is_ready), _ in zip(LIFE.items(), life(agent, start), strict=True):
+            for row, opinion in zip(installed, opinions, strict=True):
+                expected = row.expected(is_ready=is_ready)
                 wait_until(lambda o=opinion, e=expected: o() == e, TIMEOUT)  # type: ignore[misc]
-                assert opinion() == expected, f"{follower.name}, {event}"
-    for follower in FOLLOWERS:
-        require(follower)
+                assert opinion() == expected, f"{row.name}, {event}"
 
 
 def test_the_page_shows_the_conclusions() -> None:
