@@ -53,11 +53,7 @@ def is_installed(caller: Caller[Any]) -> bool:
     return found
 
 
-# One worker of pytest-xdist has all callers of a state, and so one gateway.
-STAGES = [pytest.param(state, marks=pytest.mark.xdist_group(state)) for state in STATES]
-
-
-@pytest.fixture(scope="module", params=STAGES)
+@pytest.fixture(scope="module", params=STATES)
 def staged(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[bool, int]]]:
     """A state, and the ports of a ghealth that is in it."""
     with gateway() as (envoy, agent):

@@ -1,8 +1,5 @@
-import ssl
-
 import pytest
 
-from ghealth.check.tls import client_context
 from tests.unit.check.servers import authority, certificate
 
 
@@ -24,9 +21,3 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, content in contents.items():
         content.write_to_path(str(folder / name))
     return {name: str(folder / name) for name in contents}
-
-
-@pytest.fixture
-def verifying(pem: dict[str, str]) -> ssl.SSLContext:
-    """A client's context that trusts the servers' authority."""
-    return client_context(ca_cert=pem["ca_cert"])

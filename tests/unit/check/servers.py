@@ -14,6 +14,7 @@ import trustme
 
 from ghealth.check.addresses import Server
 from ghealth.check.call import Request
+from tests.support.wire import framed
 
 TIMEOUT = 20.0
 """Seconds for what is not a test of time."""
@@ -40,7 +41,7 @@ def certificate(*, expired: bool = False) -> trustme.LeafCert:
 
 
 def server_context(
-    *, alpn: bool = True, expired: bool = False, requires_client: bool = False
+    *, alpn: bool = True, expired: bool = False, clients: bool = False
 ) -> ssl.SSLContext:
     """Make the context of a server for localhost."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -48,7 +49,7 @@ def server_context(
     authority().configure_trust(context)
     if alpn:
         context.set_alpn_protocols(["h2"])
-    if requires_client:
+    if clients:
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
@@ -90,11 +91,6 @@ class Http2Peer:
                         if not self._stays:
                             return
             writer.write(connection.data_to_send())
-
-
-def framed(message: bytes, *, compressed: bool = False) -> bytes:
-    """Frame a message as gRPC does."""
-    return bytes([compressed]) + len(message).to_bytes(4, "big") + message
 
 
 def responds(*pieces: bytes, code: str = "0", **more: str) -> Answers:

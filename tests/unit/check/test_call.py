@@ -2,8 +2,6 @@ import asyncio
 import contextlib
 import gzip
 import ssl
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,22 +16,25 @@ from ghealth.check.call import check, watch
 from ghealth.check.report import ExitCode, Report
 from ghealth.check.tls import client_context
 from ghealth.health import CHECK_PATH, DEADLINE, ReasonKind
+from tests.support import processes
 from tests.support.peers import Behaviour, Target, is_silent, nobody, says, target
+from tests.support.wire import framed, gzipped
 from tests.unit.check.servers import (
     Answers,
     Http2Peer,
-    framed,
-    goaway_then,
+    authority,
     request,
     resets_the_request,
     responds,
     server_context,
     status,
-    trailers,
 )
 
 TLS_FAILED = ReasonKind.TLS.template
-UNVERIFIED = client_context(verify=False)
+UNVERIFIED, VERIFYING = client_context(verify=False), client_context()
+authority().configure_trust(VERIFYING)
+OWN, EXPIRED, MTLS = server_context(), server_context(expired=True), server_context(clients=True)
+HEALTH, ZLIB = "grpc.health.v1.Health", "Error -3 while decompressing data"
 HEALTHY = framed(b"\x08\x01")
 SERVING, NOT_SERVING = status(1), status(2)
 DRAINING = status(2, ghealth_reason="draining")
@@ -70,7 +71,7 @@ def page_of_a_proxy(connection: h2.connection.H2Connection) -> None:
     [
         (SERVING, 0, "status: SERVING"),
         (responds(HEALTHY[:3], HEALTHY[3:6], HEALTHY[6:]), 0, "status: SERVING"),
-        (responds(framed(gzip.compress(b"\x08\x01"), compressed=True)), 0, "status: SERVING"),
+        (responds(gzipped(b"\x08\x01")), 0, "status: SERVING"),
         (responds(framed(b"\x08\x02\x08\x81\x00")), 0, "status: SERVING"),
         (early_hints, 0, "status: SERVING"),
         (DRAINING, 4, "NOT_SERVING: draining"),
@@ -95,27 +96,17 @@ async def test_a_health_status_becomes_an_exit_code(
         (responds(code="10", grpc_message="be%0Acause"), "ABORTED: be?cause"),
         (responds(code="13", grpc_message="%C3%A9%1B"), "INTERNAL: é?"),
         (responds(code="99"), "99"),
-        (
-            trailers("200", ("grpc-status", "5"), ("ghealth-reason", "unknown service")),
-            'NOT_FOUND: the server has no service "some"',
-        ),
-        (
-            responds(code="12"),
-            "UNIMPLEMENTED: this server does not implement grpc.health.v1.Health",
-        ),
+        (responds(code="5", ghealth_reason="a"), 'NOT_FOUND: the server has no service "some"'),
+        (responds(code="12"), f"UNIMPLEMENTED: this server does not implement {HEALTH}"),
         (page_of_a_proxy, "UNKNOWN: HTTP status 502 without a gRPC status"),
         (responds(), "INTERNAL: 0 messages instead of one"),
         (responds(HEALTHY * 2), "INTERNAL: 2 messages instead of one"),
         (responds(b"\0\xff\xff\xff\xff"), "INTERNAL: malformed message"),
         (responds(framed(b"\xff")), "INTERNAL: malformed message"),
         (responds(framed(b"\x10\x01")), "INTERNAL: malformed message"),
-        (responds(framed(b"\x1f", compressed=True)), "INTERNAL: malformed message"),
-        (
-            responds(framed(b"abc", compressed=True)),
-            "INTERNAL: Error -3 while decompressing data: incorrect header check",
-        ),
+        (responds(b"\1\0\0\0\1\x1f"), "INTERNAL: malformed message"),
+        (responds(b"\1\0\0\0\3abc"), f"INTERNAL: {ZLIB}: incorrect header check"),
         (resets_the_request, "UNAVAILABLE: request reset by the server"),
-        (goaway_then(0), "UNAVAILABLE: connection closed without an answer"),
     ],
 )
 async def test_any_other_answer_is_an_rpc_that_failed(answers: Answers, cause: str) -> None:
@@ -197,7 +188,7 @@ async def test_headers_user_agent_and_compression_reach_the_server() -> None:
         await asyncio.to_thread(check, asked, steps.append)
     assert steps == [f"connecting to localhost:{port}", "connected", "answered"]  # the flag -v
     message = gzip.decompress(peer.body[5:])
-    assert peer.body == framed(peer.body[5:], compressed=True)
+    assert peer.body[:5] == b"\1" + (len(peer.body) - 5).to_bytes(4, "big")
     assert health_pb2.HealthCheckRequest.FromString(message).service == service
     received = dict(peer.headers)
     assert len(received) == len(peer.headers)
@@ -209,47 +200,45 @@ async def test_headers_user_agent_and_compression_reach_the_server() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "text"),
+    ("fields", "cause"),
     [
-        ({"headers": [("a b", "c")]}, "'a b' is not the name of a gRPC header"),
-        ({"headers": [("", "c")]}, "'' is not the name of a gRPC header"),
-        ({"headers": [("a", "é")]}, "the value of header a is not printable ASCII"),
-        ({"service": "\udcff"}, "the service's name is not UTF-8"),
+        ({"headers": [("a b", "c")]}, "INTERNAL: 'a b' is not the name of a gRPC header"),
+        ({"headers": [("", "c")]}, "INTERNAL: '' is not the name of a gRPC header"),
+        ({"headers": [("a", "é")]}, "INTERNAL: the value of header a is not printable ASCII"),
+        ({"service": "\udcff"}, "INTERNAL: the service's name is not UTF-8"),
+        # The limits of the server's settings refuse it.
+        ({"service": "s" * 20_000}, "UNAVAILABLE: the server does not accept the request"),
     ],
 )
 async def test_what_grpc_cannot_send_is_an_rpc_that_failed(
-    fields: dict[str, Any], text: str
+    fields: dict[str, Any], cause: str
 ) -> None:
     """grpc-health-probe finds it after connecting, too."""
     report = await checked(Http2Peer(SERVING), **fields)
     assert report.exit_code is ExitCode.RPC_FAILED
-    assert report.text == f"health rpc failed: INTERNAL: {text}"
+    assert report.text == f"health rpc failed: {cause}"
 
 
-async def test_a_user_agent_may_have_bytes_that_are_not_utf_8() -> None:
-    """An argument of the command line is sent as it is."""
+@pytest.mark.parametrize(
+    ("fields", "header"),
+    [
+        ({"user_agent": "\udcff"}, (b"user-agent", b"\xff grpc-h2")),
+        ({"rpc_timeout": 9e9, "connect_timeout": 9e9}, (b"grpc-timeout", b"99999999m")),
+    ],
+)
+async def test_values_at_the_limits_are_sent(
+    fields: dict[str, Any], header: tuple[bytes, bytes]
+) -> None:
+    """An argument may have bytes that are not UTF-8; a `grpc-timeout` has at most eight digits."""
     peer = Http2Peer(SERVING)
-    await checked(peer, user_agent="\udcff")
-    assert (b"user-agent", b"\xff grpc-h2") in peer.headers
-
-
-async def test_a_name_that_is_too_long_for_a_frame_is_no_bug() -> None:
-    """The limits of the server's settings refuse it."""
-    report = await checked(Http2Peer(SERVING), service="s" * 20_000)
-    assert report.text == "health rpc failed: UNAVAILABLE: the server does not accept the request"
-
-
-async def test_the_longest_timeout_that_grpc_can_express() -> None:
-    """A `grpc-timeout` has at most eight digits, and a socket cannot wait for years."""
-    peer = Http2Peer(SERVING)
-    await checked(peer, connect_timeout=9e9, rpc_timeout=9e9)
-    assert (b"grpc-timeout", b"99999999m") in peer.headers
+    await checked(peer, **fields)
+    assert header in peer.headers
 
 
 @pytest.mark.parametrize("by_tls", [False, True])
-async def test_a_unix_socket(tmp_path: Path, verifying: ssl.SSLContext, by_tls: bool) -> None:
+async def test_a_unix_socket(tmp_path: Path, by_tls: bool) -> None:
     """Any path of a socket works, with and without TLS, where the host is localhost."""
-    own, tls = (server_context(), verifying) if by_tls else (None, None)
+    own, tls = (OWN, VERIFYING) if by_tls else (None, None)
     accept, path = Target(Http2Peer(SERVING), reads=False).accept, f"{tmp_path}/a b%20"
     with contextlib.closing(await asyncio.start_unix_server(accept, path, ssl=own)):
         asked = request(0, server=Server.parse(f"unix:{path}"), tls=tls)
@@ -257,16 +246,16 @@ async def test_a_unix_socket(tmp_path: Path, verifying: ssl.SSLContext, by_tls: 
     assert report.exit_code is ExitCode.SERVING
 
 
-MTLS = ("ca_cert", "client_cert", "client_key")
+PAIR = ("ca_cert", "client_cert", "client_key")
 
 
 @pytest.mark.parametrize(
     ("server", "verify", "files"),
     [
-        (server_context(), True, ["ca_cert"]),
-        (server_context(expired=True), False, []),
-        (server_context(requires_client=True), True, MTLS),
-        (server_context(requires_client=True), False, MTLS),
+        (OWN, True, ["ca_cert"]),
+        (EXPIRED, False, []),
+        (MTLS, True, PAIR),
+        (MTLS, False, PAIR),
     ],
 )
 async def test_tls(
@@ -279,48 +268,35 @@ async def test_tls(
 
 
 @pytest.mark.parametrize(
-    ("expired", "server_name", "cause"),
+    ("peer", "server", "name", "reason"),
     [
-        (True, "", "certificate has expired"),
-        (False, "other", "Hostname mismatch, certificate is not valid for 'other'."),
-        (False, ".a", "'.a' is not a host name"),
-        (False, "é", "'é' is not a host name"),
-    ],
-)
-async def test_a_certificate_that_does_not_verify(
-    verifying: ssl.SSLContext, expired: bool, server_name: str, cause: str
-) -> None:
-    """A certificate that does not verify means no connection, and the cause is named."""
-    options = {"tls": verifying, "connect_timeout": 0.5, "server_name": server_name}
-    report = await checked(is_silent, server=server_context(expired=expired), **options)
-    assert report.exit_code is ExitCode.NO_CONNECTION
-    assert report.keys["reason"] == f"{TLS_FAILED}: {cause}"
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "context", "reasons"),
-    [
+        (is_silent, EXPIRED, "", f"{TLS_FAILED}: certificate has expired"),
+        (is_silent, OWN, "other", f"{TLS_FAILED}: Hostname mismatch, certificate is not valid for"),
+        (is_silent, OWN, ".a", f"{TLS_FAILED}: '.a' is not a host name"),
+        (is_silent, OWN, "é", f"{TLS_FAILED}: 'é' is not a host name"),
+        (is_silent, server_context(alpn=False), "", "the server does not offer HTTP/2 over TLS"),
         (
-            is_silent,
-            server_context(alpn=False),
-            "the server does not offer HTTP/2 over TLS (ALPN)",
+            says(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+            None,
+            "",
+            f"{TLS_FAILED}: wrong version number",
         ),
-        (says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), None, f"{TLS_FAILED}: wrong version number"),
-        (says(b""), None, f"{TLS_FAILED}: "),
+        (says(b""), None, "", f"{TLS_FAILED}: "),
         # With TLS 1.3 the server refuses a missing certificate only after the handshake.
-        (is_silent, server_context(requires_client=True), (TLS_FAILED, "connection ")),
+        (is_silent, MTLS, "", (TLS_FAILED, "connection ")),
     ],
 )
-async def test_tls_that_fails_is_no_connection(behaviour: Any, context: Any, reasons: Any) -> None:
-    """A handshake must succeed, and agree on HTTP/2, as gRPC requires."""
-    report = await checked(behaviour, server=context, tls=UNVERIFIED, connect_timeout=0.5)
-    assert report.exit_code is ExitCode.NO_CONNECTION
-    assert str(report.keys["reason"]).startswith(reasons)
-
-
-async def test_a_final_dot_is_no_part_of_the_servers_name(
-    verifying: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+async def test_tls_that_fails_is_no_connection(
+    peer: Any, server: Any, name: str, reason: Any
 ) -> None:
+    """A handshake must succeed and agree on HTTP/2, as gRPC requires; the cause is named."""
+    options = {"tls": VERIFYING, "server_name": name, "connect_timeout": 0.5}
+    report = await checked(peer, server=server, **options)
+    assert report.exit_code is ExitCode.NO_CONNECTION
+    assert str(report.keys["reason"]).startswith(reason)
+
+
+async def test_a_final_dot_is_no_part_of_the_servers_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """SNI and the certificate have the name without it (RFC 6066, 3); DNS has it."""
     names, looked_up, addresses = list[Any](), list[bytes](), http2._addresses
 
@@ -334,7 +310,7 @@ async def test_a_final_dot_is_no_part_of_the_servers_name(
     async with target(Http2Peer(SERVING), reads=False, tls=context) as peer:
         for host, server_name in (("localhost.", ""), ("127.0.0.1", "localhost.")):
             server = Server.parse(f"{host}:{peer.port}")
-            asked = request(0, server=server, server_name=server_name, tls=verifying)
+            asked = request(0, server=server, server_name=server_name, tls=VERIFYING)
             assert (await asyncio.to_thread(check, asked)).exit_code is ExitCode.SERVING
     assert names == ["localhost", "localhost"]
     assert looked_up[0] == b"localhost."
@@ -390,20 +366,11 @@ def test_a_watch_of_a_server_that_is_not_there() -> None:
 @pytest.mark.parametrize("flags", [[], ["--tls"], ["--as=alb"], ["--output=json"]])
 def test_a_check_loads_no_library_of_the_server(flags: list[str]) -> None:
     """It runs inside the server's memory limit: gRPC and pydantic alone take 40 MiB."""
-    program = (
-        "import sys\nfrom ghealth.cli import main\n"
-        f"main(['check', '-connect-timeout=10ms', *{flags!r}])\n"
-        "print(*sys.modules)"
-    )
     with nobody() as port:
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env=dict.fromkeys(("GHEALTH_LISTEN", "GHEALTH_TLS_LISTEN"), f"127.0.0.1:{port}"),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    modules = set(done.stdout.splitlines()[-1].split())
+        settings = (f"GHEALTH_{name}=127.0.0.1:{port}" for name in ("LISTEN", "TLS_LISTEN"))
+        prefix = ("env", "--ignore-environment", "PYTHONPROFILEIMPORTTIME=1", *settings)
+        done = processes.run("check", "-connect-timeout=10ms", *flags, prefix=prefix)
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "h2.connection" in modules
     assert not {"grpc", "google", "google.protobuf", "pydantic", "httpx", "asyncio"} & modules
     assert ("ssl" in modules) == ("--tls" in flags)

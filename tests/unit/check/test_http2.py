@@ -4,6 +4,7 @@ import socket
 import threading
 from contextlib import closing
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -37,103 +38,81 @@ def test_a_server_that_cannot_be_reached(server: Server, cause: str) -> None:
     assert failure(server) == cause
 
 
-def resolving(monkeypatch: pytest.MonkeyPatch, look_up: Any) -> None:
-    """Have names looked up by a function that returns hosts."""
-
-    def getaddrinfo(_name: bytes, port: int, *, flags: int, **_: Any) -> list[Any]:
-        if flags:
-            raise socket.gaierror
-        return [(socket.AF_INET, 0, 0, "", (host, port)) for host in look_up()]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-
-
-NAME = Server.parse("many.example:1")
 FAILURES = {
     "no-route": OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"),
     "refuses": ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
     "silent": TimeoutError("timed out"),
-    "silent kernel": TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+    "silent-kernel": TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
 }
-
-
-class Sock(socket.socket):
-    """A socket whose address decides how its connection fails."""
-
-    shares: list[float | None]
-
-    def settimeout(self, seconds: float | None) -> None:
-        self.shares.append(seconds)
-
-    def connect(self, address: Any) -> None:
-        if address[0] in FAILURES:
-            raise FAILURES[address[0]]
 
 
 @pytest.fixture
 def shares(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The timeouts of the sockets, which fail by their address."""
-    monkeypatch.setattr(Sock, "shares", [], raising=False)
-    monkeypatch.setattr(socket, "socket", Sock)
-    return Sock.shares  # type: ignore[return-value]
+    """The timeouts of connections. The parts of a name are its addresses; each fails by itself."""
+    seen: list[float] = []
+
+    def getaddrinfo(name: bytes, port: int, *, flags: int, **_: Any) -> list[Any]:
+        if flags:
+            raise socket.gaierror
+        return [(socket.AF_INET, 0, 0, "", (host, port)) for host in name.decode().split(".")]
+
+    def connect(sock: socket.socket, address: Any) -> None:
+        seen.append(sock.gettimeout() or 0)
+        if address[0] in FAILURES:
+            raise FAILURES[address[0]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    return seen
 
 
 @pytest.mark.parametrize(
-    ("hosts", "cause"),
+    ("name", "cause"),
     [
-        ((), "name does not resolve"),
-        (("refuses", "no-route"), "connection refused"),
-        (("no-route",), "cannot connect: Cannot assign requested address"),
-        (("silent kernel", "refuses"), "cannot connect: Connection timed out"),
+        ("refuses.no-route", "connection refused"),
+        ("no-route", "cannot connect: Cannot assign requested address"),
+        ("silent-kernel.refuses", "cannot connect: Connection timed out"),
     ],
 )
 @pytest.mark.usefixtures("shares")
-def test_the_first_of_several_addresses_has_the_cause(
-    monkeypatch: pytest.MonkeyPatch, hosts: tuple[str, ...], cause: str
-) -> None:
+def test_the_first_of_several_addresses_has_the_cause(name: str, cause: str) -> None:
     """The resolver sorts addresses that this machine cannot use to the end (RFC 6724, rule 1)."""
-    resolving(monkeypatch, lambda: hosts)
-    assert failure(NAME) == cause
+    assert failure(Server.parse(f"{name}:1")) == cause
 
 
-def test_an_address_that_does_not_answer_leaves_time_for_the_next(
-    monkeypatch: pytest.MonkeyPatch, shares: list[float]
-) -> None:
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(shares: list[float]) -> None:
     """Each address has its share of the time that is left."""
-    resolving(monkeypatch, lambda: ("silent", "refuses", "works"))
-    http2.connect(NAME, http2.Deadline(30)).close()
+    http2.connect(Server.parse("silent.refuses.works:1"), http2.Deadline(30)).close()
     assert [round(seconds) for seconds in shares] == [10, 15, 30]
 
 
 def test_a_look_up_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name server that does not answer blocks a thread that the process does not wait for."""
-    ended = threading.Event()
-    resolving(monkeypatch, lambda: [] if ended.wait(FOREVER) else None)
-    before = set(threading.enumerate())
-    assert failure(NAME, 0.05) == "no answer from the name server"
+    ended, before = threading.Event(), set(threading.enumerate())
+
+    def getaddrinfo(*_: Any, flags: int, **__: Any) -> None:
+        if not flags:
+            ended.wait(FOREVER)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert failure(Server.parse("many.example:1"), 0.05) == "no answer from the name server"
     assert [thread.daemon for thread in set(threading.enumerate()) - before] == [True]
     ended.set()
 
 
 def test_a_look_up_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that may not have more threads cannot look up names; addresses need none."""
-
-    def start(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", start)
-    assert failure(NAME) == "cannot connect: no thread can be started"
+    monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError))
+    assert failure(Server.parse("a.example:1")) == "cannot connect: no thread can be started"
     with nobody() as port:
         assert failure(Server.parse(f"127.0.0.1:{port}")) == "connection refused"
 
 
 def test_without_a_descriptor_there_is_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     """A socket that cannot be created is reported like one that cannot connect."""
-
-    def no_socket(*_: object) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    monkeypatch.setattr(socket, "socket", no_socket)
+    error = OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr(socket, "socket", Mock(side_effect=error))
     assert failure(Server.parse("127.0.0.1:1")) == "cannot connect: Too many open files"
 
 
@@ -175,18 +154,10 @@ def test_a_machine_that_is_gone_ends_a_connection() -> None:
 )
 def test_a_connection_that_breaks(error: OSError, received: bytes, cause: str) -> None:
     """The kernel's timeout is not the deadline's, and what arrived before the end counts."""
-
-    class Broken(socket.socket):
-        def sendall(self, *_: object) -> None:
-            raise error
-
-        def recv(self, *_: object) -> bytes:
-            return received
-
+    sock = Mock(sendall=Mock(side_effect=error), recv=Mock(return_value=received))
     found = ""
-    with Broken() as sock:
-        try:
-            http2.Connection(sock, http2.Deadline(FOREVER)).wait_for_settings()
-        except (http2.Http2Error, TimeoutError) as failed:
-            found = str(failed) or "timeout"
+    try:
+        http2.Connection(sock, http2.Deadline(FOREVER)).wait_for_settings()
+    except (http2.Http2Error, TimeoutError) as failed:
+        found = str(failed) or "timeout"
     assert found == cause
