@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,9 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-import grpc
 import trustme
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.interop.tools import ENVIRONMENT
 from tests.support.certificates import pair_of
@@ -43,23 +40,6 @@ for _name, _content in {**pair_of(_authority), AUTHORITY.name: _authority.cert_p
 def _command(line: str, port: int) -> list[str]:
     words = {"port": port, "at": f"{HOST}:{port}", "authority": AUTHORITY}
     return shlex.split(Template(line).substitute(words))
-
-
-def python_stub(port: int) -> str:
-    """Check with Python's stub."""
-    with grpc.insecure_channel(f"{HOST}:{port}", (("grpc.enable_http_proxy", 0),)) as channel:
-        check = health_pb2_grpc.HealthStub(channel).Check
-        reply = check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)
-    name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-    return name
-
-
-def http1(port: int) -> str:
-    """Send HTTP/1.1 until the connection is closed; a timeout or a reset raises."""
-    with socket.create_connection((HOST, port), timeout=TIMEOUT) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        connection.makefile("rb").read(65536)
-    return "closed"
 
 
 def program(pattern: str, line: str, stdin: str = "") -> Ask:

@@ -4,16 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, TypeVar
 
-from tests.interop.asking import (
-    AUTHORITY,
-    TIMEOUT,
-    Ask,
-    Follow,
-    following,
-    http1,
-    program,
-    python_stub,
-)
+from tests.interop.asking import AUTHORITY, TIMEOUT, Ask, Follow, following, program
 from tests.interop.tools import CURL, GO, NODE, NODE_SCRIPT
 from tests.support import envoy
 from tests.support.gateway import READY, SICK, SILENT, wait_until
@@ -100,6 +91,7 @@ _PLAIN_URL: Final = f"--http2-prior-knowledge http://$at{_CHECK}"
 _HEAD: Final = program(
     r"(?s)^(HTTP/2 \d+).*^(grpc-status: \d+)", f"curl -sS -m 20 --head {_PLAIN_URL}"
 )
+_HTTP1: Final = "curl -sS -m 20 --http1.1 --http0.9 -o /dev/null -w closed http://$at/"
 _GRPC_GO: Final = "clienthealth -addr=$at -duration=1h"
 _GRPC_GO_TLS: Final = f"{_GRPC_GO} -ca=$authority"
 
@@ -135,7 +127,6 @@ CALLERS: Final[tuple[Caller[Ask], ...]] = (
     *(_first_opinion(follower) for follower in FOLLOWERS),
     Caller("grpc-js, Check", NODE, *_SERVING, _node("Check")),
     Caller("grpc-js, Watch", NODE, *_SERVING, _node("Watch")),
-    Caller("Python stub", "", *_SERVING, python_stub),
     Caller("grpcurl, call", GO, *_SERVING, _grpcurl(r'"status": "(\w+)"', f"$at {_HEALTH}/Check")),
     Caller("grpcurl, list", GO, *_LISTED, _grpcurl(rf"^({_HEALTH})$", "$at list")),
     Caller("grpcurl, list by v1", GO, *_LISTED, _list_by("v1")),
@@ -145,7 +136,7 @@ CALLERS: Final[tuple[Caller[Ask], ...]] = (
     Caller("curl, TLS", CURL, *_STATUS, _curl(f"{_TLS_URL} --cacert $authority"), tls=True),
     Caller("tonic's user agent", CURL, *_STATUS, _curl(f"{_PLAIN_URL} --user-agent tonic/0.14.2")),
     Caller("HEAD over HTTP/2", CURL, *_NO_BODY, _HEAD),
-    Caller("HTTP/1.1", "", "closed", "closed", http1),
+    Caller("HTTP/1.1", CURL, "closed", "closed", program("^(closed)$", _HTTP1)),
 )
 
 _REFLECTION: Final = "ServerReflection/ServerReflectionInfo"
