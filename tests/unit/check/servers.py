@@ -5,27 +5,18 @@ import datetime as dt
 import functools
 import ssl
 from collections.abc import Callable
-from typing import Any
 
 import h2.config
 import h2.connection
 import h2.events
 import trustme
 
-from ghealth.check.addresses import Server
-from ghealth.check.call import Request
 from tests.support.wire import framed
 
 TIMEOUT = 20.0
 """Seconds for what is not a test of time."""
 
-Answers = Callable[[h2.connection.H2Connection], None]
-
-
-def request(port: int, **fields: Any) -> Request:
-    """Make a check of a server on this machine."""
-    usual: dict[str, Any] = {"server": Server.parse(f"localhost:{port}"), "user_agent": "test"}
-    return Request(**(usual | {"connect_timeout": TIMEOUT, "rpc_timeout": TIMEOUT} | fields))
+Answer = Callable[[h2.connection.H2Connection], None]
 
 
 @functools.cache
@@ -54,7 +45,7 @@ def server_context(
     return context
 
 
-class Http2Peer:
+class Peer:
     """A server of raw frames, which records the last request.
 
     Args:
@@ -62,7 +53,7 @@ class Http2Peer:
         stays: Whether a connection stays open after its answer.
     """
 
-    def __init__(self, *answers: Answers, stays: bool = True) -> None:
+    def __init__(self, *answers: Answer, stays: bool = True) -> None:
         self._answers = answers
         self._stays = stays
         self.headers: list[tuple[bytes, bytes]] = []
@@ -82,7 +73,6 @@ class Http2Peer:
                 match event:
                     case h2.events.RequestReceived():
                         self.headers = [(bytes(n), bytes(v)) for n, v in event.headers or ()]
-                        self.body = b""
                     case h2.events.DataReceived():
                         self.body += event.data or b""
                     case h2.events.StreamEnded():
@@ -93,41 +83,44 @@ class Http2Peer:
             writer.write(connection.data_to_send())
 
 
-def responds(*pieces: bytes, code: str = "0", **more: str) -> Answers:
-    """Answer with a body in pieces, and trailers."""
+def sends(*parts: dict[str, str] | bytes, ends: bool = True) -> Answer:
+    """Answer with headers and data, in this order."""
 
     def answer(connection: h2.connection.H2Connection) -> None:
-        connection.send_headers(1, [(":status", "200"), ("content-type", "application/grpc")])
-        for piece in pieces:
-            connection.send_data(1, piece)
-        fields = [("grpc-status", code), *((name.replace("_", "-"), more[name]) for name in more)]
-        connection.send_headers(1, fields, end_stream=True)
+        for part in parts:
+            end = ends and part is parts[-1]
+            if isinstance(part, bytes):
+                connection.send_data(1, part, end_stream=end)
+            else:
+                connection.send_headers(1, list(part.items()), end_stream=end)
 
     return answer
 
 
-def status(number: int, **trailers: str) -> Answers:
+OK = {":status": "200", "content-type": "application/grpc"}
+
+
+def responds(*pieces: bytes, code: str = "0", **trailers: str) -> Answer:
+    """Answer with a body in pieces, and trailers."""
+    more = {name.replace("_", "-"): text for name, text in trailers.items()}
+    return sends(OK, *pieces, {"grpc-status": code, **more})
+
+
+def status(number: int, **trailers: str) -> Answer:
     """Answer with a health status."""
     return responds(framed(bytes([8, number])), **trailers)
-
-
-def trailers(http_status: str, *headers: tuple[str, str]) -> Answers:
-    """Answer with headers alone."""
-    fields = [(":status", http_status), *headers]
-    return lambda connection: connection.send_headers(1, fields, end_stream=True)
 
 
 def resets_the_request(connection: h2.connection.H2Connection) -> None:
     connection.reset_stream(1)
 
 
-def goaway_then(last_stream: int, *headers: tuple[str, str]) -> Answers:
-    """Send a GOAWAY, as a server that is stopping does, and answer or not."""
+def goaway_then(last_stream: int, answer: Answer) -> Answer:
+    """Send a GOAWAY before the answer, as a server that is stopping does."""
 
-    def answer(connection: h2.connection.H2Connection) -> None:
+    def answer_after_it(connection: h2.connection.H2Connection) -> None:
+        answer(connection)
         goaway = b"\0\0\x08\x07\0\0\0\0\0" + last_stream.to_bytes(4, "big") + b"\0\0\0\0"
-        if headers:
-            trailers("200", *headers)(connection)
         connection._data_to_send[:0] = goaway
 
-    return answer
+    return answer_after_it

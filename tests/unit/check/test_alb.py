@@ -2,7 +2,6 @@ import asyncio
 import ssl
 from typing import Any
 
-import h2.connection
 import pytest
 
 from ghealth.check import alb
@@ -11,27 +10,18 @@ from ghealth.check.report import ExitCode, Report
 from ghealth.check.tls import client_context
 from ghealth.health import CHECK_PATH, REASON_KEY
 from ghealth.matcher import GRPC_CODES, Matcher
-from tests.support.peers import Behaviour, is_silent, resets, says, target
-from tests.unit.check.servers import (
-    TIMEOUT,
-    Answers,
-    Http2Peer,
-    goaway_then,
-    resets_the_request,
-    responds,
-    server_context,
-    status,
-    trailers,
-)
+from tests.support.peers import Behaviour, is_silent, repeats, resets, says, target
+from tests.unit.check import servers
+from tests.unit.check.servers import OK, TIMEOUT, Answer, Peer, goaway_then, responds, sends, status
 
 UNVERIFIED = client_context(verify=False)
 SERVING, NOT_SERVING = status(1), status(2)
-UNKNOWN_PATH = trailers("200", ("grpc-status", "12"))
+UNKNOWN_PATH = sends(OK | {"grpc-status": "12"})
 
 
-def ghealth(code: str, reason: str) -> Answers:
+def ghealth(code: str, reason: str) -> Answer:
     """Answer as ghealth does: with a code, and its reason."""
-    return trailers("200", ("grpc-status", code), ("grpc-message", reason), (REASON_KEY, reason))
+    return sends(OK | {"grpc-status": code, "grpc-message": reason, REASON_KEY: reason})
 
 
 UNAVAILABLE = ghealth("14", "gateway answered 503")
@@ -77,10 +67,10 @@ def failure(report: Report) -> tuple[str, str]:
     ],
 )
 async def test_what_an_alb_concludes(
-    answers: Answers, path: str, matcher: str, healthy: bool, warning: str | None
+    answers: Answer, path: str, matcher: str, healthy: bool, warning: str | None
 ) -> None:
     """The code against the matcher decides; a conclusion that misleads has a warning."""
-    report = await checked(Http2Peer(answers), path=path, matcher=matcher)
+    report = await checked(Peer(answers), path=path, matcher=matcher)
     assert report.exit_code == (ExitCode.SERVING if healthy else ExitCode.NOT_SERVING)
     assert report.text.endswith("\nhealthy" if healthy else "\nunhealthy")
     assert len(report.warnings) == (1 if warning else 0)
@@ -90,7 +80,7 @@ async def test_what_an_alb_concludes(
 
 async def test_a_mismatch_in_the_consoles_words() -> None:
     """A code outside the matcher is named as the AWS console names it, with the reason."""
-    report = await checked(Http2Peer(UNAVAILABLE))
+    report = await checked(Peer(UNAVAILABLE))
     address, seconds = report.keys["address"], report.keys["seconds"]
     sent, received, mismatch, conclusion = report.text.splitlines()
     user_agent = "ELB-HealthChecker/2.0 ghealth-check"
@@ -115,14 +105,6 @@ async def test_a_mismatch_in_the_consoles_words() -> None:
     }
 
 
-async def is_a_keepalive_http1_server(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
-    """Answer in HTTP/1.1 and keep the connection open."""
-    writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
-    await is_silent(reader, writer)
-
-
 NO_STATUS = "an answer without a gRPC status"
 
 
@@ -135,14 +117,14 @@ NO_STATUS = "an answer without a gRPC status"
         (says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "answer is not HTTP/2"),
         (says(b"\0\0\0\1\0\0\0\0\1"), "answer is not HTTP/2"),
         (says(b"\0\0\1\4\0\0\0\0\0\0"), "answer is not HTTP/2"),
-        (is_a_keepalive_http1_server, "answer is not HTTP/2"),
-        (Http2Peer(trailers("503", ("grpc-status", "0"))), "HTTP status 503"),
-        (Http2Peer(trailers("5\x1b[2J", ("grpc-status", "0"))), "HTTP status 5?[2J"),
-        (Http2Peer(trailers("200")), NO_STATUS),
-        (Http2Peer(trailers("200", ("grpc-status", "ok"))), NO_STATUS),
-        (Http2Peer(trailers("200", ("grpc-status", "9" * 5000))), NO_STATUS),
-        (Http2Peer(resets_the_request), "request reset by the server"),
-        (Http2Peer(goaway_then(0)), "connection closed without an answer"),
+        (repeats(b"HTTP/1.1 400 Bad Request\r\n", every=TIMEOUT), "answer is not HTTP/2"),
+        (Peer(sends({":status": "503", "grpc-status": "0"})), "HTTP status 503"),
+        (Peer(sends({":status": "5\x1b[2J", "grpc-status": "0"})), "HTTP status 5?[2J"),
+        (Peer(sends(OK)), NO_STATUS),
+        (Peer(sends(OK | {"grpc-status": "ok"})), NO_STATUS),
+        (Peer(sends(OK | {"grpc-status": "9" * 5000})), NO_STATUS),
+        (Peer(servers.resets_the_request), "request reset by the server"),
+        (Peer(goaway_then(0, SERVING)), "connection closed without an answer"),
     ],
 )
 async def test_a_check_that_fails_says_how(behaviour: Behaviour, how: str) -> None:
@@ -160,9 +142,9 @@ async def test_silence_is_a_timeout(tls: Any, missing: str) -> None:
 async def test_https_health_checks_verify_nothing() -> None:
     """An expired certificate is good enough, as for an ALB, and no server name is sent."""
     names: list[str | None] = []
-    context = server_context(expired=True)
+    context = servers.server_context(expired=True)
     context.sni_callback = lambda _socket, name, _context: names.append(name)
-    peer = Http2Peer(SERVING)
+    peer = Peer(SERVING)
     report = await checked(peer, server=context, tls=UNVERIFIED)
     assert report.exit_code is ExitCode.SERVING
     assert names == [None]
@@ -171,7 +153,7 @@ async def test_https_health_checks_verify_nothing() -> None:
 
 async def test_the_request_is_the_albs_header_for_header() -> None:
     """The request is the one captured from a real ALB, but for the end of the user agent."""
-    peer = Http2Peer(SERVING)
+    peer = Peer(SERVING)
     await checked(peer, path="/a.B/C")
     assert peer.headers == [
         (b":method", b"POST"),
@@ -190,11 +172,8 @@ async def test_the_request_is_the_albs_header_for_header() -> None:
 
 async def test_a_code_without_an_end_is_no_answer() -> None:
     """A code that came, and then the connection's end in place of the answer's, is unhealthy."""
-
-    def answers(connection: h2.connection.H2Connection) -> None:
-        connection.send_headers(1, ((":status", "200"), ("grpc-status", "0")))
-
-    how, _ = failure(await checked(Http2Peer(answers, stays=False)))
+    peer = Peer(sends(OK | {"grpc-status": "0"}, ends=False), stays=False)
+    how, _ = failure(await checked(peer))
     # Closing before everything was read is a reset.
     assert how in ("connection closed without an answer", "connection reset")
 
@@ -202,19 +181,20 @@ async def test_a_code_without_an_end_is_no_answer() -> None:
 @pytest.mark.parametrize(("last_stream", "code"), [(1, 14), (0x7FFFFFFF, 14), (1, 0)])
 async def test_an_answer_after_a_goaway_counts(last_stream: int, code: int) -> None:
     """A server that is draining sends a GOAWAY before its last answers."""
-    report = await checked(Http2Peer(goaway_then(last_stream, ("grpc-status", str(code)))))
+    answer = sends(OK | {"grpc-status": str(code)})
+    report = await checked(Peer(goaway_then(last_stream, answer)))
     assert report.keys["code"] == code
 
 
 async def test_a_message_of_any_length_is_received() -> None:
     """Only the beginning of a message is kept."""
-    report = await checked(Http2Peer(responds(*[b"a" * 9000] * 5)))
+    report = await checked(Peer(responds(*[b"a" * 9000] * 5)))
     assert report.exit_code is ExitCode.SERVING
 
 
 async def test_a_servers_text_is_shown_escaped() -> None:
     """Control characters cannot change the terminal; an unknown code is shown as a number."""
-    said = (("grpc-status", "77"), ("grpc-message", "%1B[2Jcl%C3%A9"))
-    report = await checked(Http2Peer(trailers("200", *said)))
+    said = {"grpc-status": "77", "grpc-message": "%1B[2Jcl%C3%A9"}
+    report = await checked(Peer(sends(OK | said)))
     assert "grpc-status 77 (unknown) '?[2Jclé'" in report.text
     assert report.keys["code_name"] is None

@@ -6,38 +6,44 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import h2.connection
 import pytest
 from grpc_health.v1 import health_pb2
 
 from ghealth.check import call, http2
 from ghealth.check.addresses import Server
-from ghealth.check.call import check, watch
+from ghealth.check.call import Request, check, watch
 from ghealth.check.report import ExitCode, Report
 from ghealth.check.tls import client_context
 from ghealth.health import CHECK_PATH, DEADLINE, ReasonKind
 from tests.support import processes
 from tests.support.peers import Behaviour, Target, is_silent, nobody, says, target
 from tests.support.wire import framed, gzipped
+from tests.unit.check import servers
 from tests.unit.check.servers import (
-    Answers,
-    Http2Peer,
-    authority,
-    request,
-    resets_the_request,
+    OK,
+    TIMEOUT,
+    Answer,
+    Peer,
     responds,
+    sends,
     server_context,
     status,
 )
 
 TLS_FAILED = ReasonKind.TLS.template
 UNVERIFIED, VERIFYING = client_context(verify=False), client_context()
-authority().configure_trust(VERIFYING)
-OWN, EXPIRED, MTLS = server_context(), server_context(expired=True), server_context(clients=True)
+servers.authority().configure_trust(VERIFYING)
+OWN = server_context()
 HEALTH, ZLIB = "grpc.health.v1.Health", "Error -3 while decompressing data"
 HEALTHY = framed(b"\x08\x01")
 SERVING, NOT_SERVING = status(1), status(2)
 DRAINING = status(2, ghealth_reason="draining")
+
+
+def request(port: int, **fields: Any) -> Request:
+    """Make a check of a server on this machine."""
+    usual: dict[str, Any] = {"server": Server.parse(f"localhost:{port}"), "user_agent": "test"}
+    return Request(**(usual | {"connect_timeout": TIMEOUT, "rpc_timeout": TIMEOUT} | fields))
 
 
 async def checked(
@@ -48,86 +54,75 @@ async def checked(
         return await asyncio.to_thread(check, request(listening.port, **fields))
 
 
-async def watched(*answers: Answers, count: int) -> list[str]:
+async def watched(*answers: Answer, count: int) -> list[str]:
     """Watch a server, and return the texts of the first reports."""
-    async with target(Http2Peer(*answers), reads=False) as peer:
+    async with target(Peer(*answers), reads=False) as peer:
         reports = islice(watch(request(peer.port), pause=lambda: None), count)
         return await asyncio.to_thread(lambda: [report.text for report in reports])
 
 
-def early_hints(connection: h2.connection.H2Connection) -> None:
-    """Send a 103 first, which is not the answer (RFC 9110, 15.2)."""
-    connection.send_headers(1, [(":status", "103"), ("link", "</a>; rel=preload")])
-    SERVING(connection)
-
-
-def page_of_a_proxy(connection: h2.connection.H2Connection) -> None:
-    connection.send_headers(1, [(":status", "502"), ("content-type", "text/html")])
-    connection.send_data(1, b"<html>Bad Gateway</html>", end_stream=True)
+HINTS = {":status": "103", "link": "</a>; rel=preload"}
+"""Comes before the answer (RFC 9110, 15.2)."""
+PAGE_OF_A_PROXY = sends(
+    {":status": "502", "content-type": "text/html"}, b"<html>Bad Gateway</html>"
+)
+FAILED, UNHEALTHY = "health rpc failed: ", "service unhealthy (responded with"
 
 
 @pytest.mark.parametrize(
-    ("answers", "exit_code", "text"),
+    ("answer", "exit_code", "text"),
     [
         (SERVING, 0, "status: SERVING"),
         (responds(HEALTHY[:3], HEALTHY[3:6], HEALTHY[6:]), 0, "status: SERVING"),
         (responds(gzipped(b"\x08\x01")), 0, "status: SERVING"),
         (responds(framed(b"\x08\x02\x08\x81\x00")), 0, "status: SERVING"),
-        (early_hints, 0, "status: SERVING"),
+        (sends(HINTS, OK, HEALTHY, {"grpc-status": "0"}), 0, "status: SERVING"),
         (DRAINING, 4, "NOT_SERVING: draining"),
-        (NOT_SERVING, 4, 'service unhealthy (responded with "NOT_SERVING")'),
-        (responds(framed(b"")), 4, 'service unhealthy (responded with "UNKNOWN")'),
-        (status(99), 4, 'service unhealthy (responded with "99")'),
+        (NOT_SERVING, 4, f'{UNHEALTHY} "NOT_SERVING")'),
+        (responds(framed(b"")), 4, f'{UNHEALTHY} "UNKNOWN")'),
+        (status(99), 4, f'{UNHEALTHY} "99")'),
         (responds(code="14", grpc_message="x", ghealth_reason="a"), 4, "UNAVAILABLE: a"),
+        (responds(code="14", grpc_message="x: 503"), 3, f"{FAILED}UNAVAILABLE: x: 503"),
+        (responds(code="10", grpc_message="be%0Acause"), 3, f"{FAILED}ABORTED: be?cause"),
+        (responds(code="13", grpc_message="%C3%A9%1B"), 3, f"{FAILED}INTERNAL: é?"),
+        (responds(code="99"), 3, f"{FAILED}99"),
+        (
+            responds(code="5", ghealth_reason="a"),
+            3,
+            f'{FAILED}NOT_FOUND: the server has no service "s"',
+        ),
+        (responds(code="12"), 3, f"{FAILED}UNIMPLEMENTED: this server does not implement {HEALTH}"),
+        (PAGE_OF_A_PROXY, 3, f"{FAILED}UNKNOWN: HTTP status 502 without a gRPC status"),
+        (responds(), 3, f"{FAILED}INTERNAL: 0 messages instead of one"),
+        (responds(HEALTHY * 2), 3, f"{FAILED}INTERNAL: 2 messages instead of one"),
+        (responds(b"\0\xff\xff\xff\xff"), 3, f"{FAILED}INTERNAL: malformed message"),
+        (responds(framed(b"\xff")), 3, f"{FAILED}INTERNAL: malformed message"),
+        (responds(framed(b"\x10\x01")), 3, f"{FAILED}INTERNAL: malformed message"),
+        (responds(b"\1\0\0\0\1\x1f"), 3, f"{FAILED}INTERNAL: malformed message"),
+        (responds(b"\1\0\0\0\3abc"), 3, f"{FAILED}INTERNAL: {ZLIB}: incorrect header check"),
+        (servers.resets_the_request, 3, f"{FAILED}UNAVAILABLE: request reset by the server"),
     ],
 )
-async def test_a_health_status_becomes_an_exit_code(
-    answers: Answers, exit_code: int, text: str
+async def test_an_answer_becomes_an_exit_code_and_a_line(
+    answer: Answer, exit_code: int, text: str
 ) -> None:
     """Exit codes are grpc-health-probe's, but UNAVAILABLE with ghealth's reason is 4."""
-    report = await checked(Http2Peer(answers))
+    report = await checked(Peer(answer), service="s")
     assert (report.exit_code, report.text) == (exit_code, text)
-
-
-@pytest.mark.parametrize(
-    ("answers", "cause"),
-    [
-        (responds(code="14", grpc_message="answered 503"), "UNAVAILABLE: answered 503"),
-        (responds(code="10", grpc_message="be%0Acause"), "ABORTED: be?cause"),
-        (responds(code="13", grpc_message="%C3%A9%1B"), "INTERNAL: é?"),
-        (responds(code="99"), "99"),
-        (responds(code="5", ghealth_reason="a"), 'NOT_FOUND: the server has no service "some"'),
-        (responds(code="12"), f"UNIMPLEMENTED: this server does not implement {HEALTH}"),
-        (page_of_a_proxy, "UNKNOWN: HTTP status 502 without a gRPC status"),
-        (responds(), "INTERNAL: 0 messages instead of one"),
-        (responds(HEALTHY * 2), "INTERNAL: 2 messages instead of one"),
-        (responds(b"\0\xff\xff\xff\xff"), "INTERNAL: malformed message"),
-        (responds(framed(b"\xff")), "INTERNAL: malformed message"),
-        (responds(framed(b"\x10\x01")), "INTERNAL: malformed message"),
-        (responds(b"\1\0\0\0\1\x1f"), "INTERNAL: malformed message"),
-        (responds(b"\1\0\0\0\3abc"), f"INTERNAL: {ZLIB}: incorrect header check"),
-        (resets_the_request, "UNAVAILABLE: request reset by the server"),
-    ],
-)
-async def test_any_other_answer_is_an_rpc_that_failed(answers: Answers, cause: str) -> None:
-    """An answer that is not one message with a status has exit code 3 and a cause, in one line."""
-    report = await checked(Http2Peer(answers), service="some")
-    assert report.exit_code is ExitCode.RPC_FAILED
-    assert report.text == f"health rpc failed: {cause}"
 
 
 @pytest.mark.parametrize(("timeout", "longer"), [(1.0, "5s"), (4.5, "9s")])
 async def test_a_deadline_that_was_too_short_has_a_hint(timeout: float, longer: str) -> None:
     """The reason that a longer timeout would avoid names one."""
     reason = str(DEADLINE.reason)
-    report = await checked(Http2Peer(status(2, ghealth_reason=reason)), rpc_timeout=timeout)
+    report = await checked(Peer(status(2, ghealth_reason=reason)), rpc_timeout=timeout)
     hint = f"no answer before the deadline of {timeout:g} s; try --rpc-timeout {longer}"
     assert (report.text, report.keys["reason"]) == (f"NOT_SERVING: {hint}", reason)
 
 
 async def test_the_keys_of_the_json_output() -> None:
     """The keys are documented and stable."""
-    report = await checked(Http2Peer(responds(code="14", ghealth_reason="draining")), service="s")
+    report = await checked(Peer(responds(code="14", ghealth_reason="draining")), service="s")
     assert report.keys == {
         "exit_code": 4,
         "conclusion": "not serving",
@@ -151,7 +146,7 @@ async def test_a_connection_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(call, "RECONNECT_INTERVAL", 0.01)
     monkeypatch.setattr(http2, "connect", refused)
-    assert (await checked(Http2Peer(SERVING))).exit_code is ExitCode.SERVING
+    assert (await checked(Peer(SERVING))).exit_code is ExitCode.SERVING
 
 
 def test_after_the_timeout_the_last_cause_is_named() -> None:
@@ -173,14 +168,14 @@ async def test_a_server_that_accepts_and_is_silent_is_no_connection(tls: Any) ->
 
 async def test_a_server_that_hangs_is_an_rpc_that_failed() -> None:
     """The timeout of the answer is not the connection's."""
-    report = await checked(Http2Peer(lambda _: None), rpc_timeout=0.2)
+    report = await checked(Peer(lambda _: None), rpc_timeout=0.2)
     assert report.exit_code is ExitCode.RPC_FAILED
     assert report.text == "health rpc failed: DEADLINE_EXCEEDED: no answer within 0.2 s"
 
 
 async def test_headers_user_agent_and_compression_reach_the_server() -> None:
     """The flags of grpc-health-probe for the request do what they do there."""
-    peer, steps, service = Http2Peer(SERVING), list[str](), "é" * 100
+    peer, steps, service = Peer(SERVING), list[str](), "é" * 100
     headers = [("X-One", "1"), ("two-bin", "é"), ("te", "ignored"), (":path", "ignored")]
     async with target(peer, reads=False) as listening:
         port = listening.port
@@ -214,7 +209,7 @@ async def test_what_grpc_cannot_send_is_an_rpc_that_failed(
     fields: dict[str, Any], cause: str
 ) -> None:
     """grpc-health-probe finds it after connecting, too."""
-    report = await checked(Http2Peer(SERVING), **fields)
+    report = await checked(Peer(SERVING), **fields)
     assert report.exit_code is ExitCode.RPC_FAILED
     assert report.text == f"health rpc failed: {cause}"
 
@@ -230,47 +225,24 @@ async def test_values_at_the_limits_are_sent(
     fields: dict[str, Any], header: tuple[bytes, bytes]
 ) -> None:
     """An argument may have bytes that are not UTF-8; a `grpc-timeout` has at most eight digits."""
-    peer = Http2Peer(SERVING)
+    peer = Peer(SERVING)
     await checked(peer, **fields)
     assert header in peer.headers
 
 
-@pytest.mark.parametrize("by_tls", [False, True])
-async def test_a_unix_socket(tmp_path: Path, by_tls: bool) -> None:
-    """Any path of a socket works, with and without TLS, where the host is localhost."""
-    own, tls = (OWN, VERIFYING) if by_tls else (None, None)
-    accept, path = Target(Http2Peer(SERVING), reads=False).accept, f"{tmp_path}/a b%20"
-    with contextlib.closing(await asyncio.start_unix_server(accept, path, ssl=own)):
-        asked = request(0, server=Server.parse(f"unix:{path}"), tls=tls)
+async def test_a_unix_socket(tmp_path: Path) -> None:
+    """Any path of a socket works; for TLS its host is localhost."""
+    accept, path = Target(Peer(SERVING), reads=False).accept, f"{tmp_path}/a b%20"
+    with contextlib.closing(await asyncio.start_unix_server(accept, path, ssl=OWN)):
+        asked = request(0, server=Server.parse(f"unix:{path}"), tls=VERIFYING)
         report = await asyncio.to_thread(check, asked)
-    assert report.exit_code is ExitCode.SERVING
-
-
-PAIR = ("ca_cert", "client_cert", "client_key")
-
-
-@pytest.mark.parametrize(
-    ("server", "verify", "files"),
-    [
-        (OWN, True, ["ca_cert"]),
-        (EXPIRED, False, []),
-        (MTLS, True, PAIR),
-        (MTLS, False, PAIR),
-    ],
-)
-async def test_tls(
-    pem: dict[str, str], server: ssl.SSLContext, verify: bool, files: list[str]
-) -> None:
-    """The flags work together: authorities or no verification, with a client certificate too."""
-    tls = client_context(verify=verify, **{name: pem[name] for name in files})
-    report = await checked(Http2Peer(SERVING), server=server, tls=tls)
     assert report.exit_code is ExitCode.SERVING
 
 
 @pytest.mark.parametrize(
     ("peer", "server", "name", "reason"),
     [
-        (is_silent, EXPIRED, "", f"{TLS_FAILED}: certificate has expired"),
+        (is_silent, server_context(expired=True), "", f"{TLS_FAILED}: certificate has expired"),
         (is_silent, OWN, "other", f"{TLS_FAILED}: Hostname mismatch, certificate is not valid for"),
         (is_silent, OWN, ".a", f"{TLS_FAILED}: '.a' is not a host name"),
         (is_silent, OWN, "é", f"{TLS_FAILED}: 'é' is not a host name"),
@@ -283,7 +255,7 @@ async def test_tls(
         ),
         (says(b""), None, "", f"{TLS_FAILED}: "),
         # With TLS 1.3 the server refuses a missing certificate only after the handshake.
-        (is_silent, MTLS, "", (TLS_FAILED, "connection ")),
+        (is_silent, server_context(clients=True), "", (TLS_FAILED, "connection ")),
     ],
 )
 async def test_tls_that_fails_is_no_connection(
@@ -307,7 +279,7 @@ async def test_a_final_dot_is_no_part_of_the_servers_name(monkeypatch: pytest.Mo
     monkeypatch.setattr(http2, "_addresses", look_up)
     context = server_context()
     context.sni_callback = lambda _socket, name, _context: names.append(name)
-    async with target(Http2Peer(SERVING), reads=False, tls=context) as peer:
+    async with target(Peer(SERVING), reads=False, tls=context) as peer:
         for host, server_name in (("localhost.", ""), ("127.0.0.1", "localhost.")):
             server = Server.parse(f"{host}:{peer.port}")
             asked = request(0, server=server, server_name=server_name, tls=VERIFYING)
@@ -344,7 +316,7 @@ async def test_a_watch_whose_check_has_another_status() -> None:
         (responds(HEALTHY, code="99"), ["status: SERVING", "health rpc failed: 99"]),
     ],
 )
-async def test_a_watch_that_ends_badly_says_so(answers: Answers, texts: list[str]) -> None:
+async def test_a_watch_that_ends_badly_says_so(answers: Answer, texts: list[str]) -> None:
     """A Watch that ends without a message, or with an error, is an RPC that failed."""
     assert await watched(answers, count=len(texts)) == texts
 
