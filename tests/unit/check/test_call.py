@@ -5,6 +5,7 @@ import ssl
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from grpc_health.v1 import health_pb2
@@ -19,36 +20,26 @@ from tests.support import processes
 from tests.support.peers import Behaviour, Target, is_silent, nobody, says, target
 from tests.support.wire import framed, gzipped
 from tests.unit.check import servers
-from tests.unit.check.servers import (
-    OK,
-    TIMEOUT,
-    Answer,
-    Peer,
-    responds,
-    sends,
-    server_context,
-    status,
-)
+from tests.unit.check.servers import OK, Answer, Peer, responds, sends, status
 
 TLS_FAILED = ReasonKind.TLS.template
 UNVERIFIED, VERIFYING = client_context(verify=False), client_context()
 servers.authority().configure_trust(VERIFYING)
-OWN = server_context()
+OWN = servers.server_context()
 HEALTH, ZLIB = "grpc.health.v1.Health", "Error -3 while decompressing data"
 HEALTHY = framed(b"\x08\x01")
 SERVING, NOT_SERVING = status(1), status(2)
 DRAINING = status(2, ghealth_reason="draining")
 
 
-def request(port: int, **fields: Any) -> Request:
+def request(port: int, *, host: str = "localhost", **fields: Any) -> Request:
     """Make a check of a server on this machine."""
-    usual: dict[str, Any] = {"server": Server.parse(f"localhost:{port}"), "user_agent": "test"}
-    return Request(**(usual | {"connect_timeout": TIMEOUT, "rpc_timeout": TIMEOUT} | fields))
+    times = dict.fromkeys(("connect_timeout", "rpc_timeout"), servers.TIMEOUT)
+    usual: dict[str, Any] = times | {"server": Server.parse(f"{host}:{port}")}
+    return Request(**{"user_agent": "test"} | usual | fields)
 
 
-async def checked(
-    peer: Behaviour, *, server: ssl.SSLContext | None = None, **fields: Any
-) -> Report:
+async def checked(peer: Behaviour, server: ssl.SSLContext | None = None, **fields: Any) -> Report:
     """Check a server that runs in this thread."""
     async with target(peer, reads=False, tls=server) as listening:
         return await asyncio.to_thread(check, request(listening.port, **fields))
@@ -182,16 +173,15 @@ async def test_headers_user_agent_and_compression_reach_the_server() -> None:
         asked = request(port, headers=headers, gzip=True, user_agent="me", service=service)
         await asyncio.to_thread(check, asked, steps.append)
     assert steps == [f"connecting to localhost:{port}", "connected", "answered"]  # the flag -v
-    message = gzip.decompress(peer.body[5:])
     assert peer.body[:5] == b"\1" + (len(peer.body) - 5).to_bytes(4, "big")
-    assert health_pb2.HealthCheckRequest.FromString(message).service == service
+    message = health_pb2.HealthCheckRequest.FromString(gzip.decompress(peer.body[5:]))
+    assert message.service == service
     received = dict(peer.headers)
     assert len(received) == len(peer.headers)
     assert (received[b":path"], received[b"te"]) == (CHECK_PATH.encode(), b"trailers")
     assert (received[b"x-one"], received[b"two-bin"]) == (b"1", b"w6k=")
-    assert received[b"grpc-encoding"] == b"gzip"
-    # ghealth sends the message to clients with such a word (GHEALTH_STATUS_CALLERS).
-    assert received[b"user-agent"] == b"me grpc-h2"
+    # ghealth sends the message to clients with a word grpc-… (GHEALTH_STATUS_CALLERS).
+    assert (received[b"grpc-encoding"], received[b"user-agent"]) == (b"gzip", b"me grpc-h2")
 
 
 @pytest.mark.parametrize(
@@ -242,28 +232,32 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("peer", "server", "name", "reason"),
     [
-        (is_silent, server_context(expired=True), "", f"{TLS_FAILED}: certificate has expired"),
+        (
+            is_silent,
+            servers.server_context(expired=True),
+            "",
+            f"{TLS_FAILED}: certificate has expired",
+        ),
         (is_silent, OWN, "other", f"{TLS_FAILED}: Hostname mismatch, certificate is not valid for"),
         (is_silent, OWN, ".a", f"{TLS_FAILED}: '.a' is not a host name"),
         (is_silent, OWN, "é", f"{TLS_FAILED}: 'é' is not a host name"),
-        (is_silent, server_context(alpn=False), "", "the server does not offer HTTP/2 over TLS"),
         (
-            says(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
-            None,
+            is_silent,
+            servers.server_context(alpn=False),
             "",
-            f"{TLS_FAILED}: wrong version number",
+            "the server does not offer HTTP/2 over TLS",
         ),
+        (says(b"HTTP/1.1 400\r\n\r\n"), None, "", f"{TLS_FAILED}: wrong version number"),
         (says(b""), None, "", f"{TLS_FAILED}: "),
         # With TLS 1.3 the server refuses a missing certificate only after the handshake.
-        (is_silent, server_context(clients=True), "", (TLS_FAILED, "connection ")),
+        (is_silent, servers.server_context(clients=True), "", (TLS_FAILED, "connection ")),
     ],
 )
 async def test_tls_that_fails_is_no_connection(
     peer: Any, server: Any, name: str, reason: Any
 ) -> None:
     """A handshake must succeed and agree on HTTP/2, as gRPC requires; the cause is named."""
-    options = {"tls": VERIFYING, "server_name": name, "connect_timeout": 0.5}
-    report = await checked(peer, server=server, **options)
+    report = await checked(peer, server, tls=VERIFYING, server_name=name, connect_timeout=0.5)
     assert report.exit_code is ExitCode.NO_CONNECTION
     assert str(report.keys["reason"]).startswith(reason)
 
@@ -277,61 +271,42 @@ async def test_a_final_dot_is_no_part_of_the_servers_name(monkeypatch: pytest.Mo
         return addresses(b"127.0.0.1", port, flags)
 
     monkeypatch.setattr(http2, "_addresses", look_up)
-    context = server_context()
+    context = servers.server_context()
     context.sni_callback = lambda _socket, name, _context: names.append(name)
-    async with target(Peer(SERVING), reads=False, tls=context) as peer:
-        for host, server_name in (("localhost.", ""), ("127.0.0.1", "localhost.")):
-            server = Server.parse(f"{host}:{peer.port}")
-            asked = request(0, server=server, server_name=server_name, tls=VERIFYING)
-            assert (await asyncio.to_thread(check, asked)).exit_code is ExitCode.SERVING
-    assert names == ["localhost", "localhost"]
-    assert looked_up[0] == b"localhost."
+    report = await checked(Peer(SERVING), server=context, host="localhost.", tls=VERIFYING)
+    assert report.exit_code is ExitCode.SERVING
+    assert (names, looked_up) == (["localhost"], [b"localhost."])
 
 
-async def test_a_watch_reports_changes_only_and_connects_again() -> None:
-    """A watch reports each change, the loss of the server included, with the reason of a Check."""
-    lost = responds(code="14", ghealth_reason="draining")
-    serving_then_lost = responds(HEALTHY, code="14", ghealth_reason="draining")
-    answers = (serving_then_lost, lost, responds(HEALTHY * 2), NOT_SERVING, DRAINING, SERVING)
-    assert await watched(*answers, count=5) == [
-        "status: SERVING",
-        "UNAVAILABLE: draining",
-        "status: SERVING",
-        "NOT_SERVING: draining",
-        "status: SERVING",
-    ]
-
-
-async def test_a_watch_whose_check_has_another_status() -> None:
-    """The reason of another status is not this one's."""
-    texts = await watched(NOT_SERVING, SERVING, count=1)
-    assert texts == ['service unhealthy (responded with "NOT_SERVING")']
+LOST = {"code": "14", "ghealth_reason": "draining"}
 
 
 @pytest.mark.parametrize(
     ("answers", "texts"),
     [
-        (responds(), ["health rpc failed: INTERNAL: 0 messages instead of one"]),
-        (responds(framed(b"\xff")), ["health rpc failed: INTERNAL: malformed message"]),
-        (responds(HEALTHY, code="99"), ["status: SERVING", "health rpc failed: 99"]),
+        (
+            [responds(HEALTHY, **LOST), responds(**LOST)],
+            ["status: SERVING", "UNAVAILABLE: draining"],
+        ),
+        ([responds(HEALTHY * 2), SERVING, DRAINING], ["status: SERVING", "NOT_SERVING: draining"]),
+        ([NOT_SERVING, DRAINING, SERVING], ["NOT_SERVING: draining", "status: SERVING"]),
+        ([NOT_SERVING, SERVING], [f'{UNHEALTHY} "NOT_SERVING")']),
+        ([responds()], [f"{FAILED}INTERNAL: 0 messages instead of one"]),
+        ([responds(framed(b"\xff"))], [f"{FAILED}INTERNAL: malformed message"]),
+        ([responds(HEALTHY, code="99")], ["status: SERVING", f"{FAILED}99"]),
     ],
 )
-async def test_a_watch_that_ends_badly_says_so(answers: Answer, texts: list[str]) -> None:
-    """A Watch that ends without a message, or with an error, is an RPC that failed."""
-    assert await watched(answers, count=len(texts)) == texts
+async def test_what_a_watch_reports(answers: list[Answer], texts: list[str]) -> None:
+    """Changes only, over all connections, with the reason of a Check that has the same status."""
+    assert await watched(*answers, count=len(texts)) == texts
 
 
 def test_a_watch_of_a_server_that_is_not_there() -> None:
     """A watch reports a lost connection once, and continues."""
-    pauses, reports = iter([None]), list[Report]()
-
-    def pause() -> None:
-        if next(pauses, "second") == "second":
-            raise InterruptedError
-
+    pause, reports = Mock(side_effect=[None, InterruptedError]), list[Report]()
     with nobody() as port, contextlib.suppress(InterruptedError):
         reports.extend(watch(request(port, connect_timeout=0.2), pause=pause))
-    assert list(pauses) == []
+    assert pause.call_count == 2
     assert [report.exit_code for report in reports] == [ExitCode.NO_CONNECTION]
 
 

@@ -2,6 +2,7 @@ import re
 import ssl
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -35,15 +36,13 @@ def test_a_folder_of_authorities_is_trusted_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenSSL reads the files of SSL_CERT_DIR when it needs one."""
-    loaded: list[Any] = []
-    monkeypatch.setattr(
-        ssl.SSLContext, "load_verify_locations", lambda _, *paths: loaded.append(paths)
-    )
+    load = Mock()
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", load)
     monkeypatch.setattr(tls, "_SYSTEM_FILES", ())
     monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     tls.client_context()
-    assert loaded == [(None, str(tmp_path))]
+    load.assert_called_once_with(None, str(tmp_path))
 
 
 def test_certificates_that_go_accepts_are_accepted() -> None:
@@ -54,18 +53,16 @@ def test_certificates_that_go_accepts_are_accepted() -> None:
     assert not context.hostname_checks_common_name
 
 
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({"ca_cert": "/nonexistent"}, "/nonexistent: No such file or directory"),
-        ({"ca_cert": __file__}, f"{__file__}: no certificates in it"),
-        (
-            {"client_cert": __file__, "client_key": __file__},
-            f"{__file__} and {__file__}: not a certificate and its key",
-        ),
-    ],
-)
-def test_files_that_cannot_be_used(fields: dict[str, Any], text: str) -> None:
+FILE = __file__
+MISTAKES = {
+    "/nonexistent: No such file or directory": {"ca_cert": "/nonexistent"},
+    f"{FILE}: no certificates in it": {"ca_cert": FILE},
+    f"{FILE} and {FILE}: not a certificate and its key": {"client_cert": FILE, "client_key": FILE},
+}
+
+
+@pytest.mark.parametrize(("text", "fields"), MISTAKES.items())
+def test_files_that_cannot_be_used(text: str, fields: dict[str, Any]) -> None:
     """A file that cannot be read, or has something else in it, is found before connecting."""
     with pytest.raises(tls.TlsError, match=f"^{re.escape(text)}$"):
         tls.client_context(**fields)
