@@ -1,5 +1,6 @@
 """Write the expected conclusions, which `test_callers` verifies, into docs/callers.md."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -19,16 +20,14 @@ def with_tables(text: str) -> str:
         _table("caller, over time", FOLLOWERS, LIFE),
         _table("an ALB's path", PATHS, states),
     )
-    before, _, rest = text.partition(_BEGIN)
-    return before + _BEGIN + "\n".join(tables) + _END + rest.partition(_END)[2]
+    return re.sub(f"(?s)(?<={_BEGIN}).*(?={_END})", lambda _: "\n".join(tables), text)
 
 
 def _table(title: str, rows: Sequence[Caller[Any]], columns: Mapping[str, bool]) -> str:
     lines = [[title, *columns], ["---"] * (len(columns) + 1)]
     for row in rows:
-        lines.append(
-            [row.name, *(row.expected(is_ready=is_ready) for is_ready in columns.values())]
-        )
+        cells = (row.expected(is_ready=is_ready) for is_ready in columns.values())
+        lines.append([row.name, *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -19,13 +19,9 @@ SERVING, NOT_SERVING = status(1), status(2)
 UNKNOWN_PATH = sends(OK | {"grpc-status": "12"})
 
 
-def ghealth(code: str, reason: str) -> Answer:
-    """Answer as ghealth does: with a code, and its reason."""
-    return sends(OK | {"grpc-status": code, "grpc-message": reason, REASON_KEY: reason})
-
-
-UNAVAILABLE = ghealth("14", "gateway answered 503")
-READY_12 = ghealth("12", "gateway answered 200")
+REASON = "gateway answered 503"
+UNAVAILABLE = sends(OK | {"grpc-status": "14", "grpc-message": REASON, REASON_KEY: REASON})
+READY_12 = sends(OK | {"grpc-status": "12", REASON_KEY: "gateway answered 200"})
 
 
 async def checked(
@@ -81,28 +77,17 @@ async def test_what_an_alb_concludes(
 async def test_a_mismatch_in_the_consoles_words() -> None:
     """A code outside the matcher is named as the AWS console names it, with the reason."""
     report = await checked(Peer(UNAVAILABLE))
-    address, seconds = report.keys["address"], report.keys["seconds"]
     sent, received, mismatch, conclusion = report.text.splitlines()
     user_agent = "ELB-HealthChecker/2.0 ghealth-check"
+    address, seconds = report.keys["address"], report.keys["seconds"]
     assert sent == f"POST {CHECK_PATH} to {address} as {user_agent}, success codes 0"
     assert received.startswith("grpc-status 14 (UNAVAILABLE) 'gateway answered 503' in ")
     assert mismatch == "Target.ResponseCodeMismatch: Health checks failed with these codes: [14]"
+    group = {"address": address, "path": CHECK_PATH, "matcher": "0", "tls": False}
+    answer = {"code": 14, "code_name": "UNAVAILABLE", "grpc_message": "gateway answered 503"}
+    result = {"exit_code": 4, "conclusion": conclusion, "failure": None, "reason": mismatch}
+    assert report.keys == {**group, **answer, **result, "seconds": seconds, "warnings": ()}
     assert isinstance(seconds, float)
-    assert report.keys == {
-        "exit_code": 4,
-        "conclusion": conclusion,
-        "address": address,
-        "path": CHECK_PATH,
-        "matcher": "0",
-        "tls": False,
-        "code": 14,
-        "code_name": "UNAVAILABLE",
-        "grpc_message": "gateway answered 503",
-        "failure": None,
-        "reason": mismatch,
-        "seconds": seconds,
-        "warnings": (),
-    }
 
 
 NO_STATUS = "an answer without a gRPC status"

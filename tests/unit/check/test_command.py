@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -259,13 +260,10 @@ def test_a_watch_prints_each_change(run: Run) -> None:
 def test_a_watch_ends_when_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C ends a watch with the code of the last report, or as without a connection."""
 
-    def interrupted(_: object) -> None:
-        raise KeyboardInterrupt
-
     def watch(*_: object, pause: Any) -> Iterator[Report]:
         pause()
         yield from reports
-        interrupted(pause)
+        raise KeyboardInterrupt
 
     reports: list[Report] = []
     monkeypatch.setattr(call, "watch", watch)
@@ -273,5 +271,5 @@ def test_a_watch_ends_when_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch
     assert run("-addr=a:1 --watch")[0] == ExitCode.NO_CONNECTION
     reports.append(REPORT)
     assert run("-addr=a:1 --watch")[0] == ExitCode.NOT_SERVING
-    monkeypatch.setattr("ghealth.output.write", interrupted)
+    monkeypatch.setattr("ghealth.output.write", Mock(side_effect=KeyboardInterrupt))
     assert run("-addr=a:1 --watch")[0] == ExitCode.NOT_SERVING
