@@ -27,6 +27,7 @@ from tests.support.peers import is_silent, nobody, says, target
 AT_ONCE = 12
 """Cases at a time: most of them wait for a timeout."""
 
+PROGRAMS = ("grpc-health-probe", "ghealth check")
 TIMEOUT = 60.0
 """Seconds within which each run must end."""
 
@@ -144,6 +145,7 @@ def credentials(leaf: trustme.LeafCert, clients: trustme.CA | None = None) -> An
     )
 
 
+HTTP1 = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"
 METHOD: Any = grpc.unary_unary_rpc_method_handler(check, health_pb2.HealthCheckRequest.FromString)
 HEALTH = grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": METHOD})
 
@@ -163,7 +165,9 @@ async def words(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[dict
     }
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    secure = {
+    servers = {
+        "plaintext": None,
+        "without_health": None,
         "tls": credentials(leaf),
         "expired": credentials(own.issue_cert("localhost", not_after=past)),
         "foreign": credentials(foreign.issue_cert("localhost")),
@@ -174,28 +178,22 @@ async def words(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[dict
     }
     without_alpn = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     leaf.configure_cert(without_alpn)
-    ports = {}
+    peers = {"silent": is_silent, "http1": says(HTTP1), "tls_without_alpn": is_silent}
     async with AsyncExitStack() as stack:
-        for name in ("plaintext", "without_health", *secure):
+        ports = {"refused": stack.enter_context(nobody())}
+        for name, given in servers.items():
             server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-            if name in secure:
-                ports[name] = server.add_secure_port("127.0.0.1:0", secure[name])
-            else:
-                ports[name] = server.add_insecure_port("127.0.0.1:0")
+            at = ("127.0.0.1:0", given) if given else ("127.0.0.1:0",)
+            ports[name] = (server.add_secure_port if given else server.add_insecure_port)(*at)
             if name == "plaintext":
                 server.add_insecure_port(f"unix:{folder}/socket")
-            if name != "without_health":
-                server.add_generic_rpc_handlers((HEALTH,))
+            server.add_generic_rpc_handlers(() if name == "without_health" else (HEALTH,))
             await server.start()
             stack.push_async_callback(server.stop, None)
-        for name, behaviour, tls in (
-            ("silent", is_silent, None),
-            ("http1", says(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"), None),
-            ("tls_without_alpn", is_silent, without_alpn),
-        ):
+        for name, behaviour in peers.items():
+            tls = without_alpn if name == "tls_without_alpn" else None
             peer = await stack.enter_async_context(target(behaviour, reads=False, tls=tls))
             ports[name] = peer.port
-        ports["refused"] = stack.enter_context(nobody())
         found = {name: str(folder / name) for name in files}
         found |= {name: f"localhost:{port}" for name, port in ports.items()}
         found |= {
@@ -216,7 +214,9 @@ async def outcomes(words: dict[str, str]) -> AsyncGenerator[Outcomes, None]:
     at_once = asyncio.Semaphore(AT_ONCE)
     build("github.com/grpc-ecosystem/grpc-health-probe")
 
-    async def exit_code(*command: str) -> int:
+    async def exit_code(program: str, case: str, seconds: int) -> int:
+        timeouts = (f"-connect-timeout={seconds}s", f"-rpc-timeout={seconds}s")
+        command = (*program.split(), *timeouts, *shlex.split(Template(case).substitute(words)))
         process = await asyncio.create_subprocess_exec(
             *command, env=ENVIRONMENT, stdout=DEVNULL, stderr=DEVNULL
         )
@@ -224,13 +224,10 @@ async def outcomes(words: dict[str, str]) -> AsyncGenerator[Outcomes, None]:
             return await process.wait()
 
     async def run(case: str) -> tuple[int, int]:
-        arguments = shlex.split(Template(case).substitute(words))
         # The second time only if they differ: the machine may be busy.
         async with at_once:
-            for seconds in ("1s", "5s"):
-                timeouts = (f"-connect-timeout={seconds}", f"-rpc-timeout={seconds}")
-                there = await exit_code("grpc-health-probe", *timeouts, *arguments)
-                here = await exit_code("ghealth", "check", *timeouts, *arguments)
+            for seconds in (1, 5):
+                there, here = [await exit_code(name, case, seconds) for name in PROGRAMS]
                 if here == there:
                     break
         return there, here

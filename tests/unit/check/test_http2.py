@@ -8,7 +8,6 @@ from unittest.mock import Mock
 
 import pytest
 
-from ghealth.address import Address
 from ghealth.check import http2
 from ghealth.check.addresses import Server
 from tests.support.peers import nobody, repeats, target
@@ -28,7 +27,7 @@ def failure(server: Server, seconds: float = FOREVER) -> str:
     ("server", "cause"),
     [
         (Server.parse("ghealth.invalid:1"), "name does not resolve"),
-        (Server("", Address("255.255.255.255", 1)), "cannot connect: Network is unreachable"),
+        (Server.parse("255.255.255.255:1"), "cannot connect: Network is unreachable"),
         (Server.parse("unix:/nonexistent"), "cannot connect: No such file or directory"),
         (Server.parse("unix-abstract:ghealth-nobody"), "connection refused"),
     ],
