@@ -43,7 +43,7 @@ def _command(line: str, port: int) -> list[str]:
 
 
 def program(pattern: str, line: str, stdin: str = "") -> Ask:
-    """Check by running a program to its end.
+    """Check by running a program to its end, which each of them reaches within seconds.
 
     Args:
         pattern: A regular expression; what its groups match in the program's output and the
@@ -54,17 +54,11 @@ def program(pattern: str, line: str, stdin: str = "") -> Ask:
     """
 
     def ask(port: int) -> str:
+        command = _command(line, port)
         done = subprocess.run(
-            _command(line, port),
-            input=stdin,
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
+            command, input=stdin, env=ENVIRONMENT, capture_output=True, text=True, check=False
         )
-        said = f"{done.stdout}\nexit {done.returncode}"
+        said = f"{done.stdout}{done.stderr}\nexit {done.returncode}"
         match = re.search(pattern, said, re.MULTILINE)
         return " ".join(filter(None, match.groups())) if match else said
 

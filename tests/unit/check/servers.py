@@ -24,19 +24,13 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-@functools.cache
-def certificate(*, expired: bool = False) -> trustme.LeafCert:
-    """Issue a certificate for localhost."""
-    end = dt.datetime(2001, 1, 1, tzinfo=dt.UTC) if expired else None
-    return authority().issue_cert("localhost", not_after=end)
-
-
 def server_context(
     *, alpn: bool = True, expired: bool = False, clients: bool = False
 ) -> ssl.SSLContext:
     """Make the context of a server for localhost."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate(expired=expired).configure_cert(context)
+    end = dt.datetime(2001, 1, 1, tzinfo=dt.UTC) if expired else None
+    authority().issue_cert("localhost", not_after=end).configure_cert(context)
     authority().configure_trust(context)
     if alpn:
         context.set_alpn_protocols(["h2"])
@@ -50,12 +44,10 @@ class Peer:
 
     Args:
         answers: Each answers the request of one connection; the last one is repeated.
-        stays: Whether a connection stays open after its answer.
     """
 
-    def __init__(self, *answers: Answer, stays: bool = True) -> None:
+    def __init__(self, *answers: Answer) -> None:
         self._answers = answers
-        self._stays = stays
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = b""
         self.connections = 0
@@ -78,17 +70,15 @@ class Peer:
                     case h2.events.StreamEnded():
                         answer(connection)
                         writer.write(connection.data_to_send())
-                        if not self._stays:
-                            return
             writer.write(connection.data_to_send())
 
 
-def sends(*parts: dict[str, str] | bytes, ends: bool = True) -> Answer:
+def sends(*parts: dict[str, str] | bytes) -> Answer:
     """Answer with headers and data, in this order."""
 
     def answer(connection: h2.connection.H2Connection) -> None:
         for part in parts:
-            end = ends and part is parts[-1]
+            end = part is parts[-1]
             if isinstance(part, bytes):
                 connection.send_data(1, part, end_stream=end)
             else:
