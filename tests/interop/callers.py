@@ -155,15 +155,8 @@ PATHS: Final = tuple(
 )
 """An ALB on every kind of path: healthy only while the gateway is ready, by 0 or by 12."""
 
-LIFE: Final = {
-    "ready": True,
-    "503": False,
-    "ready again": True,
-    "ghealth ended": False,
-    "started again": True,
-    "draining": False,
-    "restarted": True,
-}
+_RESTARTS = {"ghealth ended": False, "started again": True, "draining": False, "restarted": True}
+LIFE: Final = {"ready": True, "503": False, "ready again": True, **_RESTARTS}
 """What happens while followers are connected, and whether they must see a ready gateway then."""
 
 STATES: Final = {"ready": READY, "503": SICK, "silent": SILENT, "draining": READY}

@@ -122,7 +122,7 @@ Outcomes = Mapping[str, Awaitable[tuple[int, int]]]
 """The exit codes of grpc-health-probe and `ghealth check`, by case."""
 
 
-async def check(request: Any, context: Any) -> bytes:
+async def check(request: Any, context: Any) -> Any:
     """Answer a Check."""
     answer: Any = STATES.get(request.service, grpc.StatusCode.NOT_FOUND)
     if request.service == REASON:
@@ -132,8 +132,7 @@ async def check(request: Any, context: Any) -> bytes:
         await asyncio.Event().wait()
     if isinstance(answer, grpc.StatusCode):
         await context.abort(answer, "gateway answered 503")
-    message: bytes = answer
-    return message
+    return answer
 
 
 def credentials(leaf: trustme.LeafCert, clients: trustme.CA | None = None) -> Any:
@@ -220,8 +219,7 @@ async def outcomes(words: dict[str, str]) -> AsyncGenerator[Outcomes, None]:
         process = await asyncio.create_subprocess_exec(
             *command, env=ENVIRONMENT, stdout=DEVNULL, stderr=DEVNULL
         )
-        async with asyncio.timeout(TIMEOUT):
-            return await process.wait()
+        return await asyncio.wait_for(process.wait(), TIMEOUT)
 
     async def run(case: str) -> tuple[int, int]:
         # The second time only if they differ: the machine may be busy.

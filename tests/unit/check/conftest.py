@@ -1,6 +1,6 @@
 import pytest
 
-from tests.unit.check.servers import authority
+from tests.unit.check.servers import AUTHORITY
 
 
 @pytest.fixture(autouse=True)
@@ -13,9 +13,9 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def pem(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The files of the authority and a client's pair, by the arguments that name them."""
     folder = tmp_path_factory.mktemp("pem")
-    client = authority().issue_cert("client")
+    client = AUTHORITY.issue_cert("client")
     contents = {
-        "ca_cert": authority().cert_pem,
+        "ca_cert": AUTHORITY.cert_pem,
         "client_cert": client.cert_chain_pems[0],
         "client_key": client.private_key_pem,
     }

@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import functools
 import ssl
 from collections.abc import Callable
 
@@ -16,12 +15,8 @@ from tests.support.wire import framed
 TIMEOUT = 20.0
 """Seconds for what is not a test of time."""
 
+AUTHORITY = trustme.CA()
 Answer = Callable[[h2.connection.H2Connection], None]
-
-
-@functools.cache
-def authority() -> trustme.CA:
-    return trustme.CA()
 
 
 def server_context(
@@ -30,8 +25,8 @@ def server_context(
     """Make the context of a server for localhost."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     end = dt.datetime(2001, 1, 1, tzinfo=dt.UTC) if expired else None
-    authority().issue_cert("localhost", not_after=end).configure_cert(context)
-    authority().configure_trust(context)
+    AUTHORITY.issue_cert("localhost", not_after=end).configure_cert(context)
+    AUTHORITY.configure_trust(context)
     if alpn:
         context.set_alpn_protocols(["h2"])
     if clients:

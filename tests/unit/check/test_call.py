@@ -24,7 +24,7 @@ from tests.unit.check.servers import OK, Answer, Peer, responds, sends, status
 
 TLS_FAILED = ReasonKind.TLS.template
 UNVERIFIED, VERIFYING = client_context(verify=False), client_context()
-servers.authority().configure_trust(VERIFYING)
+servers.AUTHORITY.configure_trust(VERIFYING)
 OWN = servers.server_context()
 HEALTH, ZLIB = "grpc.health.v1.Health", "Error -3 while decompressing data"
 HEALTHY = framed(b"\x08\x01")
@@ -43,13 +43,6 @@ async def checked(peer: Behaviour, server: ssl.SSLContext | None = None, **field
     """Check a server that runs in this thread."""
     async with target(peer, reads=False, tls=server) as listening:
         return await asyncio.to_thread(check, request(listening.port, **fields))
-
-
-async def watched(*answers: Answer, count: int) -> list[str]:
-    """Watch a server, and return the texts of the first reports."""
-    async with target(Peer(*answers), reads=False) as peer:
-        reports = islice(watch(request(peer.port), pause=lambda: None), count)
-        return await asyncio.to_thread(lambda: [report.text for report in reports])
 
 
 HINTS = {":status": "103", "link": "</a>; rel=preload"}
@@ -291,7 +284,9 @@ LOST = {"code": "14", "ghealth_reason": "draining"}
 )
 async def test_what_a_watch_reports(answers: list[Answer], texts: list[str]) -> None:
     """Changes only, over all connections, with the reason of a Check that has the same status."""
-    assert await watched(*answers, count=len(texts)) == texts
+    async with target(Peer(*answers), reads=False) as peer:
+        reports = islice(watch(request(peer.port), pause=lambda: None), len(texts))
+        assert [report.text for report in await asyncio.to_thread(list, reports)] == texts
 
 
 def test_a_watch_of_a_server_that_is_not_there() -> None:
