@@ -245,7 +245,7 @@ async def test_both_programs_end_with_the_same_code(outcomes: Outcomes, case: st
 async def test_documented_differences(
     outcomes: Outcomes, case: str, codes: tuple[int, int]
 ) -> None:
-    """UNAVAILABLE with a reason is not serving, seconds need no unit, and help is no mistake."""
+    """UNAVAILABLE with a reason is not serving, seconds need no unit, and help is not a mistake."""
     assert await outcomes[case] == codes
 
 
