@@ -13,7 +13,7 @@ from ghealth.matcher import GRPC_CODES, Matcher
 from tests.support import frames
 from tests.support.peers import Behaviour, is_silent, repeats, resets, says, target
 from tests.unit.check import servers
-from tests.unit.check.servers import OK, TIMEOUT, Answer, Peer, goaway_then, sends, status
+from tests.unit.check.servers import OK, TIMEOUT, Answer, Peer, goaway_then, responds, sends, status
 
 UNVERIFIED = client_context(verify=False)
 SERVING, NOT_SERVING = status(1), status(2)
@@ -51,6 +51,7 @@ def failure(report: Report) -> tuple[str, str]:
     ("answers", "path", "matcher", "healthy", "warning"),
     [
         (SERVING, CHECK_PATH, "0", True, None),
+        (responds(b"a" * 9000, b"a"), CHECK_PATH, "0", True, None),
         (UNAVAILABLE, CHECK_PATH, "0", False, None),
         (NOT_SERVING, CHECK_PATH, "0", True, "the message is NOT_SERVING"),
         (NOT_SERVING, CHECK_PATH, "12", False, None),
@@ -79,9 +80,8 @@ async def test_a_mismatch_in_the_consoles_words() -> None:
     """A code outside the matcher is named as the AWS console names it, with the reason."""
     report = await checked(Peer(UNAVAILABLE))
     sent, received, mismatch, conclusion = report.text.splitlines()
-    user_agent = "ELB-HealthChecker/2.0 ghealth-check"
     address, seconds = report.keys["address"], report.keys["seconds"]
-    assert sent == f"POST {CHECK_PATH} to {address} as {user_agent}, success codes 0"
+    assert sent == f"POST {CHECK_PATH} to {address} as {alb.USER_AGENT}, success codes 0"
     assert received.startswith("grpc-status 14 (UNAVAILABLE) 'gateway answered 503' in ")
     assert mismatch == "Target.ResponseCodeMismatch: Health checks failed with these codes: [14]"
     group = {"address": address, "path": CHECK_PATH, "matcher": "0", "tls": False}
