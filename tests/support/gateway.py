@@ -105,8 +105,8 @@ class Agent:
             self._server.server_close()
 
 
-def envoy_config(agent_port: int, port: int, host: str, admin_port: int) -> dict[str, Any]:
-    """Return the bootstrap of an Envoy with the readiness listener and an admin port."""
+def envoy_config(agent_port: int, port: int, host: str, admin_port: int = 0) -> dict[str, Any]:
+    """Return the bootstrap of an Envoy with the readiness listener and an admin port, 0 for any."""
     text = Path(__file__).with_name("gateway.yaml").read_text()
     ports = {"agent_port": agent_port, "port": port, "admin_port": admin_port}
     config: dict[str, Any] = yaml.safe_load(Template(text).substitute(ports, host=host))
