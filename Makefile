@@ -34,7 +34,7 @@ run: env ## run a real Envoy on 15021 and ghealth on 25021, until Ctrl-C
 	@exec $(BIN)/python -m tools.run
 
 test: env ## run the tests, in parallel: units, and the whole program beside a real Envoy, with branch coverage
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadgroup --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal --cov --cov-report=term $(ARGS)
 
 lint: env ## run ruff, mypy --strict, import-linter, codespell and the check of the prose
 	$(BIN)/ruff check
@@ -58,7 +58,7 @@ page-pictures: env ## take the pictures of the status page in docs/
 
 interop: env ## check with real callers: the kubelet, Envoy, grpc-go, grpc-js, grpcurl, curl
 	$(BIN)/python -m tests.interop.tools
-	$(BIN)/python -m pytest tests/interop --numprocesses=$(JOBS) --dist=loadgroup
+	$(BIN)/python -m pytest tests/interop --numprocesses=$(JOBS) --dist=worksteal
 	$(BIN)/python -m tests.interop.matrix
 
 probe-matrix: env ## compare the exit codes of ghealth check and grpc-health-probe: all flags, states and certificates
