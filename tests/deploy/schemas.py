@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import jsonschema
@@ -19,34 +18,25 @@ SIDECARS, SLEEP_ACTION = "1.29", "1.30"
 
 NEWEST: Final[str] = kubernetes_validate.latest_version()
 
-
-def _is_custom(found: Any) -> bool:
-    group = found["apiVersion"].rpartition("/")[0]
-    own = "." not in group or group.endswith(".k8s.io")
-    return not own or group == "gateway.networking.k8s.io"
+_GROUPS: Final = ("networking.k8s.io", "rbac.authorization.k8s.io")
+"""The groups with a dot that Kubernetes itself has."""
 
 
 def faults(found: Any) -> Iterator[str]:
     """Yield what is wrong with an object; unknown fields are."""
-    if not _is_custom(found):
+    group, _, version = found["apiVersion"].rpartition("/")
+    if "." not in group or group in _GROUPS:
         oldest = SLEEP_ACTION if "'sleep': {" in str(found) else SIDECARS
-        for version in (oldest, NEWEST):
+        for kubernetes in (oldest, NEWEST):
             try:
-                kubernetes_validate.validate(found, version, strict=True)
+                kubernetes_validate.validate(found, kubernetes, strict=True)
             except kubernetes_validate.ValidationError as error:
-                yield f"{found['kind']} on Kubernetes {version}: {error.message}"
-    elif not found["apiVersion"].startswith("eks.amazonaws.com/"):
-        for file in SCHEMAS.glob(f"*.{found['kind'].lower()}s.crd.yaml"):
-            yield from _custom_faults(found, file)
-
-
-def _custom_faults(found: Any, file: Path) -> list[str]:
-    definition = next(iter(yaml.safe_load_all(file.read_text())))
-    version = found["apiVersion"].rpartition("/")[2]
-    for offered in definition["spec"]["versions"]:
-        if offered["name"] == version:
-            return _against(_strict(offered["schema"]["openAPIV3Schema"]), found)
-    return [f"the controller knows no version {version} of {found['kind']}"]
+                yield f"{found['kind']} on Kubernetes {kubernetes}: {error.message}"
+    for file in SCHEMAS.glob(f"*.{found['kind'].lower()}s.crd.yaml"):
+        definition = next(yaml.safe_load_all(file.read_text()))["spec"]
+        offered = {it["name"]: it["schema"]["openAPIV3Schema"] for it in definition["versions"]}
+        if group == definition["group"]:
+            yield from _against(_strict(offered[version]), found)
 
 
 def _strict(schema: Any) -> Any:
@@ -66,6 +56,6 @@ def chart(values: Any) -> Iterator[str]:
         yield from _against(json.loads(file.read_text()) | draft, values)
 
 
-def _against(schema: Any, found: Any) -> list[str]:
-    validator = jsonschema.Draft7Validator(schema)
-    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(found)]
+def _against(schema: Any, found: Any) -> Iterator[str]:
+    for error in jsonschema.Draft7Validator(schema).iter_errors(found):
+        yield f"{error.json_path}: {error.message}"

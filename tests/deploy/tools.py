@@ -2,10 +2,8 @@
 
 import functools
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,63 +23,39 @@ _TOOLS: Final = {
 }
 
 
-class ToolError(Exception):
-    """A tool is missing or failed; the message names it."""
-
-
 @functools.cache
-def prepare() -> None:
-    """Build the tools.
-
-    Raises:
-        ToolError: If that fails, or there is no Go to build them with.
-    """
-    if not shutil.which("go"):
-        raise ToolError("make deploy-check needs Go, to build actionlint, helm and kustomize")
+def _build() -> str:
+    """Return a PATH with the tools."""
     for name, package in _TOOLS.items():
-        run("go", "build", "-o", str(_BUILT / name), package, where=_BUILT.parent / "go")
+        command = ("go", "build", "-o", str(_BUILT / name), package)
+        subprocess.run(command, cwd=_BUILT.parent / "go", timeout=_TIMEOUT, check=True)
+    return f"{_BUILT}:{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
 
 
-def render(*command: str, **variables: str) -> list[Any]:
-    """Return the objects that a command prints.
-
-    Args:
-        command: Its words.
-        variables: What its environment has in addition.
-
-    Raises:
-        ToolError: If it fails.
-    """
-    prepare()
-    printed = run(*command, environment=os.environ | variables)
-    return [found for found in yaml.safe_load_all(printed) if found]
-
-
-def run(
-    *command: str, environment: Mapping[str, str] = os.environ, where: Path = ROOT, given: str = ""
-) -> str:
+def run(*command: str, given: str = "", **variables: str) -> str:
     """Run a command with the tools in PATH, and return what it prints.
 
     Args:
         command: Its words.
-        environment: Its variables.
-        where: Its directory.
         given: Its standard input.
+        variables: What its environment has in addition.
 
     Raises:
-        ToolError: If it fails.
+        subprocess.CalledProcessError: If it fails; pytest reports what it wrote to stderr.
     """
-    path = f"{_BUILT}:{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": _build()} | variables
     done = subprocess.run(
         command,
-        cwd=where,
-        env={**environment, "PATH": path},
+        cwd=ROOT,
+        env=environment,
         input=given,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=_TIMEOUT,
-        check=False,
+        check=True,
     )
-    if done.returncode:
-        raise ToolError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout
+
+
+def render(*command: str, **variables: str) -> list[Any]:
+    """Return the objects that a command prints, which `run` runs."""
+    return [found for found in yaml.safe_load_all(run(*command, **variables)) if found]

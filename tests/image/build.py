@@ -7,7 +7,7 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.support import interrupt
 
@@ -17,7 +17,6 @@ IMAGE: Final = "localhost/ghealth:test"
 _SUITE: Final = "trixie"
 RUN_BASE: Final = f"localhost/ghealth-run-base:{_SUITE}"
 _BASE: Final = f"localhost/ghealth-base:{_SUITE}"
-_PACKAGES: Final = ("ca-certificates", "python3", "python3-venv")
 
 _STORAGE: Final = ROOT / ".image"
 """Kept, so that the bases are built once; `make clean` removes it."""
@@ -43,21 +42,8 @@ _OF_THE_MACHINE: Final = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf")
 SOURCE: Final = "https://example.com/ghealth"
 """What `make image SOURCE=…` is given, where the release gives the repository's address."""
 
-_AARCH64: Final = 183
-"""Of ELF's machines."""
-
-BUILD_TIMEOUT: Final = 1200.0
+TIMEOUT: Final = 1200.0
 """Seconds; where nothing is cached, most goes into downloads."""
-
-
-class BuildError(Exception):
-    """A tool is missing or failed; the message names it."""
-
-
-def environment() -> dict[str, str]:
-    """Return the environment that buildah and podman run in."""
-    configuration = _STORAGE / "containers.conf"
-    return os.environ | {"CONTAINERS_CONF": str(configuration), "BUILDAH_ISOLATION": "chroot"}
 
 
 def tool(name: str) -> tuple[str, ...]:
@@ -65,118 +51,81 @@ def tool(name: str) -> tuple[str, ...]:
     return (name, "--root", str(_STORAGE / "storage"), "--runroot", str(_RUN))
 
 
-def run(*command: str) -> str:
+def run(*command: str, timeout: float = TIMEOUT) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end; buildah and podman find their configuration."""
+    configuration = {"CONTAINERS_CONF": str(_STORAGE / "containers.conf")}
+    environment = os.environ | configuration | {"BUILDAH_ISOLATION": "chroot"}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": timeout}
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False, **options)
+
+
+def output(*command: str) -> str:
     """Run a command to its end and return its output.
 
     Raises:
-        BuildError: If it fails; the message is its output.
+        SystemExit: If it fails; the message is its output.
     """
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=BUILD_TIMEOUT,
-        check=False,
-    )
+    done = run(*command)
     if done.returncode:
-        raise BuildError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout.strip()
-
-
-def check_machine() -> None:
-    """Verify that the machine can build and run images.
-
-    Raises:
-        BuildError: If not; the message names what is missing.
-    """
-    if os.geteuid() != 0:
-        raise BuildError("make image-test makes a Debian system and namespaces: it needs root")
-    if missing := [name for name in _TOOLS if not shutil.which(name)]:
-        raise BuildError(f"make image-test needs {', '.join(missing)}: .ci/run installs them")
 
 
 def make_bases() -> None:
     """Create a Debian with Python, and one like distroless: without a shell or any command."""
-    present = run(*tool("buildah"), "images", "--format", "{{.Name}}:{{.Tag}}").split()
+    buildah = tool("buildah")
+    present = output(*buildah, "images", "--format", "{{.Name}}:{{.Tag}}").split()
     if _BASE not in present:
         with tempfile.TemporaryDirectory() as scratch:
-            system = f"{scratch}/base.tar"
-            options = (f"--include={','.join(_PACKAGES)}", '--aptopt=Acquire::Retries "5"')
-            run("mmdebstrap", "--variant=apt", *options, _SUITE, system)
-            container = run(*tool("buildah"), "from", "scratch")
-            run(*tool("buildah"), "add", container, system, "/")
-            run(*tool("buildah"), "commit", "--rm", container, _BASE)
+            options = ("--include=ca-certificates,python3,python3-venv", "--variant=apt")
+            retries = '--aptopt=Acquire::Retries "5"'
+            output("mmdebstrap", *options, retries, _SUITE, f"{scratch}/base.tar")
+            output(*tool("podman"), "import", f"{scratch}/base.tar", _BASE)
     if RUN_BASE not in present:
-        container = run(*tool("buildah"), "from", "--pull-never", _BASE)
-        system_root = Path(run(*tool("buildah"), "mount", container))
-        for folder in ("usr/bin", "usr/sbin"):
-            for command in (system_root / folder).iterdir():
-                if not command.name.startswith("python3"):
-                    command.unlink()
-        run(*tool("buildah"), "commit", "--rm", container, RUN_BASE)
+        container = output(*buildah, "from", "--pull-never", _BASE)
+        system_root = Path(output(*buildah, "mount", container))
+        for command in (*system_root.glob("usr/bin/*"), *system_root.glob("usr/sbin/*")):
+            if not command.name.startswith("python3"):
+                command.unlink()
+        output(*buildah, "commit", "--rm", container, RUN_BASE)
 
 
 def make_image() -> None:
     """Build the image by `make image`, on the bases made here."""
-    bases = {"BUILD_BASE": _BASE, "RUN_BASE": RUN_BASE}
-    options = [f"--build-arg {name}={base}" for name, base in bases.items()]
+    options = [f"--build-arg BUILD_BASE={_BASE} --build-arg RUN_BASE={RUN_BASE}"]
     options += [f"--volume {file}:{file}:ro" for file in _OF_THE_MACHINE if Path(file).exists()]
     engine = " ".join([*tool("buildah"), "build --format docker --pull-never", *options])
-    run(
-        "make",
-        "--no-print-directory",
-        "image",
-        f"ENGINE={engine}",
-        f"IMAGE={IMAGE}",
-        f"SOURCE={SOURCE}",
-    )
+    variables = (f"ENGINE={engine}", f"IMAGE={IMAGE}", f"SOURCE={SOURCE}")
+    output("make", "--no-print-directory", "image", *variables)
 
 
 def check_arm64() -> None:
-    """Install what the Dockerfile installs, but for linux/arm64, and look at what it is.
-
-    Raises:
-        BuildError: If a package has no such wheel, or brings a library for another machine.
-    """
+    """Install what the Dockerfile installs, but for linux/arm64: each package has such a wheel."""
     arm64 = ("--platform=manylinux_2_28_aarch64", "--platform=manylinux2014_aarch64")
     python = ("--python-version=3.13", "--implementation=cp", "--only-binary=:all:", "--no-deps")
-    lock = f"--requirement={ROOT / 'requirements' / 'image.txt'}"
+    lock = ("--require-hashes", f"--requirement={ROOT / 'requirements' / 'image.txt'}")
     with tempfile.TemporaryDirectory() as scratch:
         pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-compile")
-        run(*pip, f"--target={scratch}", *arm64, *python, "--require-hashes", lock)
-        libraries = list(Path(scratch).rglob("*.so"))
-        foreign = [library.name for library in libraries if not _is_arm64(library)]
-    if foreign or not libraries:
-        raise BuildError(f"not for linux/arm64: {', '.join(foreign) or 'no library at all'}")
-    print(f"linux/arm64: all packages of the lock, {len(libraries)} compiled libraries")
-
-
-def _is_arm64(library: Path) -> bool:
-    """Return whether a library is ELF for AArch64: the field e_machine, at byte 18, is 183."""
-    head = library.read_bytes()[:20]
-    return head[:4] == b"\x7fELF" and int.from_bytes(head[18:20], "little") == _AARCH64
+        output(*pip, f"--target={scratch}", *arm64, *python, *lock)
 
 
 def main() -> int:
-    """Build the image, and report a failure in one line."""
-    try:
-        check_machine()
-        _STORAGE.mkdir(exist_ok=True)
-        (_STORAGE / "containers.conf").write_text(_CONFIGURATION)
-        # podman's record of containers, none of which outlives a run: with it, podman refuses to
-        # work in a checkout that was moved.
-        shutil.rmtree(_STORAGE / "storage" / "libpod", ignore_errors=True)
-        print("1 of 3: the bases, which takes a minute the first time", flush=True)
-        make_bases()
-        print("2 of 3: the image", flush=True)
-        make_image()
-        print("3 of 3: the packages for linux/arm64", flush=True)
-        check_arm64()
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        return 1
+    """Build the image; a failure ends it with its message."""
+    if os.geteuid() != 0:
+        raise SystemExit("make image-test makes a Debian system and namespaces: it needs root")
+    if missing := [name for name in _TOOLS if not shutil.which(name)]:
+        raise SystemExit(f"make image-test needs {', '.join(missing)}: .ci/run installs them")
+    _STORAGE.mkdir(exist_ok=True)
+    (_STORAGE / "containers.conf").write_text(_CONFIGURATION)
+    # podman's record of containers, none of which outlives a run: with it, podman refuses to
+    # work in a checkout that was moved.
+    shutil.rmtree(_STORAGE / "storage" / "libpod", ignore_errors=True)
+    print("1 of 3: the bases, which takes a minute the first time", flush=True)
+    make_bases()
+    print("2 of 3: the image", flush=True)
+    make_image()
+    print("3 of 3: the packages for linux/arm64", flush=True)
+    check_arm64()
     return 0
 
 
