@@ -8,7 +8,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from tests.deploy.tools import ROOT
+from tests.deploy.recipes import ROOT
 
 SCHEMAS: Final = ROOT.parent / "shared" / "schemas"
 """Schemas of other projects, not to be copied into this one; a clone alone does without them."""
@@ -41,8 +41,6 @@ def faults(found: Any) -> Iterator[str]:
 
 def _strict(schema: Any) -> Any:
     """Make a schema refuse the fields that it does not know."""
-    if isinstance(schema, list):
-        return [_strict(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
     closed = {"additionalProperties": False} if isinstance(schema.get("properties"), dict) else {}

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from ghealth.settings import Settings
-from tests.deploy import recipes, schemas, tools
-from tests.deploy.recipes import GATEWAY, NAMESPACE, WAYS, objects, of_kind
+from tests.deploy import recipes, schemas
+from tests.deploy.recipes import GATEWAY, NAMESPACE, ROOT, WAYS, objects, of_kind
 from tools.tables import DEFAULTS, MEMORY_LIMIT
 
 VALUES, DRAIN_VALUES = "helm/values-native.yaml", "helm/values-drain.yaml"
@@ -41,59 +41,7 @@ LABEL: Final = {"istio": "ingressgateway"}
 PRESTOP, DRAIN, DRAIN_DELAY, SPARE = 30, 30, 0, 5
 DEREGISTRATION: Final = f"Key=deregistration_delay.timeout_seconds,Value={PRESTOP + DRAIN}"
 
-SIDECAR: Final = yaml.safe_load(f"""
-name: ghealth
-restartPolicy: Always
-terminationMessagePolicy: FallbackToLogsOnError
-startupProbe:
-  grpc: {{port: {PORT}, service: liveness}}
-  periodSeconds: 1
-  failureThreshold: 60
-  terminationGracePeriodSeconds: 5 # not the pod's
-livenessProbe:
-  grpc: {{port: {PORT}, service: liveness}}
-  periodSeconds: 10
-  timeoutSeconds: 5
-  failureThreshold: 6
-  terminationGracePeriodSeconds: 5
-resources:
-  requests: {{cpu: 50m, memory: 64Mi}}
-  limits: {{memory: {MEMORY_LIMIT}Mi}} # none of the CPU: throttling delays answers
-securityContext:
-  allowPrivilegeEscalation: false
-  capabilities: {{drop: [ALL]}}
-  runAsNonRoot: true
-  readOnlyRootFilesystem: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  seccompProfile: {{type: RuntimeDefault}}
-""")
-"""But for the image and what components change. There is no readinessProbe: a slow ghealth would
-leave every Service."""
-
-ADDED: Final = yaml.safe_load(f"""
-tls:
-  env:
-    GHEALTH_TLS_LISTEN: "[::]:{TLS_PORT}"
-    GHEALTH_TLS_CERT_FILE: /etc/ghealth/tls/tls.crt
-    GHEALTH_TLS_KEY_FILE: /etc/ghealth/tls/tls.key
-  port: {{name: grpc-health-tls, containerPort: {TLS_PORT}}}
-  mount: {{name: ghealth-tls, mountPath: /etc/ghealth/tls, readOnly: true}}
-  volume: {{name: ghealth-tls, secret: {{secretName: ghealth-tls, defaultMode: 0444}}}}
-traffic-probe:
-  env:
-    GHEALTH_PROBE_URL: {READINESS},http://localhost:80/ghealth-ready
-    GHEALTH_PROBE_HEADERS: '{{"Host": "shop.example.com"}}'
-traffic-probe-tls:
-  env:
-    GHEALTH_PROBE_URL: {READINESS},https://shop.example.com:443/ghealth-ready
-    SSL_CERT_FILE: /etc/ghealth/traffic-ca/ca.crt
-  mount: {{name: ghealth-traffic-ca, mountPath: /etc/ghealth/traffic-ca, readOnly: true}}
-  volume: {{name: ghealth-traffic-ca, configMap: {{name: ghealth-traffic-ca}}}}
-  alias: {{ip: 127.0.0.1, hostnames: [shop.example.com]}}
-""")
-"""What the components add to ghealth and to its pod."""
-
+EXPECTED: Final = yaml.safe_load((Path(__file__).parent / "expected.yaml").read_text())
 RECORDED: Final = {
     found["name"]: found
     for found in yaml.safe_load_all((Path(__file__).parent / "recorded.yaml").read_text())
@@ -155,7 +103,10 @@ def test_ghealth_is_a_native_sidecar(deploy: Path, way: str) -> None:
     """Each way adds the same container: started before istio-proxy, confined, with two probes."""
     _, _, sidecar, _ = gateway(deploy, way)
     varies = ("image", "env", "ports", "volumeMounts")
-    assert {name: value for name, value in sidecar.items() if name not in varies} == SIDECAR
+    assert {name: value for name, value in sidecar.items() if name not in varies} == EXPECTED[
+        "sidecar"
+    ]
+    assert sidecar["resources"]["limits"]["memory"] == f"{MEMORY_LIMIT}Mi"
     assert re.fullmatch(r"[^\s@]+@sha256:[0-9a-f]{64}", sidecar["image"])
 
 
@@ -167,14 +118,15 @@ def test_the_components_add_nothing_else(deploy: Path, way: str) -> None:
     """Environment, ports, mounts, volumes and aliases are those of the components."""
     _, pod, sidecar, _ = gateway(deploy, way)
 
-    def added(part: str) -> list[Any]:
-        return [ADDED[name][part] for name in WAYS[way].adds if part in ADDED.get(name, {})]
+    components = [
+        EXPECTED["components"].get(name, {}) for name in ("ghealth-native", *WAYS[way].adds)
+    ]
 
-    expected = {"GHEALTH_DRAIN_DELAY": str(DRAIN_DELAY)}
-    for variables in added("env"):
-        expected |= variables
-    assert environment(sidecar) == expected
-    assert sidecar["ports"] == [*added("port"), {"name": "grpc-health", "containerPort": PORT}]
+    def added(part: str) -> list[Any]:
+        return [parts[part] for parts in components if part in parts]
+
+    assert environment(sidecar) == {name: it[name] for it in added("env") for name in it}
+    assert sidecar["ports"] == added("port")[::-1]
     assert sidecar.get("volumeMounts", []) == added("mount")
     assert pod.get("volumes", []) == added("volume")
     assert pod.get("hostAliases", []) == added("alias")
@@ -232,12 +184,8 @@ def test_the_kubelet_checks_ghealth(deploy: Path, way: str) -> None:
     """Istio's injector leaves the probes alone, and no Service can inject GHEALTH_PORT."""
     found, pod, _, _ = gateway(deploy, way)
     annotations = found["spec"]["template"]["metadata"]["annotations"]
-    ours = {*annotations} - {"inject.istio.io/templates", "proxy.istio.io/config"}
-    if way == "Gateway API":  # not injected
-        assert not ours
-    else:
-        assert ours == {"sidecar.istio.io/rewriteAppHTTPProbers"}
-        assert annotations["sidecar.istio.io/rewriteAppHTTPProbers"] == "false"
+    expected = None if way == "Gateway API" else "false"  # which is not injected
+    assert annotations.get("sidecar.istio.io/rewriteAppHTTPProbers") == expected
     assert way.startswith("Helm") or pod["enableServiceLinks"] is False  # no value of the chart
 
 
@@ -261,7 +209,7 @@ def test_a_gateway_scales_out_as_before(deploy: Path) -> None:
     assert metric["resource"] == {"name": "cpu", "target": utilization}
     values = (deploy / "helm" / "values-native.yaml").read_text()
     assert f"targetCPUUtilizationPercentage: {target} " in values
-    assert f"| {target} % |" in (tools.ROOT / "docs" / "nodes.md").read_text()
+    assert f"| {target} % |" in (ROOT / "docs" / "nodes.md").read_text()
 
 
 @fails_with(GATEWAY_API, "name-override: istio-ingressgateway", "name-override: ingress")
@@ -316,7 +264,7 @@ def test_a_post_renderer_that_adds_nothing_fails(deploy: Path) -> None:
     """Without a Deployment that has the label, the post-renderer prints a line and exits with 1."""
     base = "{apiVersion: v1, kind: ConfigMap, metadata: {name: x}}"
     script = f"{deploy}/helm/post-renderer/ghealth.sh 2>&1; echo $?"
-    *_, error, code = tools.run("sh", "-c", script, given=base).splitlines()
+    *_, error, code = recipes.run("sh", "-c", script, given=base).splitlines()
     assert "no Deployment has the label" in error
     assert code == "1"
 
@@ -391,19 +339,6 @@ def test_the_controller_matches_grpc_first(folder: str) -> None:
     assert then[-1] == "redirect to HTTPS:443 (HTTP_301)"
 
 
-IN_TERRAFORM: Final = {
-    "health-check-port": "port",
-    "health-check-protocol": "protocol",
-    "health-check-path": "path",
-    "matcher": "matcher",
-    "health-check-interval-seconds": "interval",
-    "health-check-timeout-seconds": "timeout",
-    "healthy-threshold-count": "healthy_threshold",
-    "unhealthy-threshold-count": "unhealthy_threshold",
-}
-"""Options of the AWS CLI in the block `health_check` of Terraform's aws_lb_target_group."""
-
-
 @fails_with(TERRAFORM, '"25021"\n', '"15021"\n')
 @fails_with(TERRAFORM, "priority     = 1", "priority     = 3")
 @fails_with(TERRAFORM, '"25021"]', "]")
@@ -415,7 +350,9 @@ def test_terraform_makes_the_same_target_groups(deploy: Path) -> None:
     found = {(kind, name): it for one in blocks for kind in one for name, it in one[kind].items()}
     for number, (short, name) in enumerate({"grpc": GRPC, "http": HTTP}.items(), 1):
         group = dict(GROUPS[name])
-        check = {argument: group.pop(option) for option, argument in IN_TERRAFORM.items()}
+        of_check = [option for option in group if re.match("health|unhealthy|matcher", option)]
+        words = {it: re.sub("^health-check-|-seconds$|-count$", "", it) for it in of_check}
+        check = {words[it].replace("-", "_"): group.pop(it) for it in of_check}
         check |= {"port": str(check["port"]), "matcher": check["matcher"].partition("=")[2]}
         more = {"name": name, "vpc_id": "${var.vpc_id}", "deregistration_delay": PRESTOP + DRAIN}
         arguments = {option.replace("-", "_"): value for option, value in group.items()}
@@ -436,12 +373,15 @@ def test_the_cli_makes_the_same_target_groups(deploy: Path) -> None:
     """What target-groups.sh calls exists in AWS' own description of its API."""
     model = botocore.loaders.Loader().load_service_model("elbv2", "service-2")
     log = 'exec 3>&1 > /dev/null; aws() { echo "$*" >&3; echo arn; }; VPC_ID=vpc; . "$0"'
-    called = tools.run("sh", "-c", log, f"{deploy}/aws/target-groups.sh")
+    called = recipes.run("sh", "-c", log, f"{deploy}/aws/target-groups.sh")
     created = {}
     for _, operation, *words in map(str.split, called.splitlines()):
         options = {name[2:]: value for name, value in zip(words[::2], words[1::2], strict=True)}
-        known = model["shapes"][model["operations"][_camel(operation)]["input"]["shape"]]["members"]
-        assert {_camel(name) for name in options} - {"Query", "Output"} <= set(known), operation
+        named = {name.title().replace("-", "") for name in options}
+        known = model["shapes"][
+            model["operations"][operation.title().replace("-", "")]["input"]["shape"]
+        ]["members"]
+        assert named - {"Query", "Output"} <= set(known), operation
         if operation == "create-target-group":
             created[options["name"]] = options
         if operation == "modify-target-group-attributes":
@@ -449,10 +389,6 @@ def test_the_cli_makes_the_same_target_groups(deploy: Path) -> None:
     for name in (GRPC, HTTP):
         group = {option: str(value) for option, value in GROUPS[name].items()}
         assert created[name].items() >= group.items()
-
-
-def _camel(name: str) -> str:
-    return "".join(part.capitalize() for part in name.split("-"))
 
 
 @fails_with(BINDING, "port: 25021", "port: 15021")
@@ -470,47 +406,7 @@ def test_bindings_open_the_ports(deploy: Path) -> None:
         assert spec["serviceRef"] == {"name": GATEWAY, "port": 80}
 
 
-# The other objects: file and specification, with the user's values.
-
-OTHERS: Final = yaml.safe_load("""
-observability/podmonitor.yaml:
-  namespaceSelector: {matchNames: [istio-ingress]}
-  selector: {matchLabels: {istio: ingressgateway}}
-  podMetricsEndpoints:
-    - {port: ghealth-metrics, path: /metrics, interval: 15s, scrapeTimeout: 10s}
-networkpolicy.yaml:
-  podSelector: {matchLabels: {istio: ingressgateway}}
-  policyTypes: [Ingress]
-  ingress:
-    - from: # IPv4 and IPv6 of the load balancer's subnets, and of the nodes'
-        - ipBlock: {cidr: 10.0.0.0/24}
-        - ipBlock: {cidr: "2001:db8:0:1::/64"}
-        - ipBlock: {cidr: 10.0.16.0/20}
-        - ipBlock: {cidr: "2001:db8:0:2::/64"}
-      ports: [{protocol: TCP, port: 25021}]
-aws/end-to-end-tls/istio-gateway.yaml:
-  selector: {istio: ingressgateway}
-  servers:
-    - hosts: ["*"] # an ALB sends no SNI
-      port: {number: 443, name: https, protocol: HTTPS}
-      tls: {mode: SIMPLE, credentialName: ingress-certificate}
-kustomize/tls/certificate.yaml:
-  secretName: ghealth-tls
-  dnsNames: [istio-ingressgateway.istio-ingress.svc]
-  privateKey: {algorithm: ECDSA, rotationPolicy: Always}
-  issuerRef: {kind: ClusterIssuer, name: internal}
-kustomize/traffic-probe/route.yaml:
-  hosts: [shop.example.com]
-  gateways: [istio-ingress/ingress]
-  http: [{match: [{uri: {exact: /ghealth-ready}}], directResponse: {status: 200}}]
-kustomize/traffic-probe/telemetry.yaml:
-  selector: {matchLabels: {istio: ingressgateway}}
-  accessLogging:
-    - providers: [{name: envoy}]
-      filter:
-        expression: >-
-          !has(request.url_path) || request.url_path != "/ghealth-ready" || response.code != 200
-""")
+# The other objects.
 
 
 @fails_with("aws/end-to-end-tls/istio-gateway.yaml", '["*"]', "[grpc.example.com]")
@@ -519,13 +415,12 @@ kustomize/traffic-probe/telemetry.yaml:
 @fails_with("kustomize/traffic-probe/route.yaml", "[shop.example.com]", "[www.example.com]")
 @fails_with("kustomize/traffic-probe/telemetry.yaml", "response.code != 200", "true")
 @fails_with(MONITOR, "istio-ingress", "istio-system")
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", EXPECTED["objects"])
 def test_other_objects(deploy: Path, name: str) -> None:
-    """Selectors, ports, hosts and paths are those of the recipes."""
+    """Namespaces, selectors, ports, hosts and paths are those of the recipes."""
     (found,) = objects(deploy, name)
-    assert found["spec"] == OTHERS[name]
-    if name != MONITOR:  # it is Prometheus'
-        assert found["metadata"]["namespace"] == NAMESPACE
+    given = {"namespace": found["metadata"].get("namespace"), "spec": found["spec"]}
+    assert given == EXPECTED["objects"][name]
 
 
 # The Ingresses as files too: kustomize makes strings of annotations that are numbers.
@@ -535,7 +430,9 @@ FILES: Final = (ON_GRPC, ON_HTTP, "aws/ingress/ingressclass.yaml", BINDING, GATE
 @fails_with(PATCH, "capabilities:", "capability:")
 @fails_with(EXAMPLE, "replicas: 2", "replicas: two")
 @fails_with(ON_GRPC, 'healthcheck-port: "25021"', "healthcheck-port: 25021")
-@pytest.mark.parametrize("source", [*WAYS, *(f"aws/{name}" for name in RECORDED), *FILES, *OTHERS])
+@pytest.mark.parametrize(
+    "source", [*WAYS, *(f"aws/{name}" for name in RECORDED), *FILES, *EXPECTED["objects"]]
+)
 def test_kubernetes_knows_every_field(deploy: Path, source: str) -> None:
     """Fields and types exist in the oldest and the newest Kubernetes, and in custom resources."""
     found = objects(deploy, source)
@@ -609,7 +506,7 @@ NAMED: Final = {
 @fails_with("README.md", "deployment/istio-ingressgateway", "deployment/ingress")
 def test_commands_fit_the_recipes(deploy: Path) -> None:
     """The kubectl commands in all pages name their namespace, Deployment, containers and label."""
-    pages = (tools.ROOT / "README.md", *(tools.ROOT / "docs").glob("*.md"))
+    pages = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
     texts = [*read(deploy).values(), *(page.read_text() for page in pages)]
     commands = [one or other for text in texts for one, other in COMMAND.findall(text)]
     assert len(commands) > 10
@@ -641,4 +538,4 @@ def test_the_compose_file_is_a_pod(deploy: Path) -> None:
 )
 def test_linters_find_nothing(command: str) -> None:
     """The Dockerfile and the workflows have no fault that a linter knows."""
-    tools.run("sh", "-c", f"{command} >&2")
+    recipes.run("sh", "-c", f"{command} >&2")

@@ -2,9 +2,9 @@
 
 import inspect
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Final
 
 import pytest
@@ -22,13 +22,7 @@ TRIED_BY: Final = {
 }
 """The way to install that a file is tried by; others by the example."""
 
-NOTICED: Final = (
-    AssertionError,
-    LookupError,
-    ValueError,
-    subprocess.CalledProcessError,
-    pytest.fail.Exception,
-)
+NOTICED: Final = (AssertionError, LookupError, ValueError, CalledProcessError)
 
 
 @pytest.mark.parametrize(

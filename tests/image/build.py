@@ -34,8 +34,6 @@ runtime = "runc"
 """
 """crun of Debian 12 fails on some kernels; the limits are those that a runtime sets by default."""
 
-_TOOLS: Final = ("buildah", "conmon", "ip", "mmdebstrap", "podman", "runc", "unshare")
-
 # The machine's certificate authority and package index, for the downloads of the build.
 _OF_THE_MACHINE: Final = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf")
 
@@ -113,19 +111,14 @@ def main() -> int:
     """Build the image; a failure ends it with its message."""
     if os.geteuid() != 0:
         raise SystemExit("make image-test makes a Debian system and namespaces: it needs root")
-    if missing := [name for name in _TOOLS if not shutil.which(name)]:
-        raise SystemExit(f"make image-test needs {', '.join(missing)}: .ci/run installs them")
     _STORAGE.mkdir(exist_ok=True)
     (_STORAGE / "containers.conf").write_text(_CONFIGURATION)
     # podman's record of containers, none of which outlives a run: with it, podman refuses to
     # work in a checkout that was moved.
     shutil.rmtree(_STORAGE / "storage" / "libpod", ignore_errors=True)
-    print("1 of 3: the bases, which takes a minute the first time", flush=True)
-    make_bases()
-    print("2 of 3: the image", flush=True)
-    make_image()
-    print("3 of 3: the packages for linux/arm64", flush=True)
-    check_arm64()
+    for number, step in enumerate((make_bases, make_image, check_arm64), 1):
+        print(f"{number} of 3: {step.__doc__}", flush=True)
+        step()
     return 0
 
 

@@ -1,8 +1,7 @@
 """Runs the image by podman, with the limits of a gateway pod."""
 
-import itertools
 import json
-import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ _CONFINED: Final = (
     "--pids-limit=64",
     "--log-driver=k8s-file",
 )
-_numbers = itertools.count()
 
 
 def podman(*arguments: str) -> CompletedProcess[str]:
@@ -92,7 +90,7 @@ def container(
         network: `none`, or `host` for that of the tests.
         variables: Settings, without the prefix of their names.
     """
-    name = f"ghealth-{os.getpid()}-{next(_numbers)}"
+    name = f"ghealth-{uuid.uuid4()}"
     settings = [f"--env=GHEALTH_{variable}={value}" for variable, value in variables.items()]
     limits = [f"--memory={memory}m", f"--memory-swap={memory}m", f"--network={network}"]
     # The timers of a HEALTHCHECK are systemd's; the tests run it themselves.
