@@ -22,7 +22,6 @@ VALUES, DRAIN_VALUES = "helm/values-native.yaml", "helm/values-drain.yaml"
 PATCH, EXAMPLE = "kustomize/ghealth-native/deployment.yaml", "kustomize/example/gateway.yaml"
 PROBE = "kustomize/traffic-probe/deployment.yaml"
 PROBE_TLS = "kustomize/traffic-probe-tls/deployment.yaml"
-COMPONENT = "kustomize/ghealth-native/kustomization.yaml"
 GATEWAY_API, MONITOR = "gateway-api/gateway.yaml", "observability/podmonitor.yaml"
 ON_GRPC, ON_HTTP = "aws/ingress/ingress-grpc.yaml", "aws/ingress/ingress-http.yaml"
 BINDING, POLICY = "aws/targetgroupbinding.yaml", "networkpolicy.yaml"
@@ -97,15 +96,15 @@ def environment(sidecar: Any) -> dict[str, str]:
 @fails_with(VALUES, "@sha256:" + "0" * 64, ":latest")
 @fails_with(VALUES, "startupProbe:", "readinessProbe:")
 @fails_with(VALUES, "initContainers:", "additionalContainers:")
-@fails_with(COMPONENT, "ingressgateway,ingress", "ingressgateways")
+@fails_with("kustomize/ghealth-native/kustomization.yaml", "gateway,ingress", "gateways")
 @EACH_WAY
 def test_ghealth_is_a_native_sidecar(deploy: Path, way: str) -> None:
     """Each way adds the same container: started before istio-proxy, confined, with two probes."""
-    _, _, sidecar, _ = gateway(deploy, way)
+    found, _, sidecar, _ = gateway(deploy, way)
+    assert (found["metadata"]["namespace"], found["metadata"]["name"]) == (NAMESPACE, GATEWAY)
     varies = ("image", "env", "ports", "volumeMounts")
-    assert {name: value for name, value in sidecar.items() if name not in varies} == EXPECTED[
-        "sidecar"
-    ]
+    same = {name: value for name, value in sidecar.items() if name not in varies}
+    assert same == EXPECTED["sidecar"]
     assert sidecar["resources"]["limits"]["memory"] == f"{MEMORY_LIMIT}Mi"
     assert re.fullmatch(r"[^\s@]+@sha256:[0-9a-f]{64}", sidecar["image"])
 
@@ -117,10 +116,8 @@ def test_ghealth_is_a_native_sidecar(deploy: Path, way: str) -> None:
 def test_the_components_add_nothing_else(deploy: Path, way: str) -> None:
     """Environment, ports, mounts, volumes and aliases are those of the components."""
     _, pod, sidecar, _ = gateway(deploy, way)
-
-    components = [
-        EXPECTED["components"].get(name, {}) for name in ("ghealth-native", *WAYS[way].adds)
-    ]
+    names = ("ghealth-native", *WAYS[way].adds)
+    components = [EXPECTED["components"].get(name, {}) for name in names]
 
     def added(part: str) -> list[Any]:
         return [parts[part] for parts in components if part in parts]
@@ -241,8 +238,7 @@ def test_the_example_passes_pod_security_restricted(deploy: Path) -> None:
 def test_the_example_is_what_other_files_name(deploy: Path) -> None:
     """Namespace, name and label are theirs; each version's pods spread over zones and nodes."""
     found, pod, _, _ = gateway(deploy, "kustomize/example")
-    metadata = found["metadata"]
-    assert metadata == {"name": GATEWAY, "namespace": NAMESPACE, "labels": LABEL}
+    assert found["metadata"] == {"name": GATEWAY, "namespace": NAMESPACE, "labels": LABEL}
     assert found["spec"]["template"]["metadata"]["labels"].items() >= LABEL.items()
     spread = {it["topologyKey"]: it["matchLabelKeys"] for it in pod["topologySpreadConstraints"]}
     zone, node = "topology.kubernetes.io/zone", "kubernetes.io/hostname"

@@ -121,14 +121,12 @@ def test_beside_a_gateway_it_tells_the_truth(
 def test_the_compose_files_gateway_turns_sick_and_well(ghealth: Container) -> None:
     """deploy/local: POST to Envoy's admin port makes the gateway unready, and ready again."""
     config = ROOT / "deploy" / "local" / "envoy.yaml"
-    with (
-        subprocess.Popen([ENVOY, "--config-path", config, "--log-level", "error"]) as envoy,
-        ExitStack() as stack,
-    ):
+    command = [str(ENVOY), "--config-path", str(config), "--log-level", "error"]
+    with subprocess.Popen(command) as envoy, ExitStack() as stack:
         stack.callback(envoy.kill)
         assert wait_until(lambda: listens(15021) and listens(15000), TIMEOUT)
-        for command, exit_code in (("ok", 0), ("fail", 4), ("ok", 0)):
-            done = httpx.post(f"http://127.0.0.1:15000/healthcheck/{command}", trust_env=False)
+        for verb, exit_code in (("ok", 0), ("fail", 4), ("ok", 0)):
+            done = httpx.post(f"http://127.0.0.1:15000/healthcheck/{verb}", trust_env=False)
             assert done.status_code == 200
             assert ghealth.exec(*CHECK).returncode == exit_code
 
