@@ -239,7 +239,8 @@ def test_the_example_is_what_other_files_name(deploy: Path) -> None:
     """Namespace, name and label are theirs; each version's pods spread over zones and nodes."""
     found, pod, _, _ = gateway(deploy, "kustomize/example")
     assert found["metadata"] == {"name": GATEWAY, "namespace": NAMESPACE, "labels": LABEL}
-    assert found["spec"]["template"]["metadata"]["labels"].items() >= LABEL.items()
+    labels = found["spec"]["template"]["metadata"]["labels"]
+    assert labels == LABEL | {"sidecar.istio.io/inject": "true"}
     spread = {it["topologyKey"]: it["matchLabelKeys"] for it in pod["topologySpreadConstraints"]}
     zone, node = "topology.kubernetes.io/zone", "kubernetes.io/hostname"
     assert spread == {zone: ["pod-template-hash"], node: ["pod-template-hash"]}
