@@ -520,6 +520,8 @@ def test_the_compose_file_is_a_pod(deploy: Path) -> None:
     found = compose["services"]["gateway"]
     assert found["ports"] == [f"127.0.0.1:{port}:{port}" for port in (15000, 15021, PORT)]
     assert found["volumes"] == ["./envoy.yaml:/etc/envoy/envoy.yaml:ro"]
+    envoy = (deploy / "local" / "envoy.yaml").read_text()
+    assert re.findall(r"port_value: (\d+)", envoy) == ["15000", "15021"]
     assert re.search(r":[\w.-]*v\d+\.\d+\.\d+$", found["image"])
     confined = {"read_only": True, "cap_drop": ["ALL"], "network_mode": "service:gateway"}
     assert compose["services"]["ghealth"] == {"build": "../.."} | confined
