@@ -347,6 +347,7 @@ def test_terraform_makes_the_same_target_groups(deploy: Path) -> None:
     found = {(kind, name): it for one in blocks for kind in one for name, it in one[kind].items()}
     for number, (short, name) in enumerate({"grpc": GRPC, "http": HTTP}.items(), 1):
         group = dict(GROUPS[name])
+        # Terraform's words for a check are those of the CLI without what they begin and end with.
         of_check = [option for option in group if re.match("health|unhealthy|matcher", option)]
         words = {it: re.sub("^health-check-|-seconds$|-count$", "", it) for it in of_check}
         check = {words[it].replace("-", "_"): group.pop(it) for it in of_check}
@@ -375,10 +376,8 @@ def test_the_cli_makes_the_same_target_groups(deploy: Path) -> None:
     for _, operation, *words in map(str.split, called.splitlines()):
         options = {name[2:]: value for name, value in zip(words[::2], words[1::2], strict=True)}
         named = {name.title().replace("-", "") for name in options}
-        known = model["shapes"][
-            model["operations"][operation.title().replace("-", "")]["input"]["shape"]
-        ]["members"]
-        assert named - {"Query", "Output"} <= set(known), operation
+        shape = model["operations"][operation.title().replace("-", "")]["input"]["shape"]
+        assert named - {"Query", "Output"} <= set(model["shapes"][shape]["members"]), operation
         if operation == "create-target-group":
             created[options["name"]] = options
         if operation == "modify-target-group-attributes":
