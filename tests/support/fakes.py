@@ -46,6 +46,13 @@ class FakeProbe:
         return self.says
 
 
+def hanging() -> FakeProbe:
+    """Make a probe that has no result until its gate opens."""
+    probe = FakeProbe()
+    probe.gate.clear()
+    return probe
+
+
 class Recorder:
     """A sink that records events."""
 
