@@ -87,7 +87,7 @@ def test_what_is_accepted_works(variables: dict[str, str]) -> None:
 
 def test_odd_urls_work() -> None:
     """They are accepted, and probed as they are."""
-    urls = "http://a/%,http://a/[,http://a?%zz,http://a/\\,http://A_B.test./,https://a"
+    urls = "http://a/%,http://a/[,http://a?%zz,http://a/\\,http://A_B.test./,https://b\u00fc.test"
     with patch.dict(os.environ, {"GHEALTH_PROBE_URL": urls}):
         found = configure()
     assert isinstance(found, Prepared)
