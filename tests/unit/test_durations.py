@@ -2,25 +2,11 @@ import pytest
 
 from ghealth.durations import duration, show_seconds
 
+SECONDS = {"1s": 1, "500ms": 0.5, "1m30s": 90, "1h": 3600, ".5s": 0.5, "1.s": 1, "1ns": 1e-9}
+SECONDS |= {"1us": 1e-6, "1µs": 1e-6, "1μs": 1e-6, "2": 2, "0.25": 0.25, "0": 0}
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("1s", 1),
-        ("500ms", 0.5),
-        ("1m30s", 90),
-        ("1h", 3600),
-        (".5s", 0.5),
-        ("1.s", 1),
-        ("1us", 1e-6),
-        ("1µs", 1e-6),
-        ("1μs", 1e-6),
-        ("1ns", 1e-9),
-        ("2", 2),
-        ("0.25", 0.25),
-        ("0", 0),
-    ],
-)
+
+@pytest.mark.parametrize(("text", "seconds"), SECONDS.items())
 def test_durations(text: str, seconds: float) -> None:
     """Durations are Go's, or plain seconds."""
     assert duration(text) == pytest.approx(seconds)

@@ -10,11 +10,7 @@ import pytest
 from ghealth.address import LOOPBACK
 from ghealth.names import Addresses
 
-LIMIT = 10.0
-"""Seconds after which a look-up, or the question to the name server, will not come."""
-
 FOUND = ("10.0.0.1",)
-
 UNKNOWN = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
@@ -23,7 +19,6 @@ class NameServer:
 
     def __init__(self) -> None:
         self.gate = threading.Event()
-        self.asked = threading.Semaphore(0)
         self.threads: list[threading.Thread] = []
         self.fails: Exception | None = None
 
@@ -31,16 +26,11 @@ class NameServer:
         if flags & socket.AI_NUMERICHOST:
             raise UNKNOWN
         self.threads.append(threading.current_thread())
-        self.asked.release()
-        self.gate.wait(LIMIT)
+        self.gate.wait(10)
         if self.fails is not None:
             raise self.fails
-        place = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))
+        place = (socket.AF_INET, socket.SOCK_STREAM, 6, "", (FOUND[0], port))
         return [place, place]
-
-    async def question(self) -> None:
-        """Wait for one question."""
-        assert await asyncio.to_thread(self.asked.acquire, timeout=LIMIT)
 
 
 @pytest.fixture
@@ -48,11 +38,6 @@ def name_server(monkeypatch: pytest.MonkeyPatch) -> NameServer:
     fake = NameServer()
     monkeypatch.setattr(socket, "getaddrinfo", fake.getaddrinfo)
     return fake
-
-
-async def found(addresses: Addresses) -> Sequence[str]:
-    async with asyncio.timeout(LIMIT):
-        return await addresses.find()
 
 
 NUMERIC = [("127.0.0.1", ("127.0.0.1",)), ("::1", ("::1",)), ("0", ("0.0.0.0",))]
@@ -66,32 +51,19 @@ async def test_an_address_needs_no_thread(
 ) -> None:
     """An IP address in any form, and `localhost`, are found at once."""
     monkeypatch.setattr(threading, "Thread", None)
-    assert await found(Addresses(host)) == expected
+    assert await Addresses(host).find() == expected
 
 
 async def test_a_name_is_looked_up_off_the_loop_for_each_probe(name_server: NameServer) -> None:
     """While a name server is slow, the loop continues; the next probe looks the name up again."""
     addresses = Addresses("a")
-    finding = asyncio.ensure_future(found(addresses))
-    await name_server.question()
+    finding = asyncio.create_task(addresses.find())
+    await asyncio.sleep(0)
     assert not finding.done()
     name_server.gate.set()
-    assert [await finding, await found(addresses)] == [FOUND, FOUND]
+    assert [await finding, await addresses.find()] == [FOUND, FOUND]
     assert len(name_server.threads) == 2
     assert all(thread.daemon for thread in name_server.threads), "the process's end would wait"
-
-
-async def test_a_cancelled_probe_leaves_its_look_up_to_the_next(name_server: NameServer) -> None:
-    """A name server that does not answer blocks one thread, and its late answer is used."""
-    addresses = Addresses("a")
-    for _ in range(3):
-        finding = asyncio.ensure_future(found(addresses))
-        await asyncio.sleep(0)
-        finding.cancel()
-        await asyncio.wait((finding,))
-    name_server.gate.set()
-    assert await found(addresses) == FOUND
-    assert len(name_server.threads) == 1
 
 
 @pytest.mark.parametrize("fails", [None, UNKNOWN])
@@ -102,13 +74,14 @@ def test_an_answer_after_the_end_of_the_loop_is_dropped(
     name_server.fails = fails
 
     async def leave_early() -> None:
-        finding = asyncio.ensure_future(found(Addresses("a")))
-        await name_server.question()
-        assert not finding.done()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(Addresses("a").find(), 0.001)
 
+    before = threading.enumerate()
     asyncio.run(leave_early())
+    (looking_up,) = set(threading.enumerate()) - set(before)
     name_server.gate.set()
-    name_server.threads[0].join()
+    looking_up.join()
     assert caplog.records == []
 
 
@@ -120,7 +93,7 @@ async def test_a_failed_look_up_raises(name_server: NameServer, error: Exception
     addresses = Addresses("a")
     for _ in range(2):
         with pytest.raises(type(error)) as raised:
-            await found(addresses)
+            await addresses.find()
         assert raised.value.args == error.args
 
 
@@ -136,7 +109,7 @@ async def test_without_a_thread_a_look_up_fails(
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", start)
         with pytest.raises(OSError, match="no thread can be started") as raised:
-            await found(addresses)
+            await addresses.find()
     assert raised.value.errno == errno.EAGAIN
     name_server.gate.set()
-    assert await found(addresses) == FOUND
+    assert await addresses.find() == FOUND
