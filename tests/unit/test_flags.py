@@ -58,9 +58,3 @@ def test_a_mistake_is_one_line(
         parser().parse_args(arguments)
     assert ended.value.code == flags.MISTAKE
     assert capsys.readouterr().err == f"ghealth: {mistake} (see tool --help)\n"
-
-
-def test_the_arguments_are_the_processs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without arguments, the command line is parsed."""
-    monkeypatch.setattr("sys.argv", ["tool", "-s"])
-    assert parser().parse_args().switch

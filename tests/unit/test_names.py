@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -101,13 +102,9 @@ async def test_without_a_thread_a_look_up_fails(
     monkeypatch: pytest.MonkeyPatch, name_server: NameServer
 ) -> None:
     """This process lacks something, which is not the name's fault; later it is looked up."""
-
-    def start(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     addresses = Addresses("a")
     with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", start)
+        patched.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError))
         with pytest.raises(OSError, match="no thread can be started") as raised:
             await addresses.find()
     assert raised.value.errno == errno.EAGAIN

@@ -4,7 +4,6 @@ import re
 import resource
 import signal
 import threading
-import warnings
 from collections.abc import Iterator
 from unittest.mock import Mock, call
 
@@ -55,14 +54,6 @@ def test_variables_that_change_libraries_are_removed(monkeypatch: pytest.MonkeyP
     assert not set(removed) & set(os.environ)
     assert set(kept) < set(os.environ)
     assert os.environ["GRPC_VERBOSITY"] == "NONE"
-
-
-def test_warnings_do_not_become_errors() -> None:
-    """PYTHONWARNINGS=error is for developers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        process.reset_inherited()
-        warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
 
 
 @pytest.mark.parametrize(
