@@ -32,6 +32,7 @@ from tests.support.virtual import in_virtual_time
 SHORT, LONG = 0.3, 20.0
 """Seconds for a target that never answers, and for one that does."""
 
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n"
 CODES = Matcher.parse("200-299", HTTP_CODES)
 AUTHORITY = trustme.CA()
 TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -108,9 +109,6 @@ async def test_the_status_code_decides(code: int, ready: bool) -> None:
     async with target(answers(code, b"location: /elsewhere\r\n")) as gateway:
         assert await probed(gateway.url) == ProbeResult(ready, answered(code))
     assert len(gateway.requests) == 1
-
-
-HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n"
 
 
 async def resets_after_the_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -459,19 +457,20 @@ async def test_a_final_dot_is_for_dns_alone(network: SimpleNamespace, name: str)
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 PLAIN_TEXT = b"HTTP/1.1 400 Bad\r\n\r\n"
+BAD_RECORD = b"\x17\x03\x03\x00\x20" + bytes(32)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("record", [PLAIN_TEXT, b"\x17\x03\x03\x00\x20" + bytes(32)])
-async def test_tls_that_fails_after_the_handshake_is_a_value(
-    version: ssl.TLSVersion, record: bytes
-) -> None:
-    """Trap 30: plain text, or a record that does not verify, is not a bug of ghealth."""
+@pytest.mark.parametrize("version", [None, *VERSIONS], ids=["no TLS", "1.2", "1.3"])
+@pytest.mark.parametrize("data", [PLAIN_TEXT, BAD_RECORD], ids=["plain text", "bad record"])
+async def test_tls_that_fails_is_a_value(version: ssl.TLSVersion | None, data: bytes) -> None:
+    """Trap 30: in the handshake and after it, nonsense has a reason, and is no bug of ghealth."""
 
-    async def breaks(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        os.write(writer.get_extra_info("socket").fileno(), record)
+    async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        os.write(writer.get_extra_info("socket").fileno(), data)
 
-    async with target(breaks, tls=server_context("localhost", version=version)) as gateway:
+    tls = server_context("localhost", version=version) if version else None
+    async with target(breaks, tls=tls, reads=False) as gateway:
         found = await probed(f"https://localhost:{gateway.port}/")
     assert found.reason.kind is ReasonKind.TLS
 
@@ -488,21 +487,16 @@ async def test_a_missing_client_certificate_is_a_value(version: ssl.TLSVersion) 
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "kind"),
-    [
-        pytest.param(says(b""), ReasonKind.TLS, id="hangs up"),
-        pytest.param(says(PLAIN_TEXT), ReasonKind.TLS, id="has no TLS"),
-        pytest.param(resets, ReasonKind.TLS_RESET, id="resets"),
-    ],
+    ("end", "kind"), [(says(b""), ReasonKind.TLS), (resets, ReasonKind.TLS_RESET)]
 )
-async def test_a_handshake_that_fails_is_a_value(behaviour: Behaviour, kind: ReasonKind) -> None:
-    """A target that hangs up, has no TLS or resets the connection has a reason that names TLS."""
+async def test_a_handshake_that_ends_is_a_value(end: Behaviour, kind: ReasonKind) -> None:
+    """A target that closes or resets the connection instead has a reason that names TLS."""
 
-    async def after_the_hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def ends(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(4096)
-        await behaviour(reader, writer)
+        await end(reader, writer)
 
-    async with target(after_the_hello, reads=False) as gateway:
+    async with target(ends, reads=False) as gateway:
         found = await probed(f"https://localhost:{gateway.port}/")
     assert found.reason.kind is kind
 
