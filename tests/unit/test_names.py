@@ -86,18 +86,6 @@ def test_an_answer_after_the_end_of_the_loop_is_dropped(
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("error", [UNKNOWN, OSError(errno.EMFILE, "none left")])
-async def test_a_failed_look_up_raises(name_server: NameServer, error: Exception) -> None:
-    """The failure is that of the system's look-up, for each probe."""
-    name_server.fails = error
-    name_server.gate.set()
-    addresses = Addresses("a")
-    for _ in range(2):
-        with pytest.raises(type(error)) as raised:
-            await addresses.find()
-        assert raised.value.args == error.args
-
-
 async def test_without_a_thread_a_look_up_fails(
     monkeypatch: pytest.MonkeyPatch, name_server: NameServer
 ) -> None:

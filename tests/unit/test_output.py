@@ -52,12 +52,6 @@ def test_a_closed_standard_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         output.write("x")
 
 
-def test_mistakes_are_lines_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """Standard output is for what was asked for."""
-    output.report("one", "two")
-    assert capsys.readouterr() == ("", "ghealth: one\nghealth: two\n")
-
-
 def test_a_mistake_that_cannot_be_written_is_lost(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,21 +62,12 @@ def test_variables_that_change_libraries_are_removed(monkeypatch: pytest.MonkeyP
 def test_the_limit_of_descriptors_is_set(
     monkeypatch: pytest.MonkeyPatch, hard: int, used: int
 ) -> None:
-    """Untrusted connections take them: as many as are allowed, and as memory is enough for."""
-    set_limit = Mock()
+    """Clients take them: as many as memory is enough for; a kernel may refuse (macOS)."""
+    set_limit = Mock(side_effect=ValueError("not allowed to raise maximum limit"))
     monkeypatch.setattr(resource, "getrlimit", lambda _: (64, hard))
     monkeypatch.setattr(resource, "setrlimit", set_limit)
     process.require_resources()
     set_limit.assert_called_once_with(resource.RLIMIT_NOFILE, (used, hard))
-
-
-def test_a_limit_of_descriptors_that_cannot_be_raised_stays(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The kernel of macOS has a lower limit than the infinite one that it reports."""
-    refuse = Mock(side_effect=ValueError("not allowed to raise maximum limit"))
-    monkeypatch.setattr(resource, "setrlimit", refuse)
-    process.require_resources()
 
 
 def test_glibc_uses_few_arenas(monkeypatch: pytest.MonkeyPatch) -> None:
