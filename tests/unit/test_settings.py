@@ -191,14 +191,14 @@ WRONG: dict[str, list[object]] = {
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_other_values_from_python_are_validation_errors(name: str) -> None:
-    """A ValidationError names the setting and what it accepts, and shows no secret."""
+    """A ValidationError names the setting and what it accepts, and shows no secret of any."""
     for value in NEVER_RIGHT + WRONG.get(name, []):
-        raised = refusal({name: value})
+        raised = refusal({"probe_headers": {"a": "s3cret"}} | {name: value})
         (error,) = raised.errors()
         assert error["loc"] == (name,)
         assert error["msg"].startswith("invalid value ")
         assert "; expected " in error["msg"]
-        assert "s3cret" not in f"{raised}{raised.errors()}"
+        assert "s3cret" not in f"{raised}{raised.errors()}{raised.json()}"
 
 
 @pytest.mark.parametrize(
@@ -228,29 +228,19 @@ SEVERAL = "several URLs in one, white space, or a comma; in a URL, write %2C"
 NO_SCHEME = "no http:// or https:// before or after a comma; in a URL, write %2C"
 
 
-@pytest.mark.parametrize("between", [" http://", "\nhttp://", ";HTTP://", "|https://"])
-def test_urls_without_a_comma_between_them_are_a_mistake(between: str) -> None:
+@pytest.mark.parametrize("end", [" http://b/", "\nhttp://b/", ";HTTP://b/", "|https://b/"])
+def test_urls_without_a_comma_between_them_are_a_mistake(end: str) -> None:
     """Folded YAML lists make them, and all but the first URL would never be probed."""
-    line = mistake(PROBE_URL=f"http://a/{between}b/")
-    assert line.endswith(f"expected comma-separated http:// or https:// URLs ({SEVERAL})")
+    assert mistake(PROBE_URL=f"http://a/{end}").endswith(f"https:// URLs ({SEVERAL})")
 
 
-NOT_AFTER_A_COMMA = (
-    " |,http://b/| ,http://b/|y|localhost:15000|127.0.0.1:15000/ready|gw:80,http://b/"
-)
-
-
-@pytest.mark.parametrize("rest", NOT_AFTER_A_COMMA.split("|"))
-def test_a_url_without_a_scheme_is_a_mistake(rest: str) -> None:
+@pytest.mark.parametrize("end", ["", " ,http://b/", "y", "gw:1", "127.0.0.1:1/", "gw:80,http://b/"])
+def test_a_url_without_a_scheme_is_a_mistake(end: str) -> None:
     """It may be a part of the path before the comma, or a URL that would never be probed."""
-    line = mistake(PROBE_URL=f"http://a/x,{rest}")
-    assert line.endswith(f"expected comma-separated http:// or https:// URLs ({NO_SCHEME})")
+    assert mistake(PROBE_URL=f"http://a/x,{end}").endswith(f"https:// URLs ({NO_SCHEME})")
 
 
-@pytest.mark.parametrize(
-    ("url", "why"),
-    [("http://b/,c/", SEVERAL), ("http://b/ http://c/", SEVERAL), ("s3cret", NO_SCHEME)],
-)
+@pytest.mark.parametrize(("url", "why"), [("http://b/,c/", SEVERAL), ("s3cret", NO_SCHEME)])
 def test_a_service_has_one_url(url: str, why: str) -> None:
     """A second one would never be probed; the service is named, but its URL may be a secret."""
     line = mistake(SERVICES=json.dumps({"a": "http://a/", "b": url}))
@@ -423,12 +413,6 @@ def test_secrets_are_masked_in_mistakes_too(url: str) -> None:
     line = mistake(PROBE_URL=url)
     assert "s3cret" not in line
     assert MASK in line
-
-
-def test_secrets_are_masked_in_exceptions() -> None:
-    """A program that reads the settings itself does not show secrets either."""
-    raised = refusal({"probe_headers": {"a": "s3cret"}, "cache_ttl": "x"})
-    assert "s3cret" not in f"{raised}{raised.errors()}{raised.json()}"
 
 
 TLS_LISTEN = "TLS_LISTEN=[::]:25023"
