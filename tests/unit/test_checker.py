@@ -152,32 +152,6 @@ async def test_a_bug_in_a_probe_reads_as_not_serving(
     assert await anext(watching) == SERVING
 
 
-@pytest.mark.parametrize(("service", "health"), [(LIVENESS, ALIVE), ("nobody", UNKNOWN_SERVICE)])
-@in_virtual_time
-async def test_liveness_and_unknown_names_never_touch_a_target(
-    service: str, health: Health
-) -> None:
-    """`liveness` is SERVING and any other name SERVICE_UNKNOWN, draining included."""
-    probe, checker = gateway(FakeProbe(SICK))
-    assert await checker.check(service) == health
-    checker.drain()
-    assert await checker.check(service) == health
-    assert probe.attempts == 0
-
-
-@in_virtual_time
-async def test_a_check_of_all_services_probes_each_of_them_once() -> None:
-    """The probes are under way at the same time, and none is repeated, TTL 0 included."""
-    probes = hanging(), hanging(), hanging()
-    checking = asyncio.create_task(checker_of(*probes, cache_ttl=0).check_all())
-    await asyncio.sleep(1)
-    assert [probe.under_way for probe in probes] == [1, 1, 1]
-    for probe in probes:
-        probe.gate.set()
-    await checking
-    assert [probe.attempts for probe in probes] == [1, 1, 1]
-
-
 @in_virtual_time
 async def test_services_are_independent() -> None:
     """Of all services, only one whose target hangs is DEADLINE for a caller that cannot wait."""
@@ -187,15 +161,16 @@ async def test_services_are_independent() -> None:
 
 
 @in_virtual_time
-async def test_a_drain_reaches_a_check_of_all_services_that_waits() -> None:
-    """A service that was SERVING while another was waited for is not SERVING in the answer."""
-    well = FakeProbe()
-    checker = checker_of(hanging(), well)
+async def test_draining_answers_those_who_wait_at_once() -> None:
+    """They read draining, never SERVING, also of a service that was SERVING a moment ago."""
+    slow, well = hanging(), FakeProbe()
+    checker = checker_of(slow, well)
     checking = asyncio.create_task(checker.check_all())
     await asyncio.sleep(1)
     assert well.attempts == 1
     checker.drain()
     assert await checking == {GATEWAY: DRAINING, "second": DRAINING, LIVENESS: ALIVE}
+    assert slow.under_way == 1, "it was not the attempt that ended the wait"
 
 
 def changes_of(recorder: Recorder) -> list[tuple[str, Health | None, Health, float, bool]]:
@@ -287,18 +262,6 @@ async def test_cancelling_a_watcher_at_any_await_leaves_nothing(turns: int) -> N
     assert asyncio.all_tasks() == before
 
 
-@in_virtual_time
-async def test_draining_answers_those_who_wait_at_once() -> None:
-    """A caller that waits when drain begins reads draining, never SERVING, and without delay."""
-    probe, checker = gateway(hanging())
-    waiting = asyncio.create_task(checker.check(GATEWAY))
-    await asyncio.sleep(1)
-    checker.drain()
-    assert await waiting == DRAINING
-    assert now() == pytest.approx(1, abs=0.001)
-    assert probe.under_way == 1, "it was not the attempt that ended the wait"
-
-
 @pytest.mark.parametrize(
     ("service", "expected"),
     [(GATEWAY, [SERVING, DRAINING]), (LIVENESS, [ALIVE]), ("nobody", [UNKNOWN_SERVICE])],
@@ -306,7 +269,7 @@ async def test_draining_answers_those_who_wait_at_once() -> None:
 @in_virtual_time
 async def test_a_watch_through_drain_to_its_end(service: str, expected: list[Health]) -> None:
     """Drain reaches watchers at once, but not of `liveness` or unknown names; all end together."""
-    _, checker = gateway()
+    probe, checker = gateway()
     told: list[Health] = []
     watcher = asyncio.create_task(follow(checker.watch(service), told))
     await asyncio.sleep(0.5)
@@ -315,9 +278,11 @@ async def test_a_watch_through_drain_to_its_end(service: str, expected: list[Hea
     assert told == expected
     await asyncio.sleep(5)
     assert not watcher.done()
+    assert await checker.check(service) == expected[-1]
     checker.end_watches()
     await watcher
     assert told == expected
+    assert probe.attempts == (service == GATEWAY), "the others never touch a target"
 
 
 @in_virtual_time

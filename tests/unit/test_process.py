@@ -4,6 +4,7 @@ import re
 import resource
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from unittest.mock import Mock, call
 
@@ -54,6 +55,12 @@ def test_variables_that_change_libraries_are_removed(monkeypatch: pytest.MonkeyP
     assert not set(removed) & set(os.environ)
     assert set(kept) < set(os.environ)
     assert os.environ["GRPC_VERBOSITY"] == "NONE"
+
+
+def test_warnings_do_not_become_errors() -> None:
+    """They are for developers: PYTHONWARNINGS=error, as in these tests, changes nothing."""
+    process.reset_inherited()
+    warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
 
 
 @pytest.mark.parametrize(
