@@ -245,7 +245,6 @@ def test_the_first_line_has_all_of_it() -> None:
     secret = "http://me:s3cret@127.0.0.1:1/"
     with processes.server(CACHE_TTL="0.5", PROBE_URL=secret, ADMIN_LISTEN="[::1]:0") as ghealth:
         text, settings = ghealth.started["message"], ghealth.started["settings"]
-    port, admin_port = ghealth.port, ghealth.admin_port
     assert settings == {
         "GHEALTH_LISTEN": "127.0.0.1:0",
         "GHEALTH_PROBE_URL": "http://***@127.0.0.1:1/",
@@ -254,9 +253,9 @@ def test_the_first_line_has_all_of_it() -> None:
         "GHEALTH_ADMIN_LISTEN": "[::1]:0",
     }
     assert text.split("; ") == [
-        f"ghealth {__version__} serves gRPC on 127.0.0.1:{port}",
+        f"ghealth {__version__} serves gRPC on 127.0.0.1:{ghealth.port}",
         "probes http://***@127.0.0.1:1/",
-        f"status page http://[::1]:{admin_port}/",
+        f"status page http://[::1]:{ghealth.admin_port}/",
         *(f"{name}={value}" for name, value in settings.items()),
     ]
 
