@@ -166,7 +166,7 @@ def test_the_log_has_the_format_that_is_set(
     log_format: str,
     is_json: bool,
 ) -> None:
-    """Unless it is set, it is JSON where standard output is no terminal."""
+    """Unless it is set, it is JSON where standard output is not a terminal."""
 
     async def story(_: Trigger) -> None:
         logging.getLogger("ghealth").warning("text")

@@ -455,7 +455,7 @@ BAD_RECORD = b"\x17\x03\x03\x00\x20" + bytes(32)
     [(None, b""), *itertools.product((None, *VERSIONS), (PLAIN_TEXT, BAD_RECORD))],
 )
 async def test_tls_that_fails_is_a_value(version: ssl.TLSVersion | None, data: bytes) -> None:
-    """Trap 30: in the handshake and after it, nonsense has a reason, and is no bug of ghealth.
+    """Trap 30: in the handshake and after it, nonsense has a reason, and is not a bug of ghealth.
 
     So has a target without TLS that closes the connection.
     """
