@@ -134,7 +134,11 @@ def serving_as(
 def test_the_first_signal_pulls_the_trigger(
     monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, drains: bool
 ) -> None:
-    """SIGTERM gives callers time to notice, SIGINT does not; the exit code is 0."""
+    """SIGTERM gives callers time to notice, SIGINT does not; the exit code is 0.
+
+    A closed standard output changes nothing.
+    """
+    monkeypatch.setattr("sys.stdout", None)
 
     async def story(trigger: Trigger) -> None:
         os.kill(os.getpid(), signum)
