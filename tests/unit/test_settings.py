@@ -95,6 +95,7 @@ IPV4, IPV6 = Address("127.0.0.1", 0), Address("::1", 25021)
         ("SERVICES", '{"a": {"url": "http://b/"}}', {"a": Target(B)}),
         ("CACHE_TTL", "0", 0.0),
         ("WATCH_INTERVAL", "10ms", 0.01),
+        ("DRAIN_DELAY", "0s", 0.0),
         ("SHUTDOWN_GRACE", "1h", 3600.0),
         ("ANSWER", "CODE", "code"),
         ("STATUS_CALLERS", "grpc-, Probe/1", ("grpc-", "Probe/1")),
