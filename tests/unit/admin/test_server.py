@@ -2,53 +2,23 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 
-from ghealth.server.serve import Ports, serve
-from ghealth.settings import Settings
 from tests.support import wire
 from tests.support.events import ALB
 from tests.support.fakes import SICK, FakeProbe
+from tests.support.running import run
 from tests.unit.admin.test_routes import client
 
-
-@dataclass
-class Running:
-    """A ghealth in this process, and a client of its admin port."""
-
-    ports: Ports
-    drain: Callable[[], None]
-    admin: httpx.AsyncClient
-
-    async def history(self) -> Any:
-        return (await self.admin.get("/history.json")).json()
+ADMIN: dict[str, Any] = {"admin_listen": "localhost:0"}
 
 
-@asynccontextmanager
-async def run(gateway: FakeProbe, **settings: str) -> AsyncGenerator[Running, None]:
-    """Serve until the end of the block; the probe of the gateway is a fake."""
-    drains = asyncio.Event()
-    started: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
-    ports = {"listen": "127.0.0.1:0", "admin_listen": "localhost:0", "drain_delay": "60s"}
-    serving = serve(
-        Settings.model_validate(ports | settings),
-        shutdown_trigger=drains.wait,
-        probes={"": gateway},
-        on_started=started.set_result,
-    )
-    async with asyncio.timeout(60):
-        task = asyncio.create_task(serving)
-        async with client((await started).admin) as admin:
-            yield Running(started.result(), drains.set, admin)
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+async def history_of(admin: httpx.AsyncClient) -> Any:
+    return (await admin.get("/history.json")).json()
 
 
 async def test_calls_and_probes_are_on_the_page() -> None:
@@ -56,11 +26,14 @@ async def test_calls_and_probes_are_on_the_page() -> None:
     gateway, paths = FakeProbe(SICK), (wire.CHECK, "/AWS.ALB/healthcheck")
     url = "http://user:s3cr3t@localhost:1/ready?token=s3cr3t"
     settings = {"probe_url": url, "services": json.dumps({"other": url}), "cache_ttl": "60"}
-    async with run(gateway, **settings) as running:
+    async with (
+        run(probes={"": gateway}, **ADMIN, **settings) as running,
+        client(running.ports.admin) as admin,
+    ):
         for path in paths:
-            await wire.call(running.ports.listen[0], path=path, headers=[("user-agent", ALB)])
-        history = await running.history()
-        pages = [(await running.admin.get(path)).text for path in ("/", "/metrics")]
+            await wire.call(running.port, path=path, headers=[("user-agent", ALB)])
+        history = await history_of(admin)
+        pages = [(await admin.get(path)).text for path in ("/", "/metrics")]
     assert gateway.attempts == 1
     answers = [(a["caller"], a["path"], a["answer"], a["reason"]) for a in history["answers"]]
     got = ("UNAVAILABLE", "gateway answered 503")
@@ -73,15 +46,20 @@ async def test_calls_and_probes_are_on_the_page() -> None:
 
 async def test_draining_is_served_everywhere() -> None:
     """The page, the history, the metrics and `/readyz` show the drain; `liveness` is serving."""
-    async with run(FakeProbe()) as running:
-        assert (await running.history())["draining"] is False
-        running.drain()
-        while not (history := await running.history())["draining"]:
-            pass
-        html, metrics, ready, alive = [
-            (await running.admin.get(path)).text
-            for path in ("/", "/metrics", "/readyz", "/readyz?service=liveness")
-        ]
+    with suppress(asyncio.CancelledError):  # the end of the drain is not awaited
+        async with (
+            run(probes={"": FakeProbe()}, drain_delay=60, **ADMIN) as running,
+            client(running.ports.admin) as admin,
+        ):
+            assert (await history_of(admin))["draining"] is False
+            running.stop.set_result(True)
+            while not (history := await history_of(admin))["draining"]:
+                pass
+            html, metrics, ready, alive = [
+                (await admin.get(path)).text
+                for path in ("/", "/metrics", "/readyz", "/readyz?service=liveness")
+            ]
+            running.task.cancel()
     assert history["draining_since"] is not None
     changes = [(change["status"], change["reason"]) for change in history["changes"]]
     assert changes == [("NOT_SERVING", "draining"), ("SERVING", "gateway answered 200")]
@@ -93,7 +71,7 @@ async def test_draining_is_served_everywhere() -> None:
 
 async def test_it_is_closed_in_the_end() -> None:
     """The port ends with ghealth."""
-    async with run(FakeProbe()) as running:
+    async with run(**ADMIN) as running:
         pass
     async with client(running.ports.admin) as late:
         with pytest.raises(httpx.ConnectError):
@@ -102,7 +80,7 @@ async def test_it_is_closed_in_the_end() -> None:
 
 async def test_it_listens_on_both_loopbacks() -> None:
     """`localhost` is 127.0.0.1 and ::1, on one port."""
-    async with run(FakeProbe()) as running:
+    async with run(**ADMIN) as running, httpx.AsyncClient(trust_env=False) as admin:
         for host in ("127.0.0.1", "[::1]"):
             url = f"http://{host}:{running.ports.admin}/livez"
-            assert (await running.admin.get(url)).text == "ok\n"
+            assert (await admin.get(url)).text == "ok\n"
