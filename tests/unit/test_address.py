@@ -54,18 +54,6 @@ def test_other_texts_are_refused_with_a_hint(hint: str, text: str) -> None:
         Address.parse(text)
 
 
-def test_addresses_to_listen_on_are_a_list() -> None:
-    """They are separated by commas."""
-    found = listen_addresses("127.0.0.1:1, [::]:2,localhost:3")
-    assert found == (Address("127.0.0.1", 1), Address("::", 2), Address("localhost", 3))
-
-
-@pytest.mark.parametrize("text", ["off", "OFF"])
-def test_off_is_no_address(text: str) -> None:
-    """It is accepted in any case."""
-    assert listen_addresses(text) == ()
-
-
 NOT_LISTENED_ON = {
     "{} is not an IP address, and names are not looked up": ["gw.example", "127.1", "localhost."],
     "multicast and broadcast addresses cannot be connected to": [

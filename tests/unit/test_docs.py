@@ -11,10 +11,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpcore
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.rollout import numbers, traffic
 from ghealth import cli, flags, health
@@ -30,6 +28,7 @@ from ghealth.observe import log
 from ghealth.server import guard, servicer
 from ghealth.settings import Row, Settings
 from tests.support.fakes import answered
+from tests.support.running import CHECK, asking
 from tools import prose, tables
 from tools.tables import DEFAULTS, MEMORY_LIMIT
 
@@ -282,9 +281,8 @@ async def test_the_example_of_embedding_runs(caplog: pytest.LogCaptureFixture) -
     found: list[int] = []
 
     async def ask() -> None:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{await started}") as channel:
-            check = health_pb2_grpc.HealthStub(channel).Check
-            found.append((await check(health_pb2.HealthCheckRequest())).status)
+        async with asking(await started) as stub:
+            found.append((await stub.Check(CHECK())).status)
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.Event().wait()
 

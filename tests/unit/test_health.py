@@ -4,21 +4,9 @@ from ghealth.health import POLICIES, Answer, Code, Health, PolicyName, Reason, R
 from tests.support.fakes import answered
 
 
-def test_a_reason_of_one_of_several_probes_says_which() -> None:
-    """With several probes the position is in front of the text."""
-    reason = Reason(ReasonKind.ANSWERED, "503", position=(2, 3))
-    assert str(reason) == "probe 2 of 3: gateway answered 503"
-
-
 def test_a_detail_of_a_reason_is_shown_as_it_is() -> None:
     """A custom reason may have braces."""
     assert str(Reason(ReasonKind.CUSTOM, "{}")) == "{}"
-
-
-def test_every_kind_of_reason_has_a_text_of_its_own() -> None:
-    """Two kinds with the same text and result would be one member of the enumeration."""
-    texts = [kind.template for kind in ReasonKind]
-    assert len(set(texts)) == len(texts)
 
 
 def test_health_is_serving_only_with_the_status_serving() -> None:

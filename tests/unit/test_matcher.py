@@ -1,6 +1,6 @@
 import pytest
 
-from ghealth.matcher import GRPC_CODES, HTTP_CODES, Matcher
+from ghealth.matcher import HTTP_CODES, Matcher
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,3 @@ def test_other_success_codes_are_mistakes(text: str) -> None:
     """Other texts are refused, and 5xx: a draining gateway answers 503."""
     with pytest.raises(ValueError, match=r"^$"):
         Matcher.parse(text, HTTP_CODES)
-
-
-def test_the_codes_of_grpc_go_from_0_to_99() -> None:
-    """A gRPC matcher accepts the same codes as an ALB's."""
-    assert 99 in Matcher.parse("0-99", GRPC_CODES)
-    with pytest.raises(ValueError, match=r"^$"):
-        Matcher.parse("12,100", GRPC_CODES)

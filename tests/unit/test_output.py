@@ -1,6 +1,5 @@
 import io
 import os
-from pathlib import Path
 
 import pytest
 
@@ -17,15 +16,6 @@ def closed_pipe() -> io.TextIOWrapper:
     reader, writer = os.pipe()
     os.close(reader)
     return os.fdopen(writer, "w")
-
-
-def test_a_text_is_written_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A pipe's reader has each line when it is written, not at the end."""
-    path = tmp_path / "out"
-    with opened(str(path)) as stream:
-        monkeypatch.setattr("sys.stdout", stream)
-        output.write("a\nµ")
-        assert path.read_text() == "a\n\\xb5\n"
 
 
 def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,16 +124,6 @@ def test_the_same_name_twice_is_a_mistake() -> None:
     )
 
 
-DURATIONS = ["PROBE_TIMEOUT", "CACHE_TTL", "WATCH_INTERVAL", "DRAIN_DELAY", "SHUTDOWN_GRACE"]
-
-
-@pytest.mark.parametrize("text", ["1m30s", "90"])
-def test_every_duration_is_written_alike(text: str) -> None:
-    """All variables with a duration have the same syntax, and show it."""
-    found = settings(**dict.fromkeys(DURATIONS, text))
-    assert changed(found) == {f"GHEALTH_{name}": "90s" for name in DURATIONS}
-
-
 def test_settings_are_frozen() -> None:
     """Nothing changes a setting after it was read."""
     with pytest.raises(ValidationError, match="frozen"):

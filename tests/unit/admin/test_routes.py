@@ -25,7 +25,7 @@ from ghealth.observe.metrics import Metrics
 from ghealth.probe import ProbeResult
 from ghealth.settings import Row
 from tests.support.events import ALB, GRPC, NOT_FOUND, OK, UNAVAILABLE, UNIMPLEMENTED, cut, request
-from tests.support.fakes import SICK, FakeProbe
+from tests.support.fakes import SICK, FakeProbe, hanging
 
 ROWS = (
     Row("GHEALTH_PROBE_URL", "http://***@x/?***", "http://localhost/", "Where to probe"),
@@ -157,19 +157,10 @@ def test_a_scrape_has_the_scrapers_own_time_limit(limit: str, seconds: float) ->
     assert routes._scrape_timeout({}) == 5
 
 
-@pytest.fixture
-def hanging() -> FakeProbe:
-    probe = FakeProbe()
-    probe.gate.clear()
-    return probe
-
-
-async def test_a_scrape_of_a_hanging_gateway_comes_in_time(
-    hanging: FakeProbe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_scrape_of_a_hanging_gateway_comes_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample that an alert needs is there: the gateway is not serving."""
     monkeypatch.setattr(routes, "CHECK_TIMEOUT", 1000)
-    async with run({"": hanging}) as running:
+    async with run({"": hanging()}) as running:
         limit = {"X-Prometheus-Scrape-Timeout-Seconds": "0.7"}
         metrics = (await running.get("/metrics", headers=limit)).text
     assert 'ghealth_serving{service="gateway"} 0.0' in metrics
@@ -178,11 +169,11 @@ async def test_a_scrape_of_a_hanging_gateway_comes_in_time(
 
 @pytest.mark.parametrize("path", ["/history.json", "/", "/readyz"])
 async def test_no_request_waits_long_for_a_hanging_gateway(
-    path: str, hanging: FakeProbe, monkeypatch: pytest.MonkeyPatch
+    path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It gets what a caller with that deadline gets."""
     monkeypatch.setattr(routes, "CHECK_TIMEOUT", 0.1)
-    async with run({"": hanging}) as running:
+    async with run({"": hanging()}) as running:
         text = (await running.get(path)).text
     assert "no answer before the caller's deadline" in unescape(text)
 

@@ -3,12 +3,6 @@ import pytest
 from tests.unit.check.servers import AUTHORITY
 
 
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GHEALTH_LISTEN", "GHEALTH_TLS_LISTEN"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(scope="session")
 def pem(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The files of the authority and a client's pair, by the arguments that name them."""

@@ -234,12 +234,6 @@ def test_the_level_is_ghealths_alone_and_as_before_afterwards(tmp_path: Path) ->
     assert (list(root.handlers), root.level, ours.level, threading.active_count()) == before
 
 
-def test_a_closed_standard_output_discards_the_lines() -> None:
-    """Python gives None for a standard output that was closed at the start."""
-    with logging_to(None, level="info", as_json=True):
-        logger.info("to nobody")
-
-
 def test_a_pipe_that_nobody_reads_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 18: neither a line nor the end waits; the next line reports how many were dropped."""
     end, other_end = os.pipe()

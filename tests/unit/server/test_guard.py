@@ -14,10 +14,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from ghealth.events import ConnectionsCut, CutReason
+from ghealth.events import ConnectionsCut
 from ghealth.server import guard
 from ghealth.server.guard import Connections, Guard, OpenCall, Peer
 from ghealth.server.limits import KERNEL_BUFFER, MAX_CALLS, RECOMMENDED_MEMORY
+from tests.support.events import cut
 from tests.support.fakes import Recorder
 from tests.support.virtual import in_virtual_time
 
@@ -78,11 +79,7 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     return Scene(monkeypatch)
 
 
-ATTACKER, HONEST = "10.0.0.66", "10.0.0.1"
-
-
-def cut(count: int, reason: CutReason) -> ConnectionsCut:
-    return ConnectionsCut(address=ATTACKER, count=count, reason=reason)
+ATTACKER, HONEST = cut().address, "10.0.0.66"
 
 
 def test_the_client_of_a_call_is_known() -> None:
@@ -107,7 +104,7 @@ def test_the_address_with_most_calls_loses_them(scene: Scene) -> None:
     taken = [*scene.call(honest), *scene.call(beside)]
     for (peer,) in held:
         taken += scene.call(peer, 30)
-    assert scene.cuts == [cut(3, "calls")]
+    assert scene.cuts == [cut(3, reason="calls")]
     assert {honest, beside} < scene.sent.keys()
     assert len(scene.guard._calls) <= (MAX_CALLS + MAX_WATCHES) * guard.ROOM + 30
     for call in taken:
@@ -148,7 +145,7 @@ def test_connections_without_a_call_make_room_before_descriptors_run_out(scene: 
     scene.call(held[0])
     scene.guard.look()
     gone = len(held) + 1 - int(room * guard.ROOM)
-    assert scene.cuts == [cut(gone, "connections")]
+    assert scene.cuts == [cut(gone, reason="connections")]
     assert {honest, held[0]} < scene.sent.keys()
     assert set(held[1 : 1 + gone]).isdisjoint(scene.sent)
 
@@ -162,7 +159,7 @@ def test_when_memory_is_short_connections_that_sent_most_are_cut(scene: Scene) -
     assert scene.guard.look() == guard.BUSY_INTERVAL
     scene.used += guard.MEMORY_STEP
     assert scene.guard.look() == guard.SHORT_INTERVAL
-    assert scene.cuts == [cut(3, "memory")]
+    assert scene.cuts == [cut(3, reason="memory")]
     assert honest in scene.sent
 
 
@@ -176,7 +173,7 @@ def test_what_stays_is_not_short_until_three_quarters_are_used(scene: Scene) -> 
     assert scene.cuts == []
     scene.used = int(RECOMMENDED_MEMORY * 0.9)
     scene.guard.look()
-    assert scene.cuts == [cut(3, "memory")]
+    assert scene.cuts == [cut(3, reason="memory")]
 
 
 def test_a_connection_that_sent_much_in_a_long_time_is_not_cut(scene: Scene) -> None:
@@ -191,7 +188,7 @@ def test_a_connection_that_sent_much_in_a_long_time_is_not_cut(scene: Scene) -> 
     for _ in range(100):
         assert scene.guard.look() == guard.SHORT_INTERVAL or scene.cuts
         scene.now += guard.SHORT_INTERVAL
-    assert scene.cuts == [cut(1, "memory")]
+    assert scene.cuts == [cut(1, reason="memory")]
     assert scene.hosts == {HONEST}
 
 
@@ -225,7 +222,7 @@ def test_without_a_limit_memory_at_the_start_does_not_count(
     assert scene.cuts == []
     scene.used += RECOMMENDED_MEMORY
     scene.guard.look()
-    assert scene.cuts == [cut(1, "memory")]
+    assert scene.cuts == [cut(1, reason="memory")]
 
 
 def test_on_other_systems_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

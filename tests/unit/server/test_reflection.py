@@ -6,8 +6,9 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from ghealth.server import reflection
 from ghealth.server.servicer import SERVICE_NAME
+from tests.support.fakes import FakeProbe
+from tests.support.running import run
 
 VERSIONS = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
 SERVICES = ["AWS.ALB", SERVICE_NAME, *VERSIONS]
@@ -18,11 +19,10 @@ Ask = Callable[..., Awaitable[Any]]
 @pytest.fixture(params=VERSIONS)
 async def ask(request: pytest.FixtureRequest) -> AsyncGenerator[Ask, None]:
     """Ask one question over reflection of either version."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers(reflection.handlers(lambda _path, method: method))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with (
+        run(probes={"": FakeProbe()}) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
+    ):
 
         async def asked(**question: str) -> Any:
             call: Any = channel.stream_stream(
@@ -35,7 +35,6 @@ async def ask(request: pytest.FixtureRequest) -> AsyncGenerator[Ask, None]:
             return await call.read()
 
         yield asked
-    await server.stop(1)
 
 
 def file_in(reply: Any) -> descriptor_pb2.FileDescriptorProto:

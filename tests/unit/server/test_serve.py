@@ -21,9 +21,9 @@ from ghealth.server.limits import MAX_WATCHES_PER_CONNECTION, OPTIONS, RESERVED_
 from ghealth.server.listen import ListenError
 from ghealth.server.serve import GRPC_NICENESS
 from tests.support import frames, wire
-from tests.support.fakes import FakeProbe
+from tests.support.fakes import FakeProbe, hanging
 from tests.support.frames import Kind
-from tests.support.peers import answers, is_silent, nobody, target
+from tests.support.peers import answers, is_silent, target
 from tests.support.running import CHECK, asking, closed, run
 from tests.support.stopwatch import Stopwatch
 from tests.support.virtual import in_virtual_time
@@ -37,25 +37,6 @@ def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[logging.LogRecor
 
 
 # What it serves, and where.
-
-
-async def test_not_serving_until_the_first_good_answer() -> None:
-    """Before the gateway listens, ghealth answers already, and with NOT_SERVING."""
-    with nobody() as port:
-        async with run(probe_url=f"http://127.0.0.1:{port}/") as running:
-            assert await running.status() == 2
-
-
-async def test_it_listens_on_every_address() -> None:
-    """All addresses in LISTEN answer, port 0 is a free port, and `[::]` includes IPv4."""
-    places = {"listen": "127.0.0.1:0,[::1]:0,[::]:0", "admin_listen": "127.0.0.1:0"}
-    async with run(probes=None, **places) as running:
-        one, two, three = running.ports.listen
-        assert running.ports.admin not in (None, 0, one, two, three)
-        for host, ports in (("127.0.0.1", (one, three)), ("[::1]", (two, three))):
-            for port in ports:
-                async with asking(port, host) as stub:
-                    assert (await stub.Check(CHECK(service="liveness"))).status == 1
 
 
 @pytest.mark.parametrize(("tries", "why"), [(True, ": Address already in use"), (False, "")])
@@ -141,11 +122,9 @@ async def test_embedded_mistakes_are_a_value_error(monkeypatch: pytest.MonkeyPat
 async def test_custom_probes(caplog: pytest.LogCaptureFixture) -> None:
     """Custom probes replace those of the settings, add services, and have the same timeout."""
     caplog.set_level(logging.INFO)
-    hanging = FakeProbe()
-    hanging.gate.clear()
     other = "http://127.0.0.1:1/"
     reasons = {"slow": "no answer within 0.5 s", "other": "connection refused"}
-    probes = {"": FakeProbe(), "slow": hanging}
+    probes = {"": FakeProbe(), "slow": hanging()}
     async with run(probes=probes, services={"other": other}, probe_timeout=0.5) as running:
         assert await running.status() == 1
         for service, reason in reasons.items():
