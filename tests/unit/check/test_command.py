@@ -165,8 +165,11 @@ def test_a_mistake_in_the_flags_is_one_line(
     assert re.fullmatch(rf"ghealth: {re.escape(mistake)}.* \(see ghealth check --help\)\n", error)
 
 
-def test_a_mistake_in_the_settings_is_one_line(run: Run) -> None:
-    """Without --addr, the settings name the server."""
+def test_other_mistakes_are_one_line(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    """With --addr, the settings do not matter."""
+    monkeypatch.setenv("GHEALTH_LISTEN", "[::]:0")
+    gone = "ghealth: /gone: No such file or directory\n"
+    assert run("-addr=a:1 -tls -tls-ca-cert=/gone") == (1, "", gone)
     off = "ghealth: GHEALTH_TLS_LISTEN is off: --addr is needed\n"
     assert run("-tls") == (1, "", off)
 
