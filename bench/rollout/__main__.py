@@ -55,7 +55,8 @@ async def make_run_apart(event: Event, seed: int, names: Sequence[str]) -> Run |
         said, _ = await process.communicate()
     finally:
         if process.returncode is None:
-            process.terminate()
+            # asyncio's way to end: grpcio would lose a KeyboardInterrupt, and then wait for ever.
+            process.send_signal(signal.SIGINT)
             await process.wait()
     run: Run | None = None if process.returncode else json.loads(said)
     return run
@@ -101,8 +102,6 @@ def main() -> int:
     parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
-        # asyncio's way to end: grpcio would lose a KeyboardInterrupt, and then wait for ever.
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         name, seed, *contenders = arguments.run
         print(json.dumps(asyncio.run(make_run(name, int(seed), contenders))))
         return 0

@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from bench.rollout import numbers
+from bench.rollout.numbers import SCALE
+
 Check = Callable[[str], Awaitable[bool]]
 """Makes one health check of an address, on a separate connection; True if the matcher passes."""
 
@@ -33,7 +36,7 @@ class Health(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The settings of a target group and what the model adds to them.
+    """The settings of a target group and what the model adds to them; by default those of deploy/.
 
     Args:
         interval: Seconds between a node's checks of one target.
@@ -44,12 +47,12 @@ class Rules:
         routing_lag: Minimum and maximum seconds for which a node routes to a deregistered target.
     """
 
-    interval: float
-    timeout: float
-    healthy_threshold: int
-    unhealthy_threshold: int
-    deregistration: float
-    routing_lag: tuple[float, float]
+    interval: float = numbers.INTERVAL / SCALE
+    timeout: float = numbers.TIMEOUT / SCALE
+    healthy_threshold: int = numbers.HEALTHY_THRESHOLD
+    unhealthy_threshold: int = numbers.UNHEALTHY_THRESHOLD
+    deregistration: float = numbers.DEREGISTRATION / SCALE
+    routing_lag: tuple[float, ...] = tuple(lag / SCALE for lag in numbers.ROUTING_LAG)
 
 
 @dataclass(eq=False, slots=True)

@@ -1,9 +1,9 @@
 """The contenders: what each runs beside the gateway, and the check of its target group."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bench.rollout import bridges
 from bench.rollout.numbers import READINESS, SCALE, TIMEOUT, TRAFFIC
@@ -20,8 +20,7 @@ Check = Callable[[str], bool]
 """Makes one health check of a pod, and blocks at most until the target group's timeout."""
 
 
-@dataclass(frozen=True, slots=True)
-class Contender:
+class Contender(NamedTuple):
     """A target group and the sidecar that it needs.
 
     Args:
@@ -35,6 +34,10 @@ class Contender:
     title: str
     bridge: str | None
     check: Check
+
+    async def passes(self, host: str) -> bool:
+        """Make the health check of a pod."""
+        return await asyncio.to_thread(self.check, host)
 
 
 def grpc_check(port: int, **settings: Any) -> Check:

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 from bench.rollout import numbers
 from bench.rollout.contenders import BRIDGES
@@ -26,16 +26,9 @@ async def restart(fleet: Fleet) -> None:
 
 
 async def scale_in(fleet: Fleet) -> None:
-    """Delete one pod."""
+    """Delete one pod, and wait until no node sends requests to it, also if it ended before."""
     fleet.remove_pod(fleet.current[0])
-    await fleet.ended()
-
-
-async def scale_in_bare(fleet: Fleet) -> None:
-    """Delete one pod with Istio's defaults: no preStop, 5 s of drain."""
-    fleet.remove_pod(fleet.current[0], prestop=0, drain=5)
-    await fleet.ended()
-    await after(numbers.ROUTING_LAG[1])
+    await asyncio.gather(fleet.ended(), after(numbers.ROUTING_LAG[1] + 5))
 
 
 async def scale_out(fleet: Fleet) -> None:
@@ -52,24 +45,15 @@ async def spot(fleet: Fleet) -> None:
     await notice
 
 
-async def broken(pods: list[Pod], break_: Callable[[Pod], None]) -> None:
-    """Break pods for 100 s."""
+async def broken(break_: Callable[[Pod], None], count: int, fleet: Fleet) -> None:
+    """Break this many pods for 100 s."""
+    pods = fleet.current[:count]
     for pod in pods:
         break_(pod)
     await after(100)
     for pod in pods:
         pod.heal()
     await after(25)
-
-
-async def hang(fleet: Fleet) -> None:
-    """Stop one Envoy (SIGSTOP) for 100 s."""
-    await broken(fleet.current[:1], Pod.hang)
-
-
-async def sick(fleet: Fleet) -> None:
-    """Let one gateway answer 503 for 100 s while it still serves requests."""
-    await broken(fleet.current[:1], Pod.sicken)
 
 
 async def drained_by_hand(fleet: Fleet) -> None:
@@ -82,11 +66,6 @@ async def drained_by_hand(fleet: Fleet) -> None:
     await after(5)
 
 
-async def all_sick(fleet: Fleet) -> None:
-    """Let every gateway answer 503 for 100 s."""
-    await broken(fleet.current, Pod.sicken)
-
-
 async def bridge_killed(fleet: Fleet) -> None:
     """Kill the bridges of one pod; the kubelet restarts them."""
     fleet.current[0].end_bridges()
@@ -95,19 +74,17 @@ async def bridge_killed(fleet: Fleet) -> None:
 
 async def bridges_crash(fleet: Fleet) -> None:
     """End every bridge in all pods, without a restart for 60 s."""
-    pods = fleet.current
-    for pod in pods:
-        pod.missing = set(BRIDGES)
+    fleet.missing.update(BRIDGES)
+    for pod in fleet.current:
         pod.end_bridges()
     await after(60)
-    for pod in pods:
-        pod.missing = set()
+    fleet.missing.clear()
     await after(25)
 
 
 async def image_missing(fleet: Fleet) -> None:
     """Lose a node while the bridge's image cannot be pulled: the new pod does not become ready."""
-    fleet.missing = set(BRIDGES)
+    fleet.missing.update(BRIDGES)
     fleet.remove_pod(fleet.current[0])
     await fleet.until_ready(await fleet.add_pod())
     await fleet.ended()
@@ -117,8 +94,7 @@ ALL: Final = ("ghealth", "http", "pass-through", "stock", "default")
 SIDECARS: Final = ("ghealth", "http", "pass-through", "stock", "twin")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """A row of the table.
 
     Args:
@@ -153,8 +129,8 @@ EVENTS: Final = (
     Event("scale-out", "scale out, slow start", scale_out, planned=True),
     Event("spot", "spot interruption", spot, planned=True),
     Event("upgrade", "upgrade of the sidecar", restart, planned=True, contenders=SIDECARS),
-    Event("hang", "one gateway hangs", hang, bounded=True),
-    Event("sick", "one gateway answers 503", sick, bounded=True),
+    Event("hang", "one gateway hangs", partial(broken, Pod.hang, 1), bounded=True),
+    Event("sick", "one gateway answers 503", partial(broken, Pod.sicken, 1), bounded=True),
     Event(
         "by-hand",
         "Envoy drained by hand, ghealth probes `/ready` too",
@@ -162,11 +138,11 @@ EVENTS: Final = (
         bounded=True,
         recipe=Recipe(probe_url=BOTH_URLS),
     ),
-    Event("all-sick", "all gateways answer 503", all_sick),
+    Event("all-sick", "all gateways answer 503", partial(broken, Pod.sicken, 3)),
     Event("bridge-killed", "sidecar killed in one pod", bridge_killed, contenders=SIDECARS),
     Event("bridges-crash", "sidecar crashes everywhere", bridges_crash, contenders=SIDECARS),
     Event("image-missing", "node lost, image missing", image_missing, contenders=SIDECARS),
-    Event("bare", "scale in, Istio's own defaults", scale_in_bare),
+    Event("bare", "scale in, Istio's own defaults", scale_in, recipe=Recipe(prestop=0, drain=5)),
     Event("gates-off", "rolling restart, readiness gates off", restart, recipe=Recipe(gates=False)),
     Event(
         "short-delay",

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 from typing import Any, Final
 
@@ -87,17 +86,9 @@ class Fleet:
         self._network = f"127.{system.randrange(1, 255)}.{system.randrange(255)}"
         self._fell_ill: dict[Pod, float] = {}
         self._ends: list[asyncio.Task[None]] = []
-        rules = Rules(
-            interval=numbers.INTERVAL / SCALE,
-            timeout=numbers.TIMEOUT / SCALE,
-            healthy_threshold=numbers.HEALTHY_THRESHOLD,
-            unhealthy_threshold=numbers.UNHEALTHY_THRESHOLD,
-            deregistration=recipe.deregistration / SCALE,
-            routing_lag=(numbers.ROUTING_LAG[0] / SCALE, numbers.ROUTING_LAG[1] / SCALE),
-        )
+        rules = Rules(deregistration=recipe.deregistration / SCALE)
         for contender in contenders:
-            check = partial(_in_thread, contender.check)
-            group = TargetGroup(NODES, rules, check, Random(seed))
+            group = TargetGroup(NODES, rules, contender.passes, Random(seed))
             self.members.append(Member(contender, group, Caller(group, seed)))
         self._kinds = BRIDGES.keys() & {member.contender.bridge for member in self.members}
 
@@ -112,12 +103,10 @@ class Fleet:
         await pod.start(configured_after)
         return pod
 
-    def remove_pod(
-        self, pod: Pod, prestop: float = numbers.PRESTOP, drain: float = numbers.DRAIN
-    ) -> None:
+    def remove_pod(self, pod: Pod) -> None:
         """Delete a pod, without waiting for its end."""
         pod.deleting = True
-        self._ends.append(asyncio.create_task(pod.terminate(prestop, drain)))
+        self._ends.append(asyncio.create_task(pod.terminate()))
 
     async def ended(self) -> None:
         """Wait for the pods that are being deleted."""
@@ -131,9 +120,8 @@ class Fleet:
         members = [m for m in self.members if m.contender.bridge not in self.missing]
 
         def is_ready(member: Member) -> bool:
-            if self._recipe.gates:
-                return member.group.is_healthy(pod.host)
-            return _containers_ready(pod, member)
+            gates = self._recipe.gates
+            return member.group.is_healthy(pod.host) if gates else _containers_ready(pod, member)
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(60 / SCALE):
@@ -212,10 +200,6 @@ class Fleet:
                     elif pod.well:
                         member.left_out += (1 - share) * (now - before) * SCALE
             before = now
-
-
-async def _in_thread(check: Callable[[str], bool], host: str) -> bool:
-    return await asyncio.to_thread(check, host)
 
 
 def _containers_ready(pod: Pod, member: Member) -> bool:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bench.rollout import numbers
 from bench.rollout.asking import http_status, is_ready
@@ -22,12 +22,13 @@ BOTH_URLS: Final = f"{READINESS_URL},http://localhost:15000/ready"
 """`GHEALTH_PROBE_URL` in deploy/ and docs/configuration.md for an Envoy that is drained by hand."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(NamedTuple):
     """How the gateways of an event are deployed, by default as deploy/ has it.
 
     Args:
         deregistration: The target groups' deregistration delay, in the cluster's seconds.
+        prestop: Seconds until SIGTERM.
+        drain: Seconds from there to Envoy's end.
         startup_probe: Whether istio-proxy has one. Istio writes it only into the Deployment of a
             Gateway of the Gateway API (kube-gateway.yaml), not into a pod that its injector
             completes (gateway-injection-template.yaml).
@@ -36,6 +37,8 @@ class Recipe:
     """
 
     deregistration: float = numbers.DEREGISTRATION
+    prestop: float = numbers.PRESTOP
+    drain: float = numbers.DRAIN
     startup_probe: bool = False
     gates: bool = True
     probe_url: str = READINESS_URL
@@ -155,16 +158,16 @@ class Pod:
             bridge.send_signal(signum)
             bridge.wait()
 
-    async def terminate(self, prestop: float, drain: float) -> None:
+    async def terminate(self) -> None:
         """End as with Kubernetes and pilot-agent.
 
         pilot-agent: on SIGTERM its own readiness turns 503, Envoy drains gracefully, and is killed
         after the drain. Native sidecars get SIGTERM after that.
         """
-        await asyncio.sleep(prestop / SCALE)
+        await asyncio.sleep(self.recipe.prestop / SCALE)
         self.sicken()
         await self._tell_envoy("/drain_listeners?graceful")
-        await asyncio.sleep(drain / SCALE)
+        await asyncio.sleep(self.recipe.drain / SCALE)
         await self.kill()
 
     async def kill(self) -> None:

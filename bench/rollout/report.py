@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from bench import pages
 from bench.rollout.contenders import CONTENDERS, GHEALTH, HTTP, TWIN
 from bench.rollout.events import EVENTS
 from bench.rollout.fleet import LOOK
@@ -18,7 +19,6 @@ SEEDS: Final = 20
 
 RESULTS: Final = Path(__file__).with_name("results.json")
 PAGE: Final = Path(__file__).parents[2] / "docs" / "rollouts.md"
-BEGIN, END = "<!-- rollout: made by `make rollout` -->", "<!-- end of rollout -->"
 
 BOUND: Final = UNHEALTHY_THRESHOLD * INTERVAL + TIMEOUT
 """Seconds within which a broken pod must get no more requests."""
@@ -39,8 +39,7 @@ def write(runs: list[Run]) -> None:
 
 def filled(page: str, runs: list[Run]) -> str:
     """Fill in the tables of the page."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{tables(runs)}\n{END}{rest.partition(END)[2]}"
+    return pages.filled(page, "make rollout", {"rollout": tables(runs)})
 
 
 def tables(runs: list[Run]) -> str:
@@ -56,7 +55,7 @@ def tables(runs: list[Run]) -> str:
 
 
 def _table(runs: list[Run], cell: Callable[[list[Run]], str]) -> str:
-    rows = [["event", "runs", *(contender.title for contender in CONTENDERS)]]
+    rows = []
     for event in EVENTS:
         mine = [run["contenders"] for run in runs if run["event"] == event.name]
         cells = []
@@ -65,8 +64,7 @@ def _table(runs: list[Run], cell: Callable[[list[Run]], str]) -> str:
             cells.append(cell(theirs) if theirs else NOT_ASKED)
         if any(text != NOT_ASKED for text in cells):
             rows.append([event.title, f"{len(mine)}", *cells])
-    head, *lines = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([head, "|---" * len(rows[0]) + "|", *lines])
+    return pages.table(["event", "runs", *(contender.title for contender in CONTENDERS)], rows)
 
 
 def _failed(results: list[Run]) -> str:

@@ -2,9 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 
@@ -50,8 +49,7 @@ async def start_service() -> tuple[grpc.aio.Server, int]:
     return server, port
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The result of a call.
 
     Args:

@@ -16,11 +16,16 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from bench.speed import contenders, report, rows, scale
 from tests.support import interrupt
+
+KINDS: Final[dict[str, tuple[Any, ...]]] = {
+    "rows": (rows.ROWS, rows.measured, report.section, report.RESULTS, 8),
+    "scale": (scale.SCALES, scale.measured, report.scale_section, report.SCALE, 3),
+}
+"""What is known, its measurement, its section, where the figures are written, and the rounds."""
 
 
 def main() -> int:
@@ -32,9 +37,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="8; 3 for --scale")
     for flag in ("--scale", "--write", "--page"):
         parser.add_argument(flag, action="store_true")
-    parser.add_argument("--against", metavar="NAME=PYTHON")
+    parser.add_argument("--against", action="append", default=[], metavar="NAME=PYTHON")
     arguments = parser.parse_args()
-    known = scale.SCALES if arguments.scale else rows.ROWS
+    kind = "scale" if arguments.scale else "rows"
+    known, measured, section, path, rounds = KINDS[kind]
+    rounds = arguments.rounds or rounds
     names = arguments.rows.split(",") if arguments.rows else known
     if unknown := set(names) - set(known):
         parser.error(f"unknown row {min(unknown)}; expected {', '.join(known)}")
@@ -42,38 +49,21 @@ def main() -> int:
         parser.error("--write needs all rows, so that the figures of the page are of one run")
     if not arguments.page:
         contenders.build()
-        if arguments.against:
-            name, python = arguments.against.split("=")
-            contenders.others[name] = python
-        measured = _measured_scale if arguments.scale else _measured_rows
-        rounds = arguments.rounds or (3 if arguments.scale else 8)
-        found = {"machine": _machine(), "rounds": rounds} | measured(names, rounds)
+        contenders.others.update(other.split("=") for other in arguments.against)
+        results: dict[str, Any] = {}
+        found = {"machine": _machine(), "rounds": rounds, kind: results}
+        for name in names:
+            print(name, file=sys.stderr)
+            results[name] = measured(name, rounds)
+            print(section(name, results[name]), end="\n\n", flush=True)
+        if not arguments.scale:
+            print(report.goals(results))
         if arguments.write:
-            path = report.SCALE if arguments.scale else report.RESULTS
             path.write_text(json.dumps(found, indent=2) + "\n")
     if arguments.page or arguments.write:
         for path, text in report.files().items():
             path.write_text(text)
     return 0
-
-
-def _measured_rows(names: Iterable[str], rounds: int) -> dict[str, Any]:
-    results = {}
-    for name in names:
-        print(name, file=sys.stderr)
-        results[name] = rows.measured(name, rounds)
-        print(report.section(name, results[name]), end="\n\n", flush=True)
-    print(report.goals(results))
-    return {"rows": results}
-
-
-def _measured_scale(names: Iterable[str], rounds: int) -> dict[str, Any]:
-    costs = {}
-    for name in names:
-        print(name, file=sys.stderr)
-        costs[name] = scale.measured(name, rounds)
-        print(report.scale_section(name, costs[name]), end="\n\n", flush=True)
-    return {"scale": costs}
 
 
 def _machine() -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The generated parts of docs/performance.md: tables, the goals, the picture."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from bench import pages
 from bench.speed import plots
 from bench.speed.contenders import BARE, CAREFUL, FLOOR, GHEALTH, SIMPLE, STOCK
 from bench.speed.figures import RATIOS, Row, exponent
@@ -86,12 +87,6 @@ GOALS: Final = (
 )
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = (f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in row)}|" for row in (head, *rows))
-    first, *others = lines
-    return "\n".join((first, "|---" * len(head) + "|", *others))
-
-
 def goals(results: Results) -> str:
     """Return the table of the goals of the rows that were measured."""
     rows = []
@@ -101,10 +96,9 @@ def goals(results: Results) -> str:
             limit = f"{'≥' if goal.least else '≤'} {shown(goal.limit)}"
             limit += f" of the {goal.beside}" if goal.beside else ""
             limit += f" more than the {goal.over}" if goal.over else ""
-            rows.append(
-                (goal.text, limit, shown(value), "met" if goal.met(value) else "**missed**")
-            )
-    return _markdown(("", "goal", "measured", ""), rows)
+            verdict = "met" if goal.met(value) else "**missed**"
+            rows.append((goal.text, limit, shown(value), verdict))
+    return pages.table(("", "goal", "measured", ""), rows)
 
 
 def table(row: Row) -> str:
@@ -121,7 +115,7 @@ def table(row: Row) -> str:
                 for figure in figures
             ]
             rows.append((name, *cells))
-    return _markdown(("", *figures), rows)
+    return pages.table(("", *figures), rows)
 
 
 def section(name: str, by_gateway: Mapping[str, Row]) -> str:
@@ -143,7 +137,8 @@ def fleet(results: Results) -> str:
         checks = pods * (_NODES / _INTERVAL + _KUBELET)
         cores = (checks * per_check + pods * per_second) / 1e3
         rows.append((f"{pods:,}", f"{checks:,.0f}", f"{cores:.2g}", shown(pods * memory / 1024)))
-    return _markdown(("pods", "checks a second", "CPU, cores in all", "resident GiB in all"), rows)
+    head = ("pods", "checks a second", "CPU, cores in all", "resident GiB in all")
+    return pages.table(head, rows)
 
 
 def scale_section(name: str, costs: Costs) -> str:
@@ -152,7 +147,7 @@ def scale_section(name: str, costs: Costs) -> str:
     rows = [[f"{number:,}", *map(shown, found.values())] for number, found in costs.items()]
     exponents = [exponent(costs, figure) for figure in figures]
     cells = [f"{e:.2f}" + ("" if e <= LINEAR else " **missed**") for e in exponents]
-    made = _markdown(("number", *figures), [*rows, ["*exponent of the last step*", *cells]])
+    made = pages.table(("number", *figures), [*rows, ["*exponent of the last step*", *cells]])
     return f"### {SCALES[name].title}\n\n{made}"
 
 
@@ -191,9 +186,5 @@ def files() -> dict[Path, str]:
         "fleet": fleet(results),
         "scale": "\n\n".join(scale_section(name, one) for name, one in costs.items()),
     }
-    text = PAGE.read_text()
-    for name, made in parts.items():
-        begin, end = f"<!-- {name}: made by `make bench` -->", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{made}\n{end}{rest.partition(end)[2]}"
-    return {PAGE: text, PICTURE: picture(results)}
+    page = pages.filled(PAGE.read_text(), "make bench", parts)
+    return {PAGE: page, PICTURE: picture(results)}
