@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, NamedTuple
 
+import httpx
+
 from bench.rollout import numbers
-from bench.rollout.asking import http_status, is_ready
-from bench.rollout.contenders import BRIDGES, GHEALTH
+from bench.rollout.contenders import BRIDGES, GHEALTH, PASS_THROUGH, STOCK, http_status
 from bench.rollout.numbers import ENVOY_ADMIN, READINESS, SCALE, TRAFFIC
 from tests.support.gateway import READY, SICK, Agent, Gateway, envoy_config, listens
 from tests.support.processes import environment
@@ -47,6 +48,11 @@ class Recipe(NamedTuple):
 AS_DEPLOYED: Final = Recipe()
 
 
+def is_ready(host: str, timeout: float) -> bool:
+    """Probe a gateway as the kubelet does: ready is 200 to 399 within the timeout."""
+    return 200 <= http_status(host, timeout) < 400
+
+
 class Proxy(Gateway):
     """The gateway of `tests.support`, with a listener for the calls beside its readiness listener.
 
@@ -74,6 +80,15 @@ class Proxy(Gateway):
             upstream: {"@type": f"type.googleapis.com/{upstream}", **protocol}
         }
         self._config = json.dumps(config)
+
+
+PROGRAMS: Final = {
+    GHEALTH: ["ghealth"],
+    PASS_THROUGH: ["bench.rollout.pass_through"],
+    # Once a second: the status is correct, but only in the message.
+    STOCK: ["bench.speed.peers.stock", f"{1 / SCALE}", f"{numbers.PROBE_TIMEOUT / SCALE}"],
+}
+"""The module of each bridge, and its options beyond its address and the gateway's URL."""
 
 
 @dataclass(eq=False, slots=True)
@@ -216,10 +231,12 @@ class Pod:
 
     def _start_bridges(self) -> None:
         """Start the bridges that do not run."""
+        url = READINESS_URL.replace("localhost", self.host)
         for kind in set(self.kinds) - self.running - self.missing:
-            program = ["bench.rollout.bridges", kind, self.host, f"{BRIDGES[kind]}"]
+            module, *options = PROGRAMS[kind]
+            place = [] if kind == GHEALTH else [f"{self.host}:{BRIDGES[kind]}", url]
             self._bridges[kind] = subprocess.Popen(
-                [sys.executable, "-m", *(["ghealth"] if kind == GHEALTH else program)],
+                [sys.executable, "-m", module, *place, *options],
                 env=environment(
                     LISTEN=f"{self.host}:{BRIDGES[GHEALTH]}",
                     ADMIN_LISTEN="off",
@@ -233,7 +250,8 @@ class Pod:
             )
 
     async def _tell_envoy(self, path: str) -> None:
-        await asyncio.to_thread(http_status, self.host, ENVOY_ADMIN, path, "POST")
+        url = f"http://{self.host}:{ENVOY_ADMIN}{path}"
+        await asyncio.to_thread(httpx.post, url, trust_env=False)
 
     def _signal(self, signum: signal.Signals) -> None:
         if self._proxy.process is not None:

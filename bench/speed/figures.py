@@ -6,14 +6,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import truediv
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-Name = TypeVar("Name", str, int)
-
-Found = dict[Name, dict[str, list[float]]]
+Found = dict[str, dict[str, list[float]]]
 """The figures of each contender or number, a value for each round."""
 
-Medians = dict[Name, dict[str, float]]
+Medians = dict[str, dict[str, float]]
 """The figures of each contender or number."""
 
 Row = dict[str, Any]
@@ -47,8 +45,8 @@ def _status(task: Path, name: str) -> int:
 
 
 def by_turns(
-    names: Sequence[Name], rounds: Iterable[int], measure: Callable[[Name], dict[str, float]]
-) -> Found[Name]:
+    names: Sequence[str], rounds: Iterable[int], measure: Callable[[str], dict[str, float]]
+) -> Found:
     """Measure each contender or number once in each round, every second round in reverse order.
 
     Args:
@@ -56,7 +54,7 @@ def by_turns(
         rounds: The numbers of the rounds; round 0 warms up and does not count.
         measure: Measures one of them once.
     """
-    found: Found[Name] = {name: {} for name in names}
+    found: Found = {name: {} for name in names}
     for number in rounds:
         print(f"  round {number}", file=sys.stderr, flush=True)
         for name in names if number % 2 else reversed(names):
@@ -66,7 +64,7 @@ def by_turns(
     return found
 
 
-def medians(found: Found[Name]) -> Medians[Name]:
+def medians(found: Found) -> Medians:
     """Return the median of each figure."""
     return {
         name: {figure: statistics.median(values) for figure, values in figures.items()}
@@ -74,7 +72,7 @@ def medians(found: Found[Name]) -> Medians[Name]:
     }
 
 
-def ratios(found: Found[str], subject: str) -> Medians[str]:
+def ratios(found: Found, subject: str) -> Medians:
     """Return the medians of the ratios within each round.
 
     Args:
@@ -97,7 +95,7 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
 
 
-def exponent(costs: Mapping[int, Mapping[str, float]], figure: str) -> float:
+def exponent(costs: Mapping[str, Mapping[str, float]], figure: str) -> float:
     """Return the exponent of the last step of a cost: 1 is linear, 2 is quadratic.
 
     Args:
@@ -105,7 +103,7 @@ def exponent(costs: Mapping[int, Mapping[str, float]], figure: str) -> float:
             none is noise and left out.
         figure: The cost.
     """
-    added = [(number, found[figure] - costs[0][figure]) for number, found in costs.items()]
+    added = [(int(number), found[figure] - costs["0"][figure]) for number, found in costs.items()]
     match [(number, cost) for number, cost in added if cost > 0]:
         case [*_, (x1, y1), (x2, y2)]:
             return math.log(y2 / y1) / math.log(x2 / x1)

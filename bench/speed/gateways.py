@@ -8,7 +8,7 @@ pilot-agent, a probe costs as much as in a pod of Istio.
 import json
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -89,14 +89,11 @@ def gateway(kind: str) -> Iterator[Gateway]:
     """
     port, admin_port, agent_port = free_port(), free_port(), free_port()
     bootstrap = json.dumps(config(kind, port, admin_port, agent_port))
-    envoy = (str(ENVOY), "--config-yaml", bootstrap, "--disable-hot-restart")
-    ports = [admin_port, port]
-    with ExitStack() as stack:
-        if kind == WITH_AGENT:
-            stack.enter_context(process(str(BUILD / "agent"), "-listen", f"127.0.0.1:{agent_port}"))
-            ports.append(agent_port)
-        stack.enter_context(process(*envoy, "--concurrency", "1", "--log-level", "error"))
-        for number in ports:
+    options = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "error")
+    envoy = (str(ENVOY), "--config-yaml", bootstrap, *options)
+    agent = (str(BUILD / "agent"), "-listen", f"127.0.0.1:{agent_port}")
+    with process(*agent), process(*envoy):  # beside an Envoy alone the agent only sleeps
+        for number in (agent_port, admin_port, port):
             if not wait_until(partial(listens, number)):
                 raise RuntimeError(f"nothing listens on {number}")
         yield Gateway(port, admin_port)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
+from bench.speed import figures
 from tests.support import frames
 from tests.support.frames import ACK, CHECK, END_STREAM, SETTINGS_ACK, WATCH, Kind
 from tests.support.wire import framed
@@ -68,6 +69,22 @@ def check(port: int) -> float:
                 elif kind in _ENDS and flags & END_STREAM:
                     return time.perf_counter() - begin
     raise ConnectionResetError
+
+
+def cpu_of_checks(pid: int, port: int, number: int, pause: float = 0.0) -> float:
+    """Return the seconds of CPU that each of a number of checks costs a server.
+
+    Args:
+        pid: The number of its process.
+        port: Its port on 127.0.0.1.
+        number: The number of checks, each on a new connection.
+        pause: Seconds after each.
+    """
+    used = figures.cpu(pid)
+    for _ in range(number):
+        check(port)
+        time.sleep(pause)
+    return (figures.cpu(pid) - used) / number
 
 
 def _connect(port: int, client: int) -> socket.socket:

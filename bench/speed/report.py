@@ -8,11 +8,11 @@ from typing import Any, Final, NamedTuple
 from bench import pages
 from bench.speed import plots
 from bench.speed.contenders import BARE, CAREFUL, FLOOR, GHEALTH, SIMPLE, STOCK
-from bench.speed.figures import RATIOS, Row, exponent
+from bench.speed.figures import RATIOS, Medians, Row, exponent
 from bench.speed.gateways import ALONE, ROOT
 from bench.speed.plots import shown
 from bench.speed.rows import CHECK_ADDR, CHECK_ALONE, CHECK_TLS, ROWS
-from bench.speed.scale import SCALES, Costs
+from bench.speed.scale import SCALES
 
 GROWTH: Final = "MiB more"
 """Prefix of figures that may be 0 or less, for which ratios have no meaning."""
@@ -141,10 +141,10 @@ def fleet(results: Results) -> str:
     return pages.table(head, rows)
 
 
-def scale_section(name: str, costs: Costs) -> str:
+def scale_section(name: str, costs: Medians) -> str:
     """Return the section of one thing whose number grows."""
-    figures = list(costs[0])
-    rows = [[f"{number:,}", *map(shown, found.values())] for number, found in costs.items()]
+    figures = list(costs["0"])
+    rows = [[f"{int(number):,}", *map(shown, found.values())] for number, found in costs.items()]
     exponents = [exponent(costs, figure) for figure in figures]
     cells = [f"{e:.2f}" + ("" if e <= LINEAR else " **missed**") for e in exponents]
     made = pages.table(("number", *figures), [*rows, ["*exponent of the last step*", *cells]])
@@ -173,8 +173,7 @@ def picture(results: Results) -> str:
 def files() -> dict[Path, str]:
     """Return the page and the picture as the committed results make them."""
     found: dict[str, Any] = json.loads(RESULTS.read_text())
-    scales = json.loads(SCALE.read_text())["scale"].items()
-    costs = {name: {int(n): cost for n, cost in one.items()} for name, one in scales}
+    scales = json.loads(SCALE.read_text())["scale"]
     machine, results = found["machine"], found["rows"]
     taken = (
         f"Commit {machine['commit']}, {found['rounds']} rounds on {machine['cores']} cores with "
@@ -184,7 +183,7 @@ def files() -> dict[Path, str]:
         "goals": f"{taken}\n\n{goals(results)}",
         "results": "\n\n".join(section(name, row) for name, row in results.items()),
         "fleet": fleet(results),
-        "scale": "\n\n".join(scale_section(name, one) for name, one in costs.items()),
+        "scale": "\n\n".join(scale_section(name, costs) for name, costs in scales.items()),
     }
     page = pages.filled(PAGE.read_text(), "make bench", parts)
     return {PAGE: page, PICTURE: picture(results)}

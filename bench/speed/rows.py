@@ -24,7 +24,7 @@ STORM: Final = 5000
 Rounds = Iterable[int]
 Figures = dict[str, float]
 
-Measure = Callable[[Gateway, Sequence[str], Rounds], Found[str]]
+Measure = Callable[[Gateway, Sequence[str], Rounds], Found]
 """Measures contenders with a gateway, in a number of rounds."""
 
 
@@ -57,7 +57,7 @@ def _together(once: Callable[[Contender], Figures], delay: float = 0.0, **settin
         settings: ghealth's settings.
     """
 
-    def measure(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found[str]:
+    def measure(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found:
         with contenders.all_running(names, envoy.url, **settings) as programs:
             envoy.delay(delay)
             return by_turns(names, rounds, lambda name: once(programs[name]))
@@ -65,29 +65,26 @@ def _together(once: Callable[[Contender], Figures], delay: float = 0.0, **settin
     return measure
 
 
-def _checks(number: int) -> Callable[[Contender], Figures]:
-    """Create a measurement of checks one after the other, a new connection for each."""
+def _checks(contender: Contender, number: int = 1000) -> Figures:
+    """Measure checks one after the other, a new connection for each."""
+    begin = time.perf_counter()
+    took = [loads.check(contender.port) for _ in range(number)]
+    seconds = time.perf_counter() - begin
+    return {
+        "median ms": percentile(took, 50) * 1e3,
+        "p99 ms": percentile(took, 99) * 1e3,
+        "checks a second": number / seconds,
+    }
 
-    def once(contender: Contender) -> Figures:
-        begin = time.perf_counter()
-        took = [loads.check(contender.port) for _ in range(number)]
-        seconds = time.perf_counter() - begin
-        return {
-            "median ms": percentile(took, 50) * 1e3,
-            "p99 ms": percentile(took, 99) * 1e3,
-            "checks a second": number / seconds,
-        }
 
-    return once
+def _hundred(contender: Contender) -> Figures:
+    """Measure fewer of them, for contenders that take long."""
+    return _checks(contender, 100)
 
 
 def _ten(contender: Contender) -> Figures:
     """Measure ten checks a second, each on a new connection, as many nodes of an ALB make."""
-    used = figures.cpu(contender.pid)
-    for _ in range(50):
-        loads.check(contender.port)
-        time.sleep(0.1)
-    return {"CPU ms a check": (figures.cpu(contender.pid) - used) / 50 * 1e3}
+    return {"CPU ms a check": loads.cpu_of_checks(*contender, 50, pause=0.1) * 1e3}
 
 
 def _storm(contender: Contender) -> Figures:
@@ -98,13 +95,13 @@ def _storm(contender: Contender) -> Figures:
     return {"checks a second": rate, "CPU us a check": used / STORM * 1e6}
 
 
-def idle(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found[str]:
+def idle(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found:
     """Measure CPU and wake-ups of all without any caller, from 5 s after all programs answer.
 
     ghealth's guard inspects connections often for 4 s after the last new one, and the checks that
     waited for the programs were such connections.
     """
-    found: Found[str] = {name: {"CPU ms a second": [], "wake-ups a second": []} for name in names}
+    found: Found = {name: {"CPU ms a second": [], "wake-ups a second": []} for name in names}
     seconds = 10
     with contenders.all_running(names, envoy.url) as programs:
         time.sleep(5)
@@ -121,7 +118,7 @@ def idle(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found[str]:
     return found
 
 
-def memory(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found[str]:
+def memory(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found:
     """Measure resident memory at the start, and after checks, watches and clients that leave."""
 
     def once(name: str) -> Figures:
@@ -146,7 +143,7 @@ def memory(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found[str]:
     return by_turns(names, rounds, once)
 
 
-def starting(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found[str]:
+def starting(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found:
     """Measure the time from exec to the first answer, beside that of the bare imports."""
 
     def once(name: str) -> Figures:
@@ -178,7 +175,7 @@ sys.exit(code != 0)
 """
 
 
-def command(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found[str]:
+def command(envoy: Gateway, names: Sequence[str], rounds: Rounds) -> Found:
     """Measure one check by a command, as an exec probe makes it."""
     authority, tls_port = trustme.CA(), free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -211,17 +208,17 @@ _SOME: Final = (GHEALTH, FLOOR, CAREFUL, STOCK)
 ROWS: Final[dict[str, RowKind]] = {
     "cold": RowKind(
         "A check that finds no fresh result: a new connection and a probe",
-        _together(_checks(1000), CACHE_TTL="0"),
+        _together(_checks, CACHE_TTL="0"),
         _BRIDGES,
         GATEWAYS,
     ),
     "connection": RowKind(
         "A check that finds a fresh result, on a new connection",
-        _together(_checks(1000)),
+        _together(_checks),
         _SERVERS,
         GATEWAYS,
     ),
-    "slow": RowKind("A gateway that takes 20 ms", _together(_checks(100), delay=0.02), _SERVERS),
+    "slow": RowKind("A gateway that takes 20 ms", _together(_hundred, delay=0.02), _SERVERS),
     "ten": RowKind("Ten checks a second", _together(_ten), _SOME, GATEWAYS, rounds=0.5),
     "idle": RowKind("No caller", idle, _SOME, rounds=0.5, warm_up=False),
     "command": RowKind(

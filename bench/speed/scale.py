@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 from bench.speed import figures, loads
@@ -12,13 +11,9 @@ from bench.speed.figures import Medians, by_turns, medians
 from bench.speed.gateways import ALONE, HANG, Gateway, gateway
 from tests.support.frames import CHECK
 
-Costs = Medians[int]
-"""Figures by number; those of 0 are the cost of none."""
-
 CPU, RESIDENT, REQUESTS = "CPU ms a second", "resident MiB", "requests a second"
 _WINDOW: Final = 6.0
 _SETTLE: Final = 1.5
-_CHECKS: Final = 200
 _LONG_PROBE: Final = 12.0
 """PROBE_TIMEOUT while 10,000 checks start one after the other."""
 
@@ -105,11 +100,8 @@ def connections(envoy: Gateway, number: int) -> dict[str, float]:
         loads.answers(opened, number)
         found = _over_time(contender, envoy)
         del found[REQUESTS]
-        used = figures.cpu(contender.pid)
-        for _ in range(_CHECKS):
-            loads.check(contender.port)
-        used = figures.cpu(contender.pid) - used
-        return found | {"CPU us a check on a new connection": used / _CHECKS * 1e6}
+        cpu = loads.cpu_of_checks(*contender, 200)
+        return found | {"CPU us a check on a new connection": cpu * 1e6}
 
 
 SCALES: Final[dict[str, ScaleKind]] = {
@@ -120,9 +112,12 @@ SCALES: Final[dict[str, ScaleKind]] = {
 }
 
 
-def measured(name: str, rounds: int) -> Costs:
-    """Measure each number of one of `SCALES` alternately, and return the medians."""
+def measured(name: str, rounds: int) -> Medians:
+    """Measure each number of one of `SCALES` alternately, and return the medians.
+
+    Those of 0 are the cost of none.
+    """
     kind = SCALES[name]
     with gateway(ALONE) as envoy:
-        measure = partial(kind.measure, envoy)
-        return medians(by_turns((0, *kind.numbers), range(1, rounds + 1), measure))
+        numbers, counted = [*map(str, (0, *kind.numbers))], range(1, rounds + 1)
+        return medians(by_turns(numbers, counted, lambda number: kind.measure(envoy, int(number))))

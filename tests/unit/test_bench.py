@@ -53,7 +53,7 @@ def test_a_percentile_is_a_value_that_was_measured() -> None:
 )
 def test_growth_is_an_exponent(costs: dict[int, float], growth: float) -> None:
     """How a cost grows is the exponent of its last step: 1 is linear."""
-    rows = {number: {"ms": cost} for number, cost in costs.items()}
+    rows = {str(number): {"ms": cost} for number, cost in costs.items()}
     assert exponent(rows, "ms") == pytest.approx(growth)
 
 
