@@ -1,14 +1,12 @@
 """The contenders: what each runs beside the gateway, and the check of its target group."""
 
 import asyncio
-import ssl
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Final, NamedTuple
 
-import httpx
-
 from bench.rollout.numbers import READINESS, SCALE, TIMEOUT, TRAFFIC
-from ghealth.check import alb
+from ghealth.check import alb, http2
 from ghealth.check.addresses import Server
 from ghealth.check.report import ExitCode
 from ghealth.matcher import GRPC_CODES, Matcher
@@ -16,9 +14,6 @@ from ghealth.matcher import GRPC_CODES, Matcher
 GHEALTH, PASS_THROUGH, STOCK, HTTP, TWIN = "ghealth", "pass-through", "stock", "http", "twin"
 BRIDGES: Final = {GHEALTH: 16021, PASS_THROUGH: 16022, STOCK: 16023}
 """The sidecars, and the port of each."""
-
-NO_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Spares each client the reading of the system's certificates."""
 
 Check = Callable[[str], bool]
 """Makes one health check of a pod, and blocks at most until the target group's timeout."""
@@ -54,20 +49,23 @@ def grpc_check(port: int, **settings: Any) -> Check:
     return check
 
 
-def http_status(host: str, timeout: float, *, http2: bool = False) -> int:
-    """Ask a gateway on a separate connection; return the status code, 0 without an answer."""
-    try:
-        with httpx.Client(
-            http1=not http2, http2=http2, timeout=timeout, trust_env=False, verify=NO_TLS
-        ) as client:
-            return client.get(f"http://{host}:{READINESS}/healthz/ready").status_code
-    except httpx.HTTPError:
-        return 0
-
-
 def http_check(host: str) -> bool:
     """Check as an HTTP2 target group does (kubernetes-sigs/aws-load-balancer-controller#2694)."""
-    return http_status(host, TIMEOUT / SCALE, http2=True) == 200
+    headers = [
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":path", "/healthz/ready"),
+        (":authority", host),
+        ("content-length", "0"),
+        ("user-agent", alb.USER_AGENT),
+    ]
+    server, deadline = Server.parse(f"{host}:{READINESS}"), http2.Deadline(TIMEOUT / SCALE)
+    try:
+        with closing(http2.connect(server, deadline)) as connection:
+            list(connection.exchange(headers, b""))
+            return connection.headers.get(":status") == "200"
+    except (http2.Http2Error, TimeoutError):
+        return False
 
 
 def beside(kind: str, title: str) -> Contender:
