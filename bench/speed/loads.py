@@ -166,20 +166,19 @@ def watching(port: int, services: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def waiting(port: int, checks: int, each: int = CALLS_EACH) -> Iterator[list[Connection]]:
-    """Start checks, by default over as few connections as the server's limits allow.
+def waiting(port: int, checks: int) -> Iterator[list[Connection]]:
+    """Start checks, over as many connections as the server's limits need.
 
     Args:
         port: The server's port on 127.0.0.1.
         checks: Their number; `_WAITING_RATE` of them start in a second.
-        each: How many of them start on one connection.
     """
-    with connections(port, -(-checks // each)) as opened:
+    with connections(port, -(-checks // CALLS_EACH)) as opened:
         begin = time.perf_counter()
         for number, connection in enumerate(opened):
-            before = number * each
+            before = number * CALLS_EACH
             time.sleep(max(0.0, begin + before / _WAITING_RATE - time.perf_counter()))
-            connection.call(CHECK, [b""] * min(each, checks - before))
+            connection.call(CHECK, [b""] * min(CALLS_EACH, checks - before))
         yield opened
 
 

@@ -9,6 +9,7 @@ from bench.speed import figures, loads
 from bench.speed.contenders import GHEALTH, Contender, running
 from bench.speed.figures import Medians, by_turns, medians
 from bench.speed.gateways import ALONE, HANG, Gateway, gateway
+from tests.support.frames import CHECK
 
 CPU, RESIDENT, REQUESTS = "CPU ms a second", "resident MiB", "requests a second"
 _WINDOW: Final = 6.0
@@ -92,8 +93,10 @@ def connections(envoy: Gateway, number: int) -> dict[str, float]:
     """Measure open connections that have made a check each, and a check beside them."""
     with (
         running(GHEALTH, envoy.url) as contender,
-        loads.waiting(contender.port, number, each=1) as opened,
+        loads.connections(contender.port, number) as opened,
     ):
+        for connection in opened:
+            connection.call(CHECK, [b""])
         loads.answers(opened, number)
         found = _over_time(contender, envoy)
         del found[REQUESTS]
