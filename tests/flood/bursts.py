@@ -12,13 +12,11 @@ from typing import Final
 from tests.support import frames
 from tests.support.frames import END_HEADERS, END_STREAM, PREFACE, Kind, frame
 
-PUSH_PROMISE: Final = 5
 PADDED: Final = 0x8
 CHUNK: Final = 16_000
 """Bytes of a header block that fit in a frame."""
 
 START: Final = frames.hello()
-RESET: Final = bytes(4)
 
 
 def request(*streams: int, ends: bool = True, path: str = frames.CHECK) -> bytes:
@@ -49,16 +47,11 @@ def no_preface(rng: Random) -> bytes:
 
 
 def random_frames(rng: Random) -> bytes:
-    made = (
-        frame(
-            rng.randrange(12),
-            rng.randbytes(rng.randrange(64)),
-            stream=rng.randrange(8),
-            flags=rng.randrange(256),
-        )
-        for _ in range(rng.randrange(1, 30))
-    )
-    return rng.choice((START, CALL, OPEN_CALL)) + b"".join(made)
+    made = b""
+    for _ in range(rng.randrange(1, 30)):
+        kind, stream, flags = rng.randrange(12), rng.randrange(8), rng.randrange(256)
+        made += frame(kind, rng.randbytes(rng.randrange(64)), stream=stream, flags=flags)
+    return rng.choice((START, CALL, OPEN_CALL)) + made
 
 
 def truncated(rng: Random) -> bytes:
@@ -78,20 +71,13 @@ def not_utf_8(rng: Random) -> bytes:
     return CALL.replace(place, place[:-1] + bytes((rng.randrange(128, 256),)))
 
 
+_SIZES: Final = (5, 2, 5, 4, 0, 5, 8, 8, 4, 1)
+"""Of a right payload, by the kind of the frame."""
+
+
 def wrong_streams(rng: Random) -> bytes:
-    kind, payload = rng.choice(
-        (
-            (Kind.DATA, frames.EMPTY_MESSAGE),
-            (Kind.HEADERS, b"\x83\x86"),
-            (Kind.RESET, b"\0\0\0\x08"),
-            (Kind.WINDOW_UPDATE, b"\0\0\0\1"),
-            (Kind.CONTINUATION, b"\x83"),
-            (PUSH_PROMISE, b"\0\0\0\2\x83"),
-            (Kind.SETTINGS, b""),
-            (Kind.PING, bytes(8)),
-            (Kind.GOAWAY, bytes(8)),
-        )
-    )
+    kind = rng.randrange(len(_SIZES))
+    payload = rng.choice((b"\0", b"\1", b"\x83")) * _SIZES[kind]
     streams = rng.choices((0, 1, 2, 3, 99, 2**31 - 1, 2**32 - 1), k=5)
     flags = rng.choice((0, END_STREAM, END_HEADERS, END_STREAM | END_HEADERS))
     return CALL + b"".join(frame(kind, payload, stream=number, flags=flags) for number in streams)
@@ -158,48 +144,43 @@ def rapid_resets(rng: Random) -> bytes:
     return request(*streams) + b"".join(map(frames.reset, streams))
 
 
-def flood(*repeated: bytes, start: bytes = START) -> Callable[[Random], bytes]:
-    return lambda rng: start + b"".join(rng.choices(repeated, k=rng.randrange(500, 3000)))
-
-
 UNREAD_WATCH: Final = frames.hello(0) + frames.call(frames.block(frames.WATCH), 1, end=True)
 """A watch whose client has no window for the answer."""
 
 _MANY_HEADERS: Final = frames.block(frames.CHECK, [(f"x-{n}", "y" * 500) for n in range(60)])
 _TOO_LONG: Final = b"\0\0\xff\xff\xff" + b"x" * CHUNK
 
+CHECK: Final = frames.block(frames.CHECK)
+OPEN_HEADERS: Final = frame(Kind.HEADERS, CHECK, stream=1)
+"""Headers that need a CONTINUATION."""
+MORE_HEADERS: Final = frame(Kind.CONTINUATION, frames.field("x", "y" * 8000), stream=1)
+
+REPEATED: Final = {
+    "unknown-frames": (b"", frame(Kind.UNKNOWN, bytes(91))),
+    "priority-frames": (b"", frame(Kind.PRIORITY, b"\0\0\0\3\xff", stream=3)),
+    "settings-frames": (b"", frames.settings(65535)),
+    "ping-frames": (b"", frame(Kind.PING, bytes(8))),
+    "window-frames": (b"", frame(Kind.WINDOW_UPDATE, b"\0\0\0\1")),
+    "reset-frames": (frames.call(CHECK, 1, end=True), frames.reset(1)),
+    "empty-data-frames": (frames.call(CHECK, 1, None, end=False), frame(Kind.DATA, stream=1)),
+    "continuation": (OPEN_HEADERS, MORE_HEADERS),
+}
+"""What begins a flood of one frame, and the frame."""
+
+
+def repeated(begin: bytes, unit: bytes) -> Callable[[Random], bytes]:
+    return lambda rng: START + begin + unit * (rng.randrange(10_000, 100_000) // len(unit))
+
+
+_BYTES: Final = (no_preface, truncated, mutated, not_utf_8, rapid_resets)
+_FRAMES: Final = (random_frames, wrong_streams, wrong_lengths, wrong_padding, bad_settings)
+_CALLS: Final = (bad_hpack, bad_headers, bad_messages, half_requests)
 
 BURSTS: Final[dict[str, Callable[[Random], bytes]]] = {
+    **{make.__name__.replace("_", " "): make for make in (*_BYTES, *_FRAMES, *_CALLS)},
     "silence": lambda _: b"",
-    "no preface": no_preface,
-    "random frames": random_frames,
-    "truncated": truncated,
-    "mutated": mutated,
-    "not UTF-8": not_utf_8,
-    "wrong streams": wrong_streams,
-    "wrong lengths": wrong_lengths,
-    "wrong padding": wrong_padding,
-    "bad hpack": bad_hpack,
-    "bad headers": bad_headers,
-    "bad settings": bad_settings,
-    "bad messages": bad_messages,
     "many headers": lambda _: START + in_parts(_MANY_HEADERS),
     "a long message": lambda _: OPEN_CALL + frame(Kind.DATA, _TOO_LONG, stream=1),
-    "half requests": half_requests,
     "a watch that is not read": lambda _: UNREAD_WATCH,
-    "rapid resets": rapid_resets,
-    "a flood of pings": flood(frame(Kind.PING, bytes(8))),
-    "a flood of settings": flood(START[len(PREFACE) :], frames.settings(1)),
-    "a flood of resets": flood(frame(Kind.RESET, RESET, stream=1), start=CALL),
-    "a flood of priorities": flood(
-        frame(Kind.PRIORITY, b"\0\0\0\0\xff", stream=1),
-        frame(Kind.PRIORITY, b"\0\0\0\1\0", stream=3),
-    ),
-    "a flood of continuations": flood(
-        frame(Kind.CONTINUATION, stream=1),
-        frame(Kind.CONTINUATION, b"\x00\1a\1b" * 9, stream=1),
-        start=START + frame(Kind.HEADERS, b"\x83", stream=1),
-    ),
-    "a flood of empty data": flood(frame(Kind.DATA, stream=1), start=OPEN_CALL),
-    "a flood of unknown frames": flood(frame(10, b"?"), frame(255, b"?", stream=9)),
+    **{f"a flood of {name}": repeated(*flood) for name, flood in REPEATED.items()},
 }

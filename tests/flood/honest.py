@@ -3,8 +3,9 @@
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import h2.exceptions
@@ -13,54 +14,27 @@ from tests.support import wire
 from tests.support.stopwatch import delays
 
 PAUSE: Final = 0.1
-RIGHT: Final = "0 " + wire.framed(b"\x08\1").hex()
-
-
-class Wait:
-    """A wait that begins now, without the time spent waiting for a free processor.
-
-    Attackers on this machine use processors that real attackers, on other machines, would not use,
-    and the machine may have other work. So one delay is subtracted: the longest time for which a
-    thread of ghealth or of the caller was ready to run but did not run.
-
-    Args:
-        pid: The server's process id.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._before = self._delays()
-        self.began = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """The seconds so far, without the longest delay of a thread."""
-        passed = time.monotonic() - self.began
-        grown = (delay - self._before.get(task, 0) for task, delay in self._delays().items())
-        return max(0.0, passed - max(grown, default=0.0))
-
-    def _delays(self) -> dict[str, float]:
-        return delays(self._pid) | delays(os.getpid())
+RIGHT: Final = wire.framed(b"\x08\1")
 
 
 @dataclass
 class Caller:
     """Checks repeatedly, each time on a new connection.
 
+    Attackers on this machine use processors that real attackers, on other machines, would not use,
+    and the machine may have other work. So one delay is subtracted from each wait: the longest time
+    for which a thread of ghealth or of the caller was ready to run but did not run.
+
     Args:
         name: The caller's name in messages.
-        message: The request with its gRPC frame header.
-        headers: The headers of each check, besides the usual ones.
-        without: The usual headers that it does not send.
+        check: Makes one check of a port.
         waits: The start of each check by the monotonic clock, and the seconds until its answer,
-            without the time that ghealth or the caller waited for a free processor.
+            without the delay.
         wrong: The answers that were not expected.
     """
 
     name: str
-    message: bytes
-    headers: Sequence[tuple[str, str]]
-    without: Sequence[str] = ()
+    check: Callable[[int], Awaitable[wire.Reply]]
     waits: list[tuple[float, float]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
@@ -71,31 +45,28 @@ class Caller:
     async def ask(self, port: int, pid: int, over: asyncio.Event) -> None:
         """Check until it is over."""
         while not over.is_set():
-            wait = Wait(pid)
+            before, began = delays(pid) | delays(os.getpid()), time.monotonic()
             try:
-                reply = await wire.call(
-                    port, self.message, headers=self.headers, without=self.without
-                )
-                answer = f"{reply.code} {reply.data.hex()}"
+                reply = await self.check(port)
+                problem = "" if (reply.code, reply.data) == (0, RIGHT) else str(reply)
             except (OSError, AssertionError, h2.exceptions.ProtocolError) as error:
-                answer = repr(error)
-            self.waits.append((wait.began, wait.seconds))
-            if answer != RIGHT and not over.is_set():
-                self.wrong.append(f"{self.name} {answer}")
+                problem = repr(error)
+            passed, after = time.monotonic() - began, delays(pid) | delays(os.getpid())
+            delay = max((after[thread] - before.get(thread, 0) for thread in after), default=0.0)
+            self.waits.append((began, max(0.0, passed - delay)))
+            if problem and not over.is_set():
+                self.wrong.append(f"{self.name} {problem}")
             await asyncio.sleep(PAUSE)
 
 
 def callers() -> tuple[Caller, Caller]:
     """Return an ALB, and a kubelet that checks `liveness`."""
-    alb = (
-        ("host", "AWSALB"),
-        ("content-length", "5"),
-        ("user-agent", "ELB-HealthChecker/2.0"),
-        ("accept-encoding", "gzip, compressed"),
-    )
+    alb = (("host", "AWSALB"), ("content-length", "5"), ("user-agent", "ELB-HealthChecker/2.0"))
+    encodings = ("accept-encoding", "gzip, compressed")
     kubelet = (("user-agent", "kube-probe/1.33 grpc-go/1.71.0"),)
+    call = partial(wire.call, without=(":authority",), headers=(*alb, encodings))
     liveness = wire.framed(b"\x0a\x08liveness")
     return (
-        Caller("ALB", wire.EMPTY_MESSAGE, alb, without=(":authority",)),
-        Caller("liveness", liveness, kubelet),
+        Caller("ALB", lambda port: call(port, wire.EMPTY_MESSAGE)),
+        Caller("liveness", lambda port: wire.call(port, liveness, headers=kubelet)),
     )

@@ -6,22 +6,15 @@
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Final
 
-from tests.flood.attacks import (
-    CHECK,
-    HALF,
-    Attack,
-    come_and_go,
-    first_flight,
-    hold,
-    large,
-    pour,
-    reconnect,
-)
+from tests.flood.attacks import Attack, Hold, large, pour, reconnect
+from tests.flood.bursts import CHECK, MORE_HEADERS, OPEN_HEADERS, REPEATED
 from tests.support import frames
-from tests.support.frames import Kind
+from tests.support.frames import EMPTY_MESSAGE, Kind
 
 SLOW: Final = 2.5
 """Seconds before the answer of a slow gateway; less than PROBE_TIMEOUT."""
@@ -29,11 +22,11 @@ SLOW: Final = 2.5
 
 @dataclass(frozen=True)
 class Row:
-    """One flood.
+    """A flood.
 
     Args:
         name: The name of the row.
-        attack: Each of its attackers runs in its own process.
+        attack: Each of its attackers runs in its own process; None for the attacks of all rows.
         processes: The number of attackers.
         slow: Whether the gateway answers slowly, so that checks wait for it.
         processor: Whether the flood uses up the processor, because it sends as much as the machine
@@ -45,27 +38,23 @@ class Row:
     """
 
     name: str
-    attack: Attack
-    processes: int = field(default=1, kw_only=True)
-    slow: bool = field(default=False, kw_only=True)
-    processor: bool = field(default=False, kw_only=True)
-    descriptors: bool = field(default=False, kw_only=True)
-    wrong: float = field(default=1.0, kw_only=True)
-    short: bool = field(default=False, kw_only=True)
+    attack: Attack | None
+    _: KW_ONLY
+    processes: int = 1
+    slow: bool = False
+    processor: bool = False
+    descriptors: bool = False
+    wrong: float = 1.0
+    short: bool = False
 
 
-UNKNOWN: Final = frames.frame(Kind.UNKNOWN, bytes(91))
-PRIORITY: Final = frames.frame(Kind.PRIORITY, bytes(5), stream=3)
-WINDOW: Final = frames.frame(Kind.WINDOW_UPDATE, b"\0\0\0\1")
-PING: Final = frames.frame(Kind.PING, bytes(8))
-NO_DATA: Final = frames.frame(Kind.DATA, stream=1)
 WATCH: Final = frames.block(frames.WATCH)
 REFLECTION: Final = frames.block(frames.REFLECTION)
 LARGE: Final = frames.block(frames.CHECK, frames.LARGE)
-OPEN: Final = frames.frame(Kind.HEADERS, CHECK, stream=1)  # without END_HEADERS
-MORE: Final = frames.frame(Kind.CONTINUATION, frames.field("x", "y" * 8000), stream=1)
-FIRST: Final = frames.call(CHECK, 1, None, end=False)
+HALF: Final = b"\0\0\0\0\4\x0a"
+"""The header of a message of 4 bytes, and its first byte."""
 GO: Final = frames.call(CHECK, 1, end=True) + frames.frame(Kind.GOAWAY, bytes(8))
+UNKNOWN, PING = REPEATED["unknown-frames"][1], REPEATED["ping-frames"][1]
 
 
 def _resets(count: int) -> bytes:
@@ -78,65 +67,70 @@ _LONG: Final = b"\0\0\xff\xff\xff" + bytes(16_000)
 MESSAGES: Final = b"".join(frames.call(CHECK, n, _LONG, end=False) for n in _STREAMS)
 DATA: Final = b"".join(frames.frame(Kind.DATA, bytes(16_000), stream=n) for n in _STREAMS)
 
+held: Final = partial(Hold, lines=32, streams=200)
+wide: Final = partial(Hold, lines=1000, streams=25)
+idle: Final = partial(Hold, b"", streams=0)
+come_and_go: Final = partial(Hold, streams=20, window=None, drops=True)
+first_flight: Final = partial(pour, greets=False)
+no_greeting: Final = partial(reconnect, GO, greets=False)
+
 ROWS: Final = (
-    Row("unknown-frames", pour(UNKNOWN), processor=True, short=True),
-    Row("priority-frames", pour(PRIORITY), processor=True),
-    Row("settings-frames", pour(frames.settings(65535)), processor=True),
-    Row("ping-frames", pour(PING), processor=True),
-    Row("window-frames", pour(WINDOW), processor=True),
-    Row("empty-data-frames", pour(NO_DATA, begin=FIRST), processor=True),
-    Row("continuation", pour(MORE, begin=OPEN), processor=True),
-    Row("held-checks", hold(CHECK, lines=32, streams=200), short=True),
-    Row("held-checks-large", hold(LARGE, lines=20, streams=200)),
-    Row("held-no-message", hold(CHECK, lines=32, streams=200, data=None, end=False)),
-    Row("held-half-message", hold(CHECK, lines=32, streams=200, data=HALF, end=False)),
-    Row("held-reflection", hold(REFLECTION, lines=32, streams=200, data=None, end=False)),
-    Row("held-watches", hold(WATCH, lines=32, streams=200)),
-    Row("waiting-checks", hold(CHECK, lines=50, streams=200, window=None), slow=True, short=True),
+    *(
+        Row(name, pour(unit, begin=begin), processor=True, short=name == "unknown-frames")
+        for name, (begin, unit) in REPEATED.items()
+    ),
+    Row("held-checks", held(CHECK), short=True),
+    Row("held-checks-large", held(LARGE, lines=20)),
+    Row("held-no-message", held(CHECK, data=None, end=False)),
+    Row("held-half-message", held(CHECK, data=HALF, end=False)),
+    Row("held-reflection", held(REFLECTION, data=None, end=False)),
+    Row("held-watches", held(WATCH)),
+    Row("waiting-checks", held(CHECK, lines=50, window=None), slow=True, short=True),
     Row(
         "rapid-reset",
-        come_and_go(CHECK, lines=10, streams=20),
+        come_and_go(CHECK, lines=10, again=0),
         processes=3,
         processor=True,
         short=True,
     ),
-    Row(
-        "watch-churn",
-        come_and_go(WATCH, lines=10, streams=20, wait=0.005),
-        processes=2,
-        processor=True,
-    ),
-    Row("connect-and-go", reconnect(GO, greets=False), processes=2, processor=True),
-    Row("wide-checks", hold(CHECK, lines=1000, streams=25), processor=True),
-    Row(
-        "wide-no-message",
-        hold(CHECK, lines=1000, streams=25, data=None, end=False),
-        processor=True,
-    ),
-    Row("wide-large", hold(LARGE, lines=1000, streams=25), processor=True),
-    Row("idle-connections", hold(b"", lines=300, streams=0)),
-    Row("many-connections", hold(b"", lines=3000, streams=0), descriptors=True),
-    Row(
-        "connections-of-many",
-        hold(b"", lines=3000, streams=0, of_each=16),
-        descriptors=True,
-        short=True,
-    ),
+    Row("watch-churn", come_and_go(WATCH, lines=10, again=0.01), processes=2, processor=True),
+    Row("connect-and-go", no_greeting(), processes=2, processor=True),
+    Row("wide-checks", wide(CHECK), processor=True),
+    Row("wide-no-message", wide(CHECK, data=None, end=False), processor=True),
+    Row("wide-large", wide(LARGE), processor=True),
+    Row("idle-connections", idle(lines=300)),
+    Row("many-connections", idle(lines=3000), descriptors=True),
+    Row("connections-of-many", idle(lines=3000, of_each=16), descriptors=True, short=True),
     Row("unknown-frames-1M", pour(UNKNOWN, rate=1 << 20)),
     Row("ping-frames-100k", pour(PING, rate=100_000)),
-    Row("rapid-reset-1000", come_and_go(CHECK, lines=1, streams=20, wait=0.02)),
-    Row("connect-and-go-200", reconnect(GO, rate=200, greets=False), short=True),
-    Row("connect-and-go-1000", reconnect(GO, rate=1000, greets=False)),
-    Row("connect-and-go-2000", reconnect(GO, rate=2000, greets=False), processor=True),
+    Row("rapid-reset-1000", come_and_go(CHECK, lines=1, again=0.02)),
+    Row("connect-and-go-200", no_greeting(rate=200), short=True),
+    Row("connect-and-go-1000", no_greeting(rate=1000)),
+    Row("connect-and-go-2000", no_greeting(rate=2000), processor=True),
     Row("rapid-reset-200", reconnect(_resets(5), rate=200)),
     Row("rapid-reset-reconnect", reconnect(_resets(20)), processes=2, processor=True, wrong=0.35),
-    Row("headers-1M", first_flight(large(frames.CHECK, 1 << 20), lines=3)),
-    Row("headers-4M", first_flight(large(frames.CHECK, 4 << 20), lines=3)),
-    Row("headers-43M", first_flight(large(frames.CHECK, 43 << 20), lines=3)),
-    Row("headers-watches", first_flight(large(frames.WATCH, 2 << 20, streams=20), lines=5)),
-    Row("headers-endless", first_flight(OPEN, more=MORE * 32, lines=8)),
-    Row("messages-large", first_flight(MESSAGES, more=DATA, lines=8)),
+    Row("headers-1M", first_flight(begin=large(frames.CHECK, 1 << 20), lines=3)),
+    Row("headers-4M", first_flight(begin=large(frames.CHECK, 4 << 20), lines=3)),
+    Row("headers-43M", first_flight(begin=large(frames.CHECK, 43 << 20), lines=3)),
+    Row("headers-watches", first_flight(begin=large(frames.WATCH, 2 << 20, streams=20), lines=5)),
+    Row("headers-endless", first_flight(MORE_HEADERS, begin=OPEN_HEADERS, lines=8)),
+    Row("messages-large", first_flight(DATA, begin=MESSAGES, lines=8)),
+    Row("all-at-once", None, processor=True, descriptors=True),
 )
+
+
+def dropping(stage: str, calls: int) -> Callable[[int, float], int]:
+    """Return an attack whose calls are dropped before their message is sent, or at another stage.
+
+    Args:
+        stage: `half` for half of the message, `probe` for while a probe runs, or `window` for
+            while the answer waits for a window.
+        calls: The number of calls after which it ends.
+    """
+    data = {"message": None, "half": HALF}.get(stage, EMPTY_MESSAGE)
+    whole, window = stage in ("probe", "window"), 0 if stage == "window" else None
+    drop = partial(come_and_go, lines=10, streams=16, again=0.06, most=calls)
+    return drop(CHECK, data=data, end=whole, window=window)
 
 
 if __name__ == "__main__":
@@ -144,4 +138,5 @@ if __name__ == "__main__":
     # A lower priority than ghealth's: real attackers run on other processors.
     os.nice(int(niceness))
     attack = next(row.attack for row in ROWS if row.name == name)
+    assert attack is not None
     attack(int(port), time.monotonic() + float(seconds))

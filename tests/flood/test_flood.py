@@ -7,20 +7,17 @@ new connection.
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.flood import honest
-from tests.flood.attacks import drop
-from tests.flood.rows import ROWS, SLOW, Row
+from tests.flood.rows import ROWS, SLOW, Row, dropping
 from tests.support import processes
 from tests.support.gateway import Agent
 from tools.tables import MEMORY_LIMIT
@@ -51,7 +48,11 @@ FDS_NEAR: Final = 3
 DRAIN_DELAY, SHUTDOWN_GRACE = 1.0, 1.0
 DRAIN_MARGIN: Final = 2.0
 """Seconds that the end may take in addition to the drain delay and the grace."""
-SHORT_SECONDS, SHORT_DROPS = 3.0, 3000
+SHORT_SECONDS, SHORT_DROPS, DROPS = 3.0, 3000, 100_000
+DROPS_LIMIT: Final = 90.0
+"""Seconds after which the calls end before all are dropped, if the server cuts many connections."""
+ALL_AT_ONCE: Final = 10
+"""So many times longer than another row takes that of all attacks."""
 SLACK: Final = 3.0
 """In the short form, which runs on slow CI machines, times may be this many times longer."""
 MANY: Final = 5
@@ -72,83 +73,11 @@ def attackers(names: Sequence[str], port: int, seconds: float) -> Iterator[None]
     ]
     try:
         yield
+        assert not any(process.poll() for process in started), "an attack has failed"
     finally:
         for process in started:
             process.kill()
             process.wait()
-
-
-def descriptors(ghealth: processes.Server) -> int:
-    with contextlib.suppress(OSError):
-        return len(list(Path(f"/proc/{ghealth.process.pid}/fd").iterdir()))
-    return 0
-
-
-async def flood(row: Row, names: Sequence[str], seconds: float, slack: float) -> list[str]:
-    """Run attackers against a new ghealth, log the measurements and return the broken bounds.
-
-    Args:
-        row: What is expected during the flood.
-        names: The rows whose attackers run.
-        seconds: The duration of the flood.
-        slack: How many times longer answers and the end may take.
-    """
-    callers, over = honest.callers(), asyncio.Event()
-    times = {"DRAIN_DELAY": str(DRAIN_DELAY), "SHUTDOWN_GRACE": str(SHUTDOWN_GRACE)}
-    with (
-        Agent() as gateway,
-        processes.control_group("memory", LIMITS) as memory,
-        processes.server(*memory.prefix, PROBE_URL=gateway.url, **times) as ghealth,
-    ):
-        gateway.delay = SLOW if row.slow else 0.0
-        pid = ghealth.process.pid
-
-        def is_running() -> bool:
-            return ghealth.process.poll() is None
-
-        asking = [asyncio.create_task(one.ask(ghealth.port, pid, over)) for one in callers]
-        await asyncio.sleep(1.5)
-        before, fds = memory.anonymous() / MIB, descriptors(ghealth)
-        began, most_fds = time.monotonic(), fds
-        with attackers(names, ghealth.port, seconds):
-            while time.monotonic() < began + seconds and is_running():
-                most_fds = max(most_fds, descriptors(ghealth))
-                await asyncio.sleep(0.1)
-        ended = time.monotonic()
-        if is_running():
-            await asyncio.sleep(RECOVERY)
-        while is_running() and time.monotonic() < ended + RECOVERY + SETTLING:
-            after, after_fds = memory.anonymous() / MIB, descriptors(ghealth)
-            if after <= before + BACK and after_fds <= fds + FDS_NEAR:
-                break
-            await asyncio.sleep(0.2)
-        await asyncio.sleep(0.5)
-        over.set()
-        await asyncio.gather(*asking)
-        if not is_running():
-            return [f"ended after {ended - began:.1f} s, status {ghealth.process.returncode}"]
-        figures.info(
-            "%.1f MiB before, %.1f at most, %.1f after, sockets %.1f; descriptors %d, %d, %d",
-            before,
-            memory.number("memory.max_usage_in_bytes", "memory.peak") / MIB,
-            after,
-            memory.number("memory.kmem.tcp.max_usage_in_bytes") / MIB,
-            *(fds, most_fds, after_fds),
-        )
-        broken = [*late_or_wrong(row, callers, began, ended, slack)]
-        if after > before + BACK:
-            broken.append(f"{after:.0f} MiB stay")
-        if after_fds > fds + FDS_NEAR:
-            broken.append(f"{after_fds} descriptors stay")
-        with attackers(names, ghealth.port, 3 * processes.TIMEOUT):
-            await asyncio.sleep(2)
-            began = time.monotonic()
-            code = await asyncio.to_thread(ghealth.ended_by, signal.SIGTERM)
-            took = time.monotonic() - began
-        if code or took > DRAIN_DELAY + SHUTDOWN_GRACE + slack * DRAIN_MARGIN:
-            broken.append(f"exit status {code} after {took:.1f} s")
-        bad = [line for line in ghealth.rest() if line.get("level", "error") == "error"]
-        return broken + [f"log: {str(line)[:200]}" for line in bad[:3]]
 
 
 def late_or_wrong(
@@ -157,8 +86,7 @@ def late_or_wrong(
     """Compare the honest callers' answers with the bounds."""
     for caller in callers:
         bound = slack * (WITHOUT_DESCRIPTORS if row.descriptors else IN_TIME)
-        if row.slow and caller.name == "ALB":
-            bound += SLOW
+        bound += SLOW if row.slow and caller.name == "ALB" else 0
         during, after = caller.longest(began, ended), caller.longest(ended + RECOVERY)
         checks, wrong = len(caller.waits), len(caller.wrong)
         figures.info("%s: %d checks, %d wrong, up to %.2f s", caller.name, checks, wrong, during)
@@ -177,42 +105,73 @@ async def test_others_are_answered_in_a_flood(row: Row, pytestconfig: pytest.Con
     """Answers, memory, descriptors and the end keep their bounds; nothing is logged as an error."""
     is_short = pytestconfig.getoption("short")
     seconds = SHORT_SECONDS if is_short else pytestconfig.getoption("seconds")
-    broken = await flood(row, [row.name] * row.processes, seconds, SLACK if is_short else 1.0)
-    assert broken == []
+    seconds *= 1 if row.attack else ALL_AT_ONCE
+    slack = SLACK if is_short else 1.0
+    everything = [other.name for other in ROWS if other.attack]
+    names = [row.name] * row.processes if row.attack else everything
+    callers, over = honest.callers(), asyncio.Event()
+    times = {"DRAIN_DELAY": str(DRAIN_DELAY), "SHUTDOWN_GRACE": str(SHUTDOWN_GRACE)}
+    with (
+        Agent() as gateway,
+        processes.control_group("memory", LIMITS) as memory,
+        processes.server(*memory.prefix, PROBE_URL=gateway.url, **times) as ghealth,
+    ):
+        gateway.delay = SLOW if row.slow else 0.0
+        pid = ghealth.process.pid
+        asking = [asyncio.create_task(one.ask(ghealth.port, pid, over)) for one in callers]
+        await asyncio.sleep(1.5)
+        before, fds = memory.anonymous() / MIB, ghealth.descriptors
+        began = time.monotonic()
+        with attackers(names, ghealth.port, seconds):
+            await asyncio.sleep(seconds)
+        ended = time.monotonic()
+        await asyncio.sleep(RECOVERY)
+        after, after_fds = memory.anonymous() / MIB, ghealth.descriptors
+        while after > before + BACK or after_fds > fds + FDS_NEAR:
+            if time.monotonic() > ended + RECOVERY + SETTLING:
+                break
+            await asyncio.sleep(0.2)
+            after, after_fds = memory.anonymous() / MIB, ghealth.descriptors
+        await asyncio.sleep(0.5)
+        over.set()
+        await asyncio.gather(*asking)
+        most = memory.number("memory.max_usage_in_bytes", "memory.peak") / MIB
+        sockets = memory.number("memory.kmem.tcp.max_usage_in_bytes") / MIB
+        figures.info("%.1f MiB, %.1f at most, then %.1f", before, most, after)
+        figures.info("sockets %.1f MiB; %d descriptors, then %d", sockets, fds, after_fds)
+        assert ghealth.process.poll() is None
+        assert list(late_or_wrong(row, callers, began, ended, slack)) == []
+        assert after <= before + BACK
+        assert after_fds <= fds + FDS_NEAR
+        with attackers(names, ghealth.port, 3 * processes.TIMEOUT):
+            await asyncio.sleep(2)
+            began = time.monotonic()
+            code = await asyncio.to_thread(ghealth.ended_by, signal.SIGTERM)
+            took = time.monotonic() - began
+        assert code == 0
+        assert took <= DRAIN_DELAY + SHUTDOWN_GRACE + slack * DRAIN_MARGIN
+        assert [line for line in ghealth.rest() if line.get("level", "error") == "error"] == []
 
 
-async def test_all_floods_at_once(pytestconfig: pytest.Config) -> None:
-    """With one attacker of each row at once, answers come again after the flood."""
-    mix = Row("mix", ROWS[0].attack, processor=True, descriptors=True)
-    names = [row.name for row in ROWS]
-    assert await flood(mix, names, pytestconfig.getoption("mix"), 1.0) == []
-
-
-def native(ghealth: processes.Server, meter: Path) -> float:
+def native(ghealth: processes.Server) -> float:
     """Return the native memory in use now, in MiB."""
-    meter.unlink(missing_ok=True)
-    os.kill(ghealth.process.pid, signal.SIGUSR2)
-    end = time.monotonic() + processes.TIMEOUT
-    while not meter.exists() and time.monotonic() < end:
-        time.sleep(0.01)
-    return int(meter.read_text()) / MIB
+    ghealth.process.send_signal(signal.SIGUSR2)
+    return float(ghealth.next("metered")["bytes"]) / MIB
 
 
-def test_dropped_calls_leave_no_memory(
-    stage: str, pytestconfig: pytest.Config, tmp_path: Path
-) -> None:
+def test_dropped_calls_leave_no_memory(stage: str, pytestconfig: pytest.Config) -> None:
     """Calls that are dropped at a stage leave no native memory in use."""
-    meter = tmp_path / "meter"
-    metered = (sys.executable, "-m", "tests.flood.metered", str(meter))
-    is_short = pytestconfig.getoption("short")
-    count = SHORT_DROPS if is_short else pytestconfig.getoption("drops")
+    calls = SHORT_DROPS if pytestconfig.getoption("short") else DROPS
+    metered = (sys.executable, "-m", "tests.flood.metered")
     with Agent() as gateway, processes.server(*metered, PROBE_URL=gateway.url) as ghealth:
         gateway.delay = SLOW if stage == "probe" else 0.0
-        drop(stage, ghealth.port, 3200)  # for memory that is allocated only once
-        time.sleep(SLOW + 1)
-        before = native(ghealth, meter)
-        made = drop(stage, ghealth.port, count)
-        time.sleep(SLOW + 1)
-        grown = native(ghealth, meter) - before
-    figures.info("%d calls: %+.2f MiB native", made, grown)
-    assert grown <= GROWTH + (made * LEAK / MIB if stage == "window" else 0)
+
+        def drop(count: int) -> tuple[int, float]:
+            made = dropping(stage, count)(ghealth.port, time.monotonic() + DROPS_LIMIT)
+            time.sleep(SLOW + 1)
+            return made, native(ghealth)
+
+        _, before = drop(3200)  # for memory that is allocated only once
+        made, after = drop(calls)
+    figures.info("%d calls: %+.2f MiB native", made, after - before)
+    assert after - before <= GROWTH + (made * LEAK / MIB if stage == "window" else 0)

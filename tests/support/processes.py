@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,13 @@ class Server:
         """Wait until all lines are read; the process has ended."""
         self._reader.join(TIMEOUT)
         assert not self._reader.is_alive(), "another process holds its standard output open"
+
+    @property
+    def descriptors(self) -> int:
+        """The number of its open descriptors; 0 if it has ended."""
+        with suppress(OSError):
+            return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        return 0
 
     def check(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `ghealth check`, with long timeouts."""
