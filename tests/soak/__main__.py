@@ -2,7 +2,7 @@
 
 A real Envoy with a stand-in for pilot-agent behind it, and a ghealth beside it. One director
 disturbs the agent, one the processes, and one replaces the certificate; meanwhile callers of every
-kind, well-behaved and hostile, with TLS and without, keep up to `CONNECTIONS` connections busy.
+kind, well-behaved and hostile, with TLS and without, keep about 150 connections busy.
 Each choice depends on the seed and on the name of the caller or director; their timing depends on
 the machine.
 
@@ -23,7 +23,7 @@ from typing import Final
 
 from tests.flood.bursts import UNREAD_WATCH
 from tests.soak import model as bounds
-from tests.soak.callers import CALLERS, CONNECTIONS, TIMEOUT, work
+from tests.soak.callers import CALLERS, TIMEOUT, work
 from tests.soak.model import ALLOWANCE, PROBE_TIMEOUT, WITHIN, Model, Witness, now
 from tests.soak.scene import FAULTS, Scene, Secret, an_attempt, direct, rotate
 from tests.support import interrupt, processes
@@ -53,14 +53,13 @@ async def play(scene: Scene, seconds: float, *subjects: str) -> None:
             for number in range(caller.workers):
                 group.create_task(work(scene, kind, number))
         end = now() + seconds
-        while now() < end and scene.ghealth.process.poll() is None:
-            scene.usages.append(scene.usage())
+        while now() < end and scene.ghealth.process.poll() is None:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.2)
         scene.over.set()
 
 
-async def drain(scene: Scene) -> str:
-    """End ghealth under load, with a slow gateway and open watches; return the result."""
+async def drain(scene: Scene) -> None:
+    """End ghealth under load, with a slow gateway and open watches."""
     model, process = scene.model, scene.ghealth.process
     playing = asyncio.create_task(play(scene, 2 * WITHIN + 1))
     await asyncio.sleep(2 * WITHIN)
@@ -81,7 +80,6 @@ async def drain(scene: Scene) -> str:
     late = model.machine.withheld_since(model.drained)
     if code or not DRAIN_DELAY <= took < DRAIN_DELAY + SHUTDOWN_GRACE + ALLOWANCE + late:
         model.blame("drain", f"exit {code}", f"{took:.3f} s after SIGTERM")
-    return f"exit {code}, {took:.3f} s after SIGTERM with DRAIN_DELAY {DRAIN_DELAY:g}"
 
 
 async def soak(scene: Scene, seconds: float) -> None:
@@ -90,17 +88,22 @@ async def soak(scene: Scene, seconds: float) -> None:
     looking = asyncio.create_task(model.machine.watch(scene.pids))
     await play(scene, 1)  # one-time allocations are done
     await asyncio.sleep(SETTLING)
-    start = scene.usage()
+    start = scene.ghealth.descriptors
     await play(scene, seconds, *FAULTS)
     await asyncio.sleep(SETTLING)
-    end = scene.usage()
-    if end[1] > start[1] + FDS_NEAR:
-        model.blame("descriptors", f"{end[1]} at the end", f"{start[1]} at the start")
+    end = scene.ghealth.descriptors
+    if end > start + FDS_NEAR:
+        model.blame("descriptors", f"{end} at the end", f"{start} at the start")
     if scene.ghealth.process.poll() is None:
-        print(f"drain: {await drain(scene)}")
+        await drain(scene)
     else:
         model.blame("ghealth", f"exit {scene.ghealth.process.returncode}", "all by itself")
     looking.cancel()
+    for line in scene.ghealth.rest():
+        if line.get("level", "error") == "error":
+            model.blame("log", str(line), "which is an error")
+        if line["event"] == "connections_cut" and line["address"] == HOST:
+            model.blame("log", str(line), "though this is no stranger")
     if model.missed > 5 + MISSED * model.tight:
         model.blame("short deadline", f"{model.missed} missed", f"{model.tight} kept")
     tallies = model.tallies | {"all": sum(model.tallies.values(), Counter())}
@@ -108,28 +111,10 @@ async def soak(scene: Scene, seconds: float) -> None:
     print(f"{'caller':<22}" + "".join(f"{column:>10}" for column in columns))
     for kind, tally in tallies.items():
         print(f"{kind:<22}" + "".join(f"{tally[column]:>10}" for column in columns))
-    print(f"the longest took {model.longest:.3f} s")
-    peak = [max(column) for column in zip(*scene.usages, strict=True)]
-    for name, at_start, at_most, at_end in zip(("KiB", "fds"), start, peak, end, strict=True):
-        print(f"{name}: {at_start} at the start, {at_most} at most, {at_end} at the end")
-    secret = scene.secret
-    print(f"certificates: {len(secret.certificates)}, {secret.rejected} with a wrong key")
+    print(f"the longest took {model.longest:.3f} s; descriptors: {start}, at the end {end}")
     print(f"short deadlines: {model.tight} kept, {model.missed} missed")
     withheld = f"withheld {model.machine.withheld:.1f} s"
     print(f"this machine: {withheld}, which explains {model.excused} answers")
-
-
-def judge_log(model: Model, ghealth: processes.Server) -> None:
-    """Blame errors in the log of ghealth, which has ended, and callers that it cut by mistake."""
-    lines = ghealth.rest()
-    for line in lines:
-        if line.get("level", "error") == "error":
-            model.blame("log", str(line), "which is an error")
-    cut = [line for line in lines if line["event"] == "connections_cut"]
-    for line in cut:
-        if line["address"] == HOST:
-            model.blame("log", str(line), "though this is no stranger")
-    print(f"strangers cut off: {len(cut)} times")
 
 
 def main() -> int:
@@ -138,7 +123,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=SystemRandom().randrange(10**6))
     arguments = parser.parse_args()
-    print(f"seed {arguments.seed}, {arguments.seconds:g} s, {CONNECTIONS} connections", flush=True)
+    print(f"seed {arguments.seed}, {arguments.seconds:g} s", flush=True)
     with (
         tempfile.TemporaryDirectory() as folder,
         Witness() as witness,
@@ -163,7 +148,6 @@ def main() -> int:
             model = Model(witness)
             scene = Scene(arguments.seed, secret, witness, envoy, ghealth, model)
             asyncio.run(soak(scene, arguments.seconds))
-            judge_log(model, ghealth)
     print(f"wrong: {len(model.wrong)}")
     for wrong in model.wrong[:SHOWN]:
         print(f"  {wrong}")

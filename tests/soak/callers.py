@@ -16,7 +16,7 @@ import h2.exceptions
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ghealth.health import ALB_USER_AGENT, Code
-from tests.flood.bursts import CALL, OPEN_CALL, UNREAD_WATCH, rapid_resets, request, truncated
+from tests.flood.bursts import BURSTS, CALL, UNREAD_WATCH, request, truncated
 from tests.soak.model import ALLOWANCE, Tells, now
 from tests.soak.scene import Scene
 from tests.support import wire
@@ -121,7 +121,7 @@ async def short_deadline(hand: Hand) -> None:
     answer = await hand.heard(hand.check(deadline=hand.rng.uniform(0.15, 0.45)))
     # The second if ghealth had not even read the request before the deadline.
     if answer not in ("DEADLINE_EXCEEDED", "UNAVAILABLE"):
-        model.judge(hand.kind, Tells.STATUS, answer, asked, hurried=True)
+        model.judge(hand.kind, Tells.HURRIED, answer, asked)
     elif not model.stood(asked, now()) and model.machine.withheld_since(asked) < ALLOWANCE:
         model.missed += 1
 
@@ -184,9 +184,9 @@ def three_calls(rng: Random) -> bytes:
     return request(1, 3, 5, path=f"/grpc.health.v1.Health/{method}")
 
 
-def garbage(*starts: bytes) -> Make:
-    """Return what makes garbage after one of these beginnings."""
-    return lambda rng: rng.choice(starts) + rng.randbytes(rng.randrange(4000))
+def burst(rng: Random) -> bytes:
+    """Return broken or hostile HTTP/2 of any family."""
+    return rng.choice(list(BURSTS.values()))(rng)
 
 
 _sent = ssl.MemoryBIO()
@@ -198,8 +198,9 @@ HELLO: Final = _sent.read()
 
 
 def half_a_handshake(rng: Random) -> bytes:
-    """Return the beginning of a TLS handshake."""
-    return HELLO[: rng.randrange(len(HELLO))]
+    """Return the beginning of a TLS handshake, or garbage after it."""
+    garbage = HELLO + rng.randbytes(rng.randrange(4000))
+    return rng.choice((garbage, CALL, HELLO[: rng.randrange(len(HELLO))]))
 
 
 @dataclass(frozen=True)
@@ -250,12 +251,9 @@ CALLERS: Final[dict[str, Caller]] = {
     "silence": Caller(50, 0.5, sends(4, lambda _: b"")),
     "half a request": Caller(20, 0.5, sends(4, truncated)),
     "gone in mid-call": Caller(3, 0.2, sends(0.1, three_calls)),
-    "garbage": Caller(2, 0.3, sends(0.3, garbage(b"", CALL, OPEN_CALL, b"GET / HTTP/1.1\r\n"))),
-    "tls, half a handshake": Caller(3, 0.5, sends(3, half_a_handshake), tls=True),
-    "tls, garbage": Caller(2, 0.3, sends(0.3, garbage(HELLO, CALL)), tls=True),
-    "rapid resets": Caller(1, 0.3, sends(0.3, rapid_resets)),
+    "bursts": Caller(3, 0.3, sends(0.3, burst)),
+    "tls, half a handshake": Caller(5, 0.5, sends(3, half_a_handshake), tls=True),
 }
-CONNECTIONS: Final = sum(caller.workers for caller in CALLERS.values()) + 3  # of new channels
 
 
 def channel_to(scene: Scene, *, tls: bool) -> grpc.aio.Channel:

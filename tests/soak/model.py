@@ -49,10 +49,8 @@ class Witness(Agent):
     caller come later, so the age of an answer is never too small.
     """
 
-    def __init__(self) -> None:
-        self.said = -math.inf
-        self._state = READY
-        super().__init__()
+    said = -math.inf
+    _state = READY
 
     @property
     def state(self) -> str:
@@ -122,9 +120,13 @@ class Stop:
 
 
 class Tells(Enum):
-    """Answers that a kind of caller can get: healthy or not, or one that no gateway changes."""
+    """Answers that a kind of caller can get: healthy or not, or one that no gateway changes.
+
+    With a short deadline, this may be the reason for "not serving".
+    """
 
     STATUS = "OK SERVING", "OK NOT_SERVING"
+    HURRIED = "OK SERVING", "OK NOT_SERVING", "short"
     CODE = "OK SERVING", "UNAVAILABLE"
     DEFAULT_PATH = "UNIMPLEMENTED", "UNAVAILABLE"
     ALIVE = "OK SERVING"
@@ -132,9 +134,10 @@ class Tells(Enum):
     UNKNOWN = "NOT_FOUND"
     MALFORMED = "INVALID_ARGUMENT"
 
-    def __init__(self, healthy: str, sick: str = "") -> None:
+    def __init__(self, healthy: str, sick: str = "", deadline: str = "long") -> None:
         self.healthy = healthy
         self.sick = sick
+        self.hurried = deadline == "short"
 
 
 class Model:
@@ -197,7 +200,7 @@ class Model:
         return sum(max(0.0, seconds) for seconds in times)
 
     def judge(
-        self, kind: str, tells: Tells, answer: str, asked: float | None, *, hurried: bool = False
+        self, kind: str, tells: Tells, answer: str, asked: float | None, within: float = WITHIN
     ) -> None:
         """Judge an answer that was received just now.
 
@@ -206,85 +209,55 @@ class Model:
             tells: The answers that it can get.
             answer: The answer that it got.
             asked: When its call started; None for a message of an open stream.
-            hurried: Whether its deadline may be the reason for "not serving".
+            within: The age with which an answer is still right.
         """
         received = now()
         since = received if asked is None else asked
         took = received - since - self.stood(since, received)
-        well = 0.0 if hurried or not tells.sick else since - self._steady_from
-        # The delay of a message of a stream is not known.
-        sent = received - WITHIN if asked is None else asked
+        well = 0.0 if tells.hurried or not tells.sick else since - self._steady_from
+        draining = received - self.drained
+        is_healthy = answer == tells.healthy
+
+        def age(late: float) -> float:
+            return self._decided(asked, received, late) - self._witness.said
 
         def problem(withheld: Withheld) -> str:
-            late = withheld(sent)
+            # The delay of a message of a stream is not known.
+            late = withheld(received - within if asked is None else asked)
             if answer not in (tells.healthy, tells.sick):
                 explained = self._explains(answer, since, received, late)
                 return "" if explained else "never an answer to this caller"
             if took > ANSWERED_WITHIN + late:
                 return f"after {took:.3f} s"
-            age = self._decided(asked, received, late) - self._witness.said
             if not tells.sick:
                 return ""
-            is_healthy = answer == tells.healthy
-            return self._untrue(is_healthy, age, well, WITHIN, sent, since - WITHIN, withheld)
+            if is_healthy and age(late) > within + late:
+                return f"{age(late):.3f} s after the last ready"
+            if is_healthy and draining > ALLOWANCE + withheld(self.drained):
+                return f"draining for {draining:.3f} s"
+            # Its probe may have reached its timeout.
+            if not is_healthy and well > within and withheld(since - within) < ATTEMPT_SPARES:
+                return f"though all had been well for {well:.3f} s"
+            return ""
 
-        age = self._decided(asked, received, 0.0) - self._witness.said
-        draining = received - self.drained
         # Some answers must be healthy, and some must not, or the model would prove nothing.
         self.tallies[kind] += Counter(
             {
                 "answers": 1,
-                "healthy": answer == tells.healthy,
-                "must be": well > WITHIN,
-                "must not": bool(tells.sick) and (age > WITHIN or draining > ALLOWANCE),
+                "healthy": is_healthy,
+                "must be": well > within,
+                "must not": bool(tells.sick) and (age(0.0) > within or draining > ALLOWANCE),
             }
         )
         self.longest = max(self.longest, took)
-        self.tight += hurried and took > ALLOWANCE
+        self.tight += tells.hurried and took > ALLOWANCE
         self._blame_for(problem, kind, answer)
 
     def believes(self, kind: str, last: str) -> None:
         """Judge the last message of a watch, which is still valid for its caller."""
-        at = now()
-        if at - self._stops[-1].ended < SEEN_WITHIN:
-            return  # ghealth could send changes during a stop only after it
-        age, well = at - self._witness.said, at - self._steady_from
-
-        def problem(withheld: Withheld) -> str:
-            is_healthy, before = last == Tells.STATUS.healthy, at - SEEN_WITHIN
-            return self._untrue(is_healthy, age, well, SEEN_WITHIN, before, before, withheld)
-
-        self._blame_for(problem, kind, last)
-
-    def _untrue(
-        self,
-        is_healthy: bool,
-        age: float,
-        well: float,
-        within: float,
-        sent: float,
-        probed: float,
-        withheld: Withheld,
-    ) -> str:
-        """Return why an answer about the gateway is wrong.
-
-        Args:
-            is_healthy: Whether it is "serving".
-            age: The age of the last "ready".
-            well: For how long all has been well.
-            within: The age with which an answer is still right.
-            sent: The earliest time at which it was sent.
-            probed: The same for the start of its probe, which may have reached its timeout.
-            withheld: The seconds of waiting since a time.
-        """
-        draining = now() - self.drained
-        if is_healthy and age > within + withheld(sent):
-            return f"{age:.3f} s after the last ready"
-        if is_healthy and draining > ALLOWANCE + withheld(self.drained):
-            return f"draining for {draining:.3f} s"
-        if not is_healthy and well > within and withheld(probed) < ATTEMPT_SPARES:
-            return f"though all had been well for {well:.3f} s"
-        return ""
+        # ghealth could send changes during a stop only after it.
+        if now() - self._stops[-1].ended >= SEEN_WITHIN:
+            self.judge(f"{kind}, last", Tells.STATUS, last, None, within=SEEN_WITHIN)
 
     def _blame_for(self, problem: Callable[[Withheld], str], kind: str, answer: str) -> None:
         """Report a wrong answer, if waiting for a CPU does not explain it."""

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import re
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -30,7 +29,6 @@ class Secret:
     def __init__(self, path: Path) -> None:
         self.authority = trustme.CA()
         self.client = client_of(self.authority)
-        self.rejected = 0
         self._pair = pair_of(self.authority)
         self._mounted = Mounted(path, self._pair)
         self.certificates = [der_of(self._pair)]  # mounted with their own keys
@@ -44,7 +42,6 @@ class Secret:
     def spoil(self) -> None:
         """Mount a new certificate with the key of the last one."""
         self._mounted.swap(pair_of(self.authority) | {KEY: self._pair[KEY]})
-        self.rejected += 1
 
 
 @dataclass
@@ -59,7 +56,6 @@ class Scene:
     model: Model
     over: asyncio.Event = field(default_factory=asyncio.Event)
     agent_free: asyncio.Lock = field(default_factory=asyncio.Lock)
-    usages: list[tuple[int, int]] = field(default_factory=list)
 
     def port(self, *, tls: bool) -> int:
         """Return the port with TLS, or the one without."""
@@ -81,27 +77,13 @@ class Scene:
         assert self.envoy.process is not None
         return os.getpid(), self.ghealth.process.pid, self.envoy.process.pid
 
-    def usage(self) -> tuple[int, int]:
-        """Return ghealth's resident KiB and open descriptors, zeros if it has died."""
-        proc = Path(f"/proc/{self.ghealth.process.pid}")
-        with contextlib.suppress(OSError):
-            resident = re.search(r"VmRSS:\s+(\d+)", (proc / "status").read_text())
-            return int(resident[1]) if resident else 0, len(list((proc / "fd").iterdir()))
-        return 0, 0
-
 
 Fault = Callable[[Scene, Random], Awaitable[None]]
 
 
-async def is_sick(scene: Scene, rng: Random) -> None:
-    """The agent answers 503."""
-    scene.witness.state = SICK
-    await scene.rest(rng.uniform(0.1, 2.5))
-
-
-async def is_silent(scene: Scene, rng: Random) -> None:
-    """The agent never answers."""
-    scene.witness.state = SILENT
+async def is_not_ready(scene: Scene, rng: Random) -> None:
+    """The agent answers 503, or never."""
+    scene.witness.state = rng.choice((SICK, SILENT))
     await scene.rest(rng.uniform(0.1, 2.5))
 
 
@@ -179,7 +161,7 @@ async def rotate(scene: Scene) -> None:
 
 
 FAULTS: Final[dict[str, tuple[Fault, ...]]] = {
-    "agent": (is_sick, is_silent, is_slow, flaps),
+    "agent": (is_not_ready, is_not_ready, is_slow, flaps),
     "processes": (envoy_restarts, envoy_stops, ghealth_stops, ghealth_stops_in_an_attempt),
 }
 
