@@ -1,11 +1,11 @@
 """Attacks that last: each runs until a time, and all traffic goes to 127.0.0.1."""
 
-import contextlib
 import math
 import select
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import Final
 
@@ -26,20 +26,19 @@ class Line:
 
     Args:
         port: The server's port.
-        window: Initial window in bytes: how much the server may send on each stream. None for
-            HTTP/2's default.
+        hello: What it sends first.
         source: The client's address.
         greets: Whether it waits for the server's SETTINGS and acknowledges them. Without this, no
             limit in them holds.
     """
 
     def __init__(
-        self, port: int, window: int | None = None, source: str = SOURCE, *, greets: bool = True
+        self, port: int, hello: bytes, source: str = SOURCE, *, greets: bool = True
     ) -> None:
         self._socket = socket.create_connection((HOST, port), timeout=2, source_address=(source, 0))
         self.fileno, self.close = self._socket.fileno, self._socket.close
         self._next = 1
-        self.left = frames.hello(window)
+        self.left = hello
         if greets:
             self._socket.sendall(self.left)
             self._socket.recv(CHUNK)
@@ -48,7 +47,7 @@ class Line:
 
     def drain(self) -> None:
         """Discard the received data; raise OSError if the server has closed the connection."""
-        with contextlib.suppress(BlockingIOError):
+        with suppress(BlockingIOError):
             while self._socket.recv(CHUNK):
                 pass
             raise ConnectionResetError("closed by the server")
@@ -56,7 +55,7 @@ class Line:
     def send(self, data: bytes) -> bool:
         """Send as much as the socket accepts and keep the rest; return whether all is sent."""
         self.left += data
-        with contextlib.suppress(BlockingIOError):
+        with suppress(BlockingIOError):
             while self.left:
                 self.left = self.left[self._socket.send(self.left[:CHUNK]) :]
         return not self.left
@@ -67,7 +66,7 @@ class Line:
         return range(first, self._next, 2)
 
 
-@contextlib.contextmanager
+@contextmanager
 def ignoring_refusals() -> Iterator[None]:
     """Continue after the block if the server closes or refuses a connection in it."""
     try:
@@ -129,18 +128,13 @@ def pour(
     data = unit * max(1, (rate // 10 if rate else CHUNK) // max(1, len(unit)))
 
     def attack(port: int, until: float) -> None:
-        def connect(_: int) -> Line:
-            line = Line(port, greets=greets)
-            line.send(begin)
-            return line
-
-        with contextlib.closing(Lines(lines, connect)) as held:
-            while time.monotonic() < until:
-                held.each(lambda line: line.send(data))
-                if rate:
-                    time.sleep(0.1)
-                writing = [line for line in held.values() if data or line.left]
-                select.select(held.values(), writing, [], 0.1 if len(held) == lines else 0.002)
+        held = Lines(lines, lambda _: Line(port, frames.hello() + begin, greets=greets))
+        while time.monotonic() < until:
+            held.each(lambda line: line.send(data))
+            if rate:
+                time.sleep(0.1)
+            writing = [line for line in held.values() if data or line.left]
+            select.select(held.values(), writing, [], 0.1 if len(held) == lines else 0.002)
 
     return attack
 
@@ -183,7 +177,7 @@ class Hold:
 
         def connect(number: int) -> Line:
             source = f"127.0.2.{1 + number // self.of_each}" if self.of_each else SOURCE
-            return Line(port, self.window, source)
+            return Line(port, frames.hello(self.window), source)
 
         def open_calls(line: Line) -> None:
             nonlocal made
@@ -195,16 +189,16 @@ class Hold:
             line.send(b"".join(calls if self.again else map(bytes.__add__, calls, resets)))
             made += self.streams
 
-        with contextlib.closing(Lines(self.lines, connect)) as held:
+        with closing(Lines(self.lines, connect)) as held:
             while (started := time.monotonic()) < until and made < self.most:
                 held.each(open_calls)
                 while time.monotonic() < min(until, started + self.again):
                     time.sleep(min(self.again, 0.01))
                     for line in held.values():
-                        with contextlib.suppress(OSError):
+                        with suppress(OSError):
                             line.send(b"")
                 for line, resets in dropped.items():
-                    with contextlib.suppress(OSError):
+                    with suppress(OSError):
                         line.send(resets)
                 dropped.clear()
         return made
@@ -222,7 +216,7 @@ def reconnect(calls: bytes, *, rate: float | None = None, greets: bool = True) -
     def attack(port: int, until: float) -> None:
         following = time.monotonic()
         while time.monotonic() < until:
-            with ignoring_refusals(), contextlib.closing(Line(port, greets=greets)) as line:
+            with ignoring_refusals(), closing(Line(port, frames.hello(), greets=greets)) as line:
                 line.send(calls)
             if rate:
                 following += 1 / rate

@@ -70,7 +70,7 @@ DATA: Final = b"".join(frames.frame(Kind.DATA, bytes(16_000), stream=n) for n in
 held: Final = partial(Hold, lines=32, streams=200)
 wide: Final = partial(Hold, lines=1000, streams=25)
 idle: Final = partial(Hold, b"", streams=0)
-come_and_go: Final = partial(Hold, streams=20, window=None, drops=True)
+come_and_go: Final = partial(Hold, lines=10, streams=20, window=None, drops=True)
 first_flight: Final = partial(pour, greets=False)
 no_greeting: Final = partial(reconnect, GO, greets=False)
 
@@ -86,14 +86,8 @@ ROWS: Final = (
     Row("held-reflection", held(REFLECTION, data=None, end=False)),
     Row("held-watches", held(WATCH)),
     Row("waiting-checks", held(CHECK, lines=50, window=None), slow=True, short=True),
-    Row(
-        "rapid-reset",
-        come_and_go(CHECK, lines=10, again=0),
-        processes=3,
-        processor=True,
-        short=True,
-    ),
-    Row("watch-churn", come_and_go(WATCH, lines=10, again=0.01), processes=2, processor=True),
+    Row("rapid-reset", come_and_go(CHECK, again=0), processes=3, processor=True, short=True),
+    Row("watch-churn", come_and_go(WATCH, again=0.01), processes=2, processor=True),
     Row("connect-and-go", no_greeting(), processes=2, processor=True),
     Row("wide-checks", wide(CHECK), processor=True),
     Row("wide-no-message", wide(CHECK, data=None, end=False), processor=True),
@@ -129,7 +123,7 @@ def dropping(stage: str, calls: int) -> Callable[[int, float], int]:
     """
     data = {"message": None, "half": HALF}.get(stage, EMPTY_MESSAGE)
     whole, window = stage in ("probe", "window"), 0 if stage == "window" else None
-    drop = partial(come_and_go, lines=10, streams=16, again=0.06, most=calls)
+    drop = partial(come_and_go, streams=16, again=0.06, most=calls)
     return drop(CHECK, data=data, end=whole, window=window)
 
 

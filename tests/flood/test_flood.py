@@ -153,12 +153,6 @@ async def test_others_are_answered_in_a_flood(row: Row, pytestconfig: pytest.Con
         assert [line for line in ghealth.rest() if line.get("level", "error") == "error"] == []
 
 
-def native(ghealth: processes.Server) -> float:
-    """Return the native memory in use now, in MiB."""
-    ghealth.process.send_signal(signal.SIGUSR2)
-    return float(ghealth.next("metered")["bytes"]) / MIB
-
-
 def test_dropped_calls_leave_no_memory(stage: str, pytestconfig: pytest.Config) -> None:
     """Calls that are dropped at a stage leave no native memory in use."""
     calls = SHORT_DROPS if pytestconfig.getoption("short") else DROPS
@@ -169,7 +163,8 @@ def test_dropped_calls_leave_no_memory(stage: str, pytestconfig: pytest.Config) 
         def drop(count: int) -> tuple[int, float]:
             made = dropping(stage, count)(ghealth.port, time.monotonic() + DROPS_LIMIT)
             time.sleep(SLOW + 1)
-            return made, native(ghealth)
+            ghealth.process.send_signal(signal.SIGUSR2)
+            return made, ghealth.next("metered")["bytes"] / MIB
 
         _, before = drop(3200)  # for memory that is allocated only once
         made, after = drop(calls)

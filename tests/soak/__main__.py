@@ -11,12 +11,8 @@ A new caller is a row of `CALLERS`, a new fault a function in `FAULTS`.
 
 import argparse
 import asyncio
-import contextlib
-import json
 import signal
-import socket
 import tempfile
-from collections import Counter
 from pathlib import Path
 from random import SystemRandom
 from typing import Final
@@ -26,9 +22,9 @@ from tests.soak import model as bounds
 from tests.soak.callers import CALLERS, TIMEOUT, work
 from tests.soak.model import ALLOWANCE, PROBE_TIMEOUT, WITHIN, Model, Witness, now
 from tests.soak.scene import FAULTS, Scene, Secret, an_attempt, direct, rotate
-from tests.support import interrupt, processes
+from tests.support import interrupt, processes, wire
 from tests.support.certificates import CERT, KEY
-from tests.support.gateway import SICK, Agent, Gateway
+from tests.support.gateway import Gateway
 
 HOST: Final = "127.0.0.1"
 """The address of all callers that wait for their answers."""
@@ -68,9 +64,8 @@ async def drain(scene: Scene) -> None:
         scene.witness.delay = PROBE_TIMEOUT / 2
         await an_attempt(scene)
         await asyncio.sleep(0.05)  # callers join it
-    with contextlib.ExitStack() as staying:
-        for _ in range(10):
-            sock = staying.enter_context(socket.create_connection((HOST, scene.ghealth.port)))
+    with wire.silent(scene.ghealth.port, 10) as staying:
+        for sock in staying:
             sock.sendall(UNREAD_WATCH)
         model.drains()
         process.send_signal(signal.SIGTERM)
@@ -106,15 +101,11 @@ async def soak(scene: Scene, seconds: float) -> None:
             model.blame("log", str(line), "though this is no stranger")
     if model.missed > 5 + MISSED * model.tight:
         model.blame("short deadline", f"{model.missed} missed", f"{model.tight} kept")
-    tallies = model.tallies | {"all": sum(model.tallies.values(), Counter())}
-    columns = ("answers", "healthy", "must be", "must not")
-    print(f"{'caller':<22}" + "".join(f"{column:>10}" for column in columns))
-    for kind, tally in tallies.items():
-        print(f"{kind:<22}" + "".join(f"{tally[column]:>10}" for column in columns))
+    for kind, tally in model.tallies.items():
+        print(f"{kind:<24}", *(f"{count:>8} {what}" for what, count in tally.items()))
     print(f"the longest took {model.longest:.3f} s; descriptors: {start}, at the end {end}")
     print(f"short deadlines: {model.tight} kept, {model.missed} missed")
-    withheld = f"withheld {model.machine.withheld:.1f} s"
-    print(f"this machine: {withheld}, which explains {model.excused} answers")
+    print(f"a CPU: {model.machine.withheld:.1f} s missing, explains {model.excused} answers")
 
 
 def main() -> int:
@@ -124,20 +115,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=SystemRandom().randrange(10**6))
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}, {arguments.seconds:g} s", flush=True)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Witness() as witness,
-        Gateway(witness) as envoy,
-        Agent() as never,
-    ):
-        never.state = SICK
+    with tempfile.TemporaryDirectory() as folder, Witness() as witness, Gateway(witness) as envoy:
         secret = Secret(Path(folder) / "tls")
         with processes.server(
             TLS_LISTEN=f"{HOST}:0",
             TLS_CERT_FILE=f"{folder}/tls/{CERT}",
             TLS_KEY_FILE=f"{folder}/tls/{KEY}",
             PROBE_URL=envoy.url,
-            SERVICES=json.dumps({"sick": never.url}),
+            SERVICES='{"sick": "http://127.0.0.1:1"}',  # where nothing listens
             CACHE_TTL=f"{bounds.CACHE_TTL}",
             PROBE_TIMEOUT=f"{PROBE_TIMEOUT}",
             WATCH_INTERVAL=f"{bounds.WATCH_INTERVAL}",
@@ -149,8 +134,7 @@ def main() -> int:
             scene = Scene(arguments.seed, secret, witness, envoy, ghealth, model)
             asyncio.run(soak(scene, arguments.seconds))
     print(f"wrong: {len(model.wrong)}")
-    for wrong in model.wrong[:SHOWN]:
-        print(f"  {wrong}")
+    print(*model.wrong[:SHOWN], sep="\n")
     return int(bool(model.wrong))
 
 

@@ -6,7 +6,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any, Final
@@ -60,11 +60,6 @@ class Hand:
         found = {service: text_of(status) for service, status in reply.statuses.items()}
         fixed = {"liveness": Tells.ALIVE.healthy, "sick": Tells.NEVER.healthy}
         return found[""] if found == found | fixed and len(found) > len(fixed) else str(found)
-
-    async def new_channel(self) -> str:
-        """Check as the kubelet does."""
-        async with channel_to(self.scene, tls=self.tls) as channel:
-            return await replace(self, channel=channel).check()
 
     async def raw(
         self, *data: bytes, agent: str = ALB_USER_AGENT, late: float = 0.0, **options: Any
@@ -221,12 +216,12 @@ class Caller:
 
 
 EMPTY: Final = wire.EMPTY_MESSAGE
-ALB_PATH: Final = "/AWS.ALB/healthcheck"
+ALB_PATH, KUBELET = "/AWS.ALB/healthcheck", "kube-probe/1.34"
 LIVENESS, SICK = wire.framed(b"\x0a\x08liveness"), wire.framed(b"\x0a\x04sick")
 
 CALLERS: Final[dict[str, Caller]] = {
     "kept connection": Caller(5, 0.1, asks(Tells.STATUS, Hand.check)),
-    "new channel": Caller(2, 0.3, asks(Tells.STATUS, Hand.new_channel)),
+    "kubelet": Caller(2, 0.3, alb(Tells.STATUS, EMPTY, agent=KUBELET)),
     "short deadline": Caller(2, 0.1, short_deadline),
     "alb": Caller(5, 0.2, alb(Tells.CODE, EMPTY)),
     "alb, default path": Caller(3, 0.2, alb(Tells.DEFAULT_PATH, EMPTY, path=ALB_PATH)),
@@ -243,7 +238,7 @@ CALLERS: Final[dict[str, Caller]] = {
     "list": Caller(2, 0.2, asks(Tells.STATUS, Hand.list)),
     "watch": Caller(15, 1, watch),
     "tls, kept connection": Caller(2, 0.1, asks(Tells.STATUS, Hand.check), tls=True),
-    "tls, new channel": Caller(1, 0.3, asks(Tells.STATUS, Hand.new_channel), tls=True),
+    "tls, kubelet": Caller(1, 0.3, alb(Tells.STATUS, EMPTY, agent=KUBELET), tls=True),
     "tls, alb": Caller(3, 0.2, alb(Tells.CODE, EMPTY), tls=True),
     "tls, watch": Caller(2, 1, watch, tls=True),
     # The callers from here on do not wait for an answer.

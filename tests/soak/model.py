@@ -241,14 +241,11 @@ class Model:
             return ""
 
         # Some answers must be healthy, and some must not, or the model would prove nothing.
-        self.tallies[kind] += Counter(
-            {
-                "answers": 1,
-                "healthy": is_healthy,
-                "must be": well > within,
-                "must not": bool(tells.sick) and (age(0.0) > within or draining > ALLOWANCE),
-            }
-        )
+        tally = self.tallies[kind]
+        tally["answers"] += 1
+        tally["healthy"] += is_healthy
+        tally["must be"] += well > within
+        tally["must not"] += bool(tells.sick) and (age(0.0) > within or draining > ALLOWANCE)
         self.longest = max(self.longest, took)
         self.tight += tells.hurried and took > ALLOWANCE
         self._blame_for(problem, kind, answer)
