@@ -216,29 +216,29 @@ class Caller:
 
 
 EMPTY: Final = wire.EMPTY_MESSAGE
-ALB_PATH, KUBELET = "/AWS.ALB/healthcheck", "kube-probe/1.34"
+ALB_PATH, GRPC = "/AWS.ALB/healthcheck", "grpc-c/1"
 LIVENESS, SICK = wire.framed(b"\x0a\x08liveness"), wire.framed(b"\x0a\x04sick")
 
 CALLERS: Final[dict[str, Caller]] = {
     "kept connection": Caller(5, 0.1, asks(Tells.STATUS, Hand.check)),
-    "kubelet": Caller(2, 0.3, alb(Tells.STATUS, EMPTY, agent=KUBELET)),
+    "new connection": Caller(2, 0.3, alb(Tells.STATUS, EMPTY, agent=GRPC)),
     "short deadline": Caller(2, 0.1, short_deadline),
     "alb": Caller(5, 0.2, alb(Tells.CODE, EMPTY)),
     "alb, default path": Caller(3, 0.2, alb(Tells.DEFAULT_PATH, EMPTY, path=ALB_PATH)),
     "alb, another path": Caller(2, 0.2, alb(Tells.DEFAULT_PATH, EMPTY, path="/")),
     "no message": Caller(2, 0.2, alb(Tells.CODE)),
-    "no message, grpc-c": Caller(1, 0.2, alb(Tells.STATUS, agent="grpc-c/1")),
+    "no message, grpc-c": Caller(1, 0.2, alb(Tells.STATUS, agent=GRPC)),
     "no message, no end": Caller(2, 0.2, alb(Tells.MALFORMED, ends=False)),
     "malformed message": Caller(1, 0.3, alb(Tells.MALFORMED, b"\0\0\0\0\1\x0a")),
     "liveness": Caller(2, 0.1, asks(Tells.ALIVE, partial(Hand.check, service="liveness"))),
     "liveness, message late": Caller(3, 0.1, alb(Tells.ALIVE, LIVENESS, late=0.4)),
     "sick service": Caller(2, 0.1, asks(Tells.NEVER, partial(Hand.check, service="sick"))),
-    "sick, message late": Caller(3, 0.1, alb(Tells.NEVER, SICK, late=0.4, agent="grpc-c/1")),
+    "sick, message late": Caller(3, 0.1, alb(Tells.NEVER, SICK, late=0.4, agent=GRPC)),
     "unknown service": Caller(1, 0.2, asks(Tells.UNKNOWN, partial(Hand.check, service="unknown"))),
     "list": Caller(2, 0.2, asks(Tells.STATUS, Hand.list)),
     "watch": Caller(15, 1, watch),
     "tls, kept connection": Caller(2, 0.1, asks(Tells.STATUS, Hand.check), tls=True),
-    "tls, kubelet": Caller(1, 0.3, alb(Tells.STATUS, EMPTY, agent=KUBELET), tls=True),
+    "tls, new connection": Caller(1, 0.3, alb(Tells.STATUS, EMPTY, agent=GRPC), tls=True),
     "tls, alb": Caller(3, 0.2, alb(Tells.CODE, EMPTY), tls=True),
     "tls, watch": Caller(2, 1, watch, tls=True),
     # The callers from here on do not wait for an answer.
