@@ -246,7 +246,7 @@ CALLERS: Final[dict[str, Caller]] = {
     "silence": Caller(50, 0.5, sends(4, lambda _: b"")),
     "half a request": Caller(20, 0.5, sends(4, truncated)),
     "gone in mid-call": Caller(3, 0.2, sends(0.1, three_calls)),
-    "bursts": Caller(3, 0.3, sends(0.3, burst)),
+    "bursts": Caller(1, 0.3, sends(0.3, burst)),
     "tls, half a handshake": Caller(5, 0.5, sends(3, half_a_handshake), tls=True),
 }
 
