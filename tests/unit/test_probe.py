@@ -569,3 +569,9 @@ async def test_a_result_at_the_time_limit_counts(seconds: float, ready: bool) ->
     clock = iter((0.0, seconds))
     found = await WithTimeout(FakeProbe(), 3, clock=lambda: next(clock))()
     assert found.ready is ready
+
+
+def test_a_custom_reason() -> None:
+    """A probe outside the package gives its reason as a text."""
+    found = ProbeResult.because("queue is full", ready=False)
+    assert (found.ready, str(found.reason)) == (False, "queue is full")
