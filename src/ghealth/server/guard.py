@@ -176,7 +176,7 @@ class Connections:
             loop.remove_reader(self._listening.fileno())
             arrived()
 
-        self._listening.poll(0)
+        self._listening.poll(0)  # forgets those that came before
         loop.add_reader(self._listening.fileno(), notice)
 
     def _sockets(self, ports: Collection[int]) -> Iterator[socket.socket]:

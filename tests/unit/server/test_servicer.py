@@ -275,6 +275,14 @@ async def test_a_malformed_message_is_an_invalid_argument(
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "DELETE"])
+async def test_other_http_methods_never_reach_ghealth(served: Served, method: str) -> None:
+    """They get HTTP 200 and grpc-status 13 from gRPC's core (docs/callers.md)."""
+    reply = await served.call(without=(":method",), headers=[(":method", method)])
+    assert (reply.headers[":status"], reply.code) == ("200", 13)
+    assert served.recorder.events == []
+
+
 @pytest.mark.parametrize("path", [*METHODS, "/" + "x" * 20_000])
 async def test_headers_before_the_acknowledgement_are_refused(served: Served, path: str) -> None:
     """20 KB of headers in the first flight, which gRPC accepts, are refused without a probe."""
